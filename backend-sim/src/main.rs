@@ -1,0 +1,2 @@
+//! An origin server and load client on the `quic` stack.
+fn main() {}

@@ -1,0 +1,1 @@
+//! A QUIC-aware layer-4 load balancer.

@@ -1,0 +1,2 @@
+//! The `quic-lb` command.
+fn main() {}

@@ -1,0 +1,28 @@
+//! Sans-IO QUIC: what a load balancer, a server and a client need to know about packets, without
+//! sockets, clocks or operating-system randomness inside.
+//!
+//! The crate refuses three things: to read the time (it arrives as an argument), to draw entropy
+//! (a seed arrives at construction) and to perform input or output (packets arrive as slices and
+//! leave as values). The same inputs and the same seed give the same bytes.
+//!
+//! # Map
+//!
+//! | module | what it is for |
+//! | --- | --- |
+//! | [`invariants`] | what holds for every QUIC version (RFC 8999): form, version, connection IDs |
+//! | [`header`] | long-header types of versions 1 and 2, and the packets coalesced in a datagram |
+//! | [`varint`] | variable-length integers (RFC 9000, section 16) |
+//! | [`connection_id`] | a connection ID as an owned value of at most 20 octets |
+//! | [`routable`] | routable connection IDs (QUIC-LB): encode, decode, generate |
+#![cfg_attr(feature = "quinn", doc = "| [`adapters`] | routable connection IDs for other stacks |")]
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "quinn")]
+pub mod adapters;
+pub mod connection_id;
+pub mod header;
+pub mod invariants;
+pub mod routable;
+pub mod varint;
+
+pub use connection_id::ConnectionId;

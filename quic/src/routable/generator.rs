@@ -1,0 +1,279 @@
+//! What a server needs: connection IDs that carry its server ID and never repeat.
+//!
+//! draft-ietf-quic-load-balancers-21, section 5.5: a nonce is used once within a configuration.
+//! Under encryption a counter from a random start is enough; in the clear the counter goes through
+//! a keyed permutation first, so that an observer cannot tell which connection IDs follow each
+//! other. Several threads or processes of one server share the nonces by [`Partition`].
+
+use aes::{
+    Aes128Enc, Block,
+    cipher::{BlockCipherEncrypt, KeyInit},
+};
+
+use super::{CidConfig, EncodeError, Key, MAX_ENCODED_LEN, ServerId, UNROUTABLE_BITS, codec::FourPass};
+use crate::{ConnectionId, connection_id};
+
+/// The octets of a nonce that count. Longer nonces have random octets in front.
+const MAX_COUNTER_LEN: usize = 8;
+
+/// Which share of a server's nonces one thread or process may use. The index is the first octet of
+/// the nonce, so every sharer that passes another index can never make the same connection ID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Partition {
+    /// The server has one generator per configuration.
+    Whole,
+    /// One of up to 256 generators, by number.
+    Of256(u8),
+}
+
+/// All nonces of this generator's share have been used. The server moves to another configuration
+/// or to connection IDs that are not routable ([`CidGenerator::unroutable`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("every nonce of this configuration has been used; change the configuration")]
+pub struct NoncesExhausted;
+
+/// Makes connection IDs for one server.
+#[derive(Debug)]
+pub struct CidGenerator {
+    random: Random,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Routable { config: CidConfig, server_id: ServerId, partition: Partition, counter: Counter },
+    Unroutable { len: usize },
+}
+
+impl CidGenerator {
+    /// A generator of routable connection IDs. `seed` decides all its output and has to come from
+    /// a cryptographic source; two generators must not share it.
+    ///
+    /// # Errors
+    ///
+    /// [`EncodeError::ServerIdLength`] when `server_id` does not fit `config`.
+    pub fn new(
+        config: CidConfig,
+        server_id: ServerId,
+        partition: Partition,
+        seed: [u8; 32],
+    ) -> Result<Self, EncodeError> {
+        let (expected, found) = (config.server_id_len(), server_id.as_slice().len());
+        if expected != found {
+            return Err(EncodeError::ServerIdLength { expected, found });
+        }
+        let mut random = Random::new(seed);
+        let share = match partition {
+            Partition::Whole => config.nonce_len(),
+            Partition::Of256(_) => config.nonce_len() - 1,
+        };
+        let counter = Counter::new(share.min(MAX_COUNTER_LEN), config.is_encrypted(), &mut random);
+        Ok(Self { random, kind: Kind::Routable { config, server_id, partition, counter } })
+    }
+
+    /// A generator for a server without configuration: config bits 0b111, the length in the first
+    /// octet, the rest random. `len` is in octets and kept within 8 to 20, as section 3.1 wants.
+    #[must_use]
+    pub fn unroutable(len: usize, seed: [u8; 32]) -> Self {
+        let len = len.clamp(8, connection_id::MAX_LEN);
+        Self { random: Random::new(seed), kind: Kind::Unroutable { len } }
+    }
+
+    /// Octets of every connection ID it makes.
+    #[must_use]
+    pub const fn cid_len(&self) -> usize {
+        match &self.kind {
+            Kind::Routable { config, .. } => config.cid_len(),
+            Kind::Unroutable { len } => *len,
+        }
+    }
+
+    /// A connection ID that this generator has not made before.
+    ///
+    /// # Errors
+    ///
+    /// [`NoncesExhausted`] when there is none left.
+    pub fn generate(&mut self) -> Result<ConnectionId, NoncesExhausted> {
+        let mut octets = [0u8; MAX_ENCODED_LEN + 1];
+        match &mut self.kind {
+            Kind::Routable { config, server_id, partition, counter } => {
+                let nonce = &mut octets[..config.nonce_len()];
+                let unique = counter.next().ok_or(NoncesExhausted)?;
+                let (front, back) = nonce.split_at_mut(nonce.len() - counter.len);
+                self.random.fill(front);
+                if let (Partition::Of256(index), Some(first)) = (*partition, front.first_mut()) {
+                    *first = index;
+                }
+                back.copy_from_slice(&unique[..counter.len]);
+                Ok(config.encode(server_id, nonce).expect("the lengths were checked in new"))
+            }
+            Kind::Unroutable { len } => {
+                let octets = &mut octets[..*len];
+                self.random.fill(octets);
+                #[expect(clippy::cast_possible_truncation, reason = "at most 20")]
+                let own_len = *len as u8 - 1;
+                octets[0] = UNROUTABLE_BITS << 5 | own_len;
+                Ok(ConnectionId::new(octets).expect("at most 20 octets, clamped in unroutable"))
+            }
+        }
+    }
+}
+
+/// Every value of `len` octets once, in an order that starts at random.
+#[derive(Debug)]
+struct Counter {
+    len: usize,
+    next: u64,
+    /// How many values are left; `None` stands for 2^64.
+    left: Option<u64>,
+    permutation: Option<FourPass>,
+}
+
+impl Counter {
+    fn new(len: usize, encrypted: bool, random: &mut Random) -> Self {
+        let mut octets = [0; 8];
+        random.fill(&mut octets);
+        let mut key = [0; 16];
+        random.fill(&mut key);
+        let permutation = (!encrypted).then(|| FourPass::new(&Key::new(key), len));
+        let left = 1u64.checked_shl(8 * len as u32);
+        Self { len, next: u64::from_le_bytes(octets), left, permutation }
+    }
+
+    /// The next value, in the first `len` octets.
+    fn next(&mut self) -> Option<[u8; MAX_COUNTER_LEN]> {
+        self.left = match self.left {
+            Some(0) => return None,
+            Some(left) => Some(left - 1),
+            None => Some(u64::MAX),
+        };
+        let mut octets = self.next.to_le_bytes();
+        self.next = self.next.wrapping_add(1);
+        if let Some(permutation) = &self.permutation {
+            permutation.encrypt(&mut octets[..self.len]);
+        }
+        Some(octets)
+    }
+}
+
+/// AES-128 in counter mode over a seed: enough randomness for one generator, without a source of
+/// entropy inside.
+struct Random {
+    cipher: Aes128Enc,
+    counter: u128,
+}
+
+impl Random {
+    fn new(seed: [u8; 32]) -> Self {
+        let mut halves = [[0u8; 16]; 2];
+        halves[0].copy_from_slice(&seed[..16]);
+        halves[1].copy_from_slice(&seed[16..]);
+        Self { cipher: Aes128Enc::new(&halves[0].into()), counter: u128::from_le_bytes(halves[1]) }
+    }
+
+    fn fill(&mut self, out: &mut [u8]) {
+        for chunk in out.chunks_mut(16) {
+            let mut block: Block = self.counter.to_le_bytes().into();
+            self.counter = self.counter.wrapping_add(1);
+            self.cipher.encrypt_block(&mut block);
+            chunk.copy_from_slice(&block[..chunk.len()]);
+        }
+    }
+}
+
+impl std::fmt::Debug for Random {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Random(masked)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::super::ConfigId;
+    use super::*;
+
+    fn config(nonce_len: usize, key: Option<[u8; 16]>) -> CidConfig {
+        CidConfig::new(ConfigId::new(2).unwrap(), 2, nonce_len, key.map(Key::new).as_ref()).unwrap()
+    }
+
+    fn generator(nonce_len: usize, key: Option<[u8; 16]>, partition: Partition, seed: u8) -> CidGenerator {
+        let server_id = ServerId::new(&[0xaa, 0x55]).unwrap();
+        CidGenerator::new(config(nonce_len, key), server_id, partition, [seed; 32]).unwrap()
+    }
+
+    #[test]
+    fn req_m12_nonces_never_repeat_and_every_cid_decodes_to_the_server() {
+        for key in [None, Some([9; 16])] {
+            for nonce_len in [4, 8, 9, 17] {
+                let config = config(nonce_len, key);
+                let mut generator = generator(nonce_len, key, Partition::Whole, 1);
+                let mut seen = HashSet::new();
+                for _ in 0..20_000 {
+                    let cid = generator.generate().unwrap();
+                    assert_eq!(config.decode(&cid).unwrap().as_slice(), &[0xaa, 0x55]);
+                    assert!(seen.insert(cid));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn req_m12_exhaustion_is_an_error_and_comes_after_the_last_nonce() {
+        for encrypted in [false, true] {
+            let mut counter = Counter::new(2, encrypted, &mut Random::new([3; 32]));
+            let mut seen = HashSet::new();
+            while let Some(octets) = counter.next() {
+                assert!(seen.insert(octets[..2].to_vec()));
+            }
+            assert_eq!(seen.len(), 1 << 16);
+            assert_eq!(counter.next(), None);
+        }
+    }
+
+    #[test]
+    fn partitions_share_no_cid_even_with_the_same_seed() {
+        for key in [None, Some([9; 16])] {
+            let mut seen = HashSet::new();
+            for index in 0..4 {
+                let mut generator = generator(4, key, Partition::Of256(index), 1);
+                for _ in 0..5_000 {
+                    assert!(seen.insert(generator.generate().unwrap()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn req_m03_nonces_in_the_clear_do_not_count() {
+        let mut generator = generator(8, None, Partition::Whole, 1);
+        let mut nonce = || {
+            let cid = generator.generate().unwrap();
+            u64::from_le_bytes(cid[3..11].try_into().unwrap())
+        };
+        let (first, second) = (nonce(), nonce());
+        // Half of 64 bits should differ; a counter would differ in two on average.
+        assert!((first ^ second).count_ones() > 12);
+    }
+
+    #[test]
+    fn req_m10_without_a_config_cids_say_so_and_state_their_length() {
+        for (asked, len) in [(0, 8), (8, 8), (13, 13), (20, 20), (99, 20)] {
+            let cid = CidGenerator::unroutable(asked, [7; 32]).generate().unwrap();
+            assert_eq!(cid.len(), len);
+            assert_eq!(cid[0] >> 5, UNROUTABLE_BITS);
+            assert_eq!(usize::from(cid[0] & 0x1f) + 1, len);
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_cids() {
+        let cids = |seed| {
+            let mut generator = generator(12, None, Partition::Whole, seed);
+            [(); 4].map(|()| generator.generate().unwrap())
+        };
+        assert_eq!(cids(1), cids(1));
+        assert_ne!(cids(1), cids(2));
+    }
+}
