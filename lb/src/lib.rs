@@ -1,1 +1,27 @@
-//! A QUIC-aware layer-4 load balancer.
+//! A QUIC-aware layer-4 load balancer: datagrams come in, and each goes to the server that holds
+//! its connection.
+//!
+//! It refuses to terminate QUIC, to keep state that a packet could not do without, and to decide
+//! anything by what somebody else's packet said.
+//!
+//! # Map
+//!
+//! | module | what it is for |
+//! | --- | --- |
+//! | [`forwarder`] | the decision about each datagram, pure |
+//! | [`routing`] | the immutable snapshot that decisions are made from |
+//! | [`maglev`] | consistent hashing |
+//! | [`memory`] | what all workers remember together |
+//! | [`verdict`] | rules, reasons, verdicts: the vocabulary of decisions |
+//! | [`counters`] | what a worker counts |
+#![deny(unsafe_code)]
+
+pub mod counters;
+#[cfg(test)]
+mod fixtures;
+mod flows;
+pub mod forwarder;
+pub mod maglev;
+pub mod memory;
+pub mod routing;
+pub mod verdict;

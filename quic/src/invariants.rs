@@ -94,15 +94,23 @@ mod tests {
     fn req_a01_long_headers_of_unknown_versions_carry_ids_of_up_to_255_octets() {
         let octets = long(0xdead_beef, &[1; 255], &[2; 255], b"rest");
         let Ok(Packet::Long(header)) = Packet::read(&octets) else { panic!("a long header") };
-        assert_eq!((header.version, header.dcid, header.scid), (0xdead_beef, &[1; 255][..], &[2; 255][..]));
+        assert_eq!(
+            (header.version, header.dcid, header.scid),
+            (0xdead_beef, &[1; 255][..], &[2; 255][..])
+        );
         assert_eq!(header.rest, b"rest");
     }
 
     #[test]
     fn req_a02_short_headers_carry_no_length() {
-        let Ok(Packet::Short(header)) = Packet::read(&[0x40, 1, 2, 3]) else { panic!("a short header") };
+        let Ok(Packet::Short(header)) = Packet::read(&[0x40, 1, 2, 3]) else {
+            panic!("a short header")
+        };
         assert_eq!(header.rest, &[1, 2, 3]);
-        assert_eq!(Packet::read(&[0x00]), Ok(Packet::Short(ShortHeader { first_octet: 0, rest: &[] })));
+        assert_eq!(
+            Packet::read(&[0x00]),
+            Ok(Packet::Short(ShortHeader { first_octet: 0, rest: &[] }))
+        );
     }
 
     #[test]

@@ -70,10 +70,12 @@ impl CidConfig {
         }
         let method = match key {
             None => Method::Clear,
-            Some(Key(key)) if encoded_len == BLOCK_LEN => Method::SinglePass(Box::new(SinglePass {
-                encrypt: Aes128Enc::new(key.into()),
-                decrypt: Aes128Dec::new(key.into()),
-            })),
+            Some(Key(key)) if encoded_len == BLOCK_LEN => {
+                Method::SinglePass(Box::new(SinglePass {
+                    encrypt: Aes128Enc::new(key.into()),
+                    decrypt: Aes128Dec::new(key.into()),
+                }))
+            }
             Some(key) => Method::FourPass(FourPass::new(key, encoded_len)),
         };
         #[expect(clippy::cast_possible_truncation, reason = "both are at most 19, checked above")]
@@ -358,9 +360,27 @@ mod tests {
     const VECTORS: [(u8, Option<&str>, &str, &str, &str); 5] = [
         (0, None, "c4605e", "4504cc4f", "07c4605e4504cc4f"),
         (0, Some(DRAFT_KEY), "ed793a", "ee080dbf", "0720b1d07b359d3c"),
-        (1, Some(DRAFT_KEY), "ed793a51d49b8f5fab65", "ee080dbf48", "2fcc381bc74cb4fbad2823a3d1f8fed2"),
-        (2, Some(DRAFT_KEY), "ed793a51d49b8f5f", "ee080dbf48c0d1e5", "504dd2d05a7b0de9b2b9907afb5ecf8cc3"),
-        (3, Some(DRAFT_KEY), "ed793a51d49b8f5fab", "ee080dbf48c0d1e55d", "725779c9cc86beb3a3a4a3ca96fce4bfe0cdbc"),
+        (
+            1,
+            Some(DRAFT_KEY),
+            "ed793a51d49b8f5fab65",
+            "ee080dbf48",
+            "2fcc381bc74cb4fbad2823a3d1f8fed2",
+        ),
+        (
+            2,
+            Some(DRAFT_KEY),
+            "ed793a51d49b8f5f",
+            "ee080dbf48c0d1e5",
+            "504dd2d05a7b0de9b2b9907afb5ecf8cc3",
+        ),
+        (
+            3,
+            Some(DRAFT_KEY),
+            "ed793a51d49b8f5fab",
+            "ee080dbf48c0d1e55d",
+            "725779c9cc86beb3a3a4a3ca96fce4bfe0cdbc",
+        ),
     ];
 
     #[test]
@@ -368,17 +388,20 @@ mod tests {
         for (id, key_text, server_id, nonce, cid) in VECTORS {
             let (server_id, nonce, cid) = (hex(server_id), hex(nonce), hex(cid));
             let key = key_text.map(key);
-            let config =
-                CidConfig::new(ConfigId::new(id).unwrap(), server_id.len(), nonce.len(), key.as_ref())
-                    .unwrap();
+            let config = CidConfig::new(
+                ConfigId::new(id).unwrap(),
+                server_id.len(),
+                nonce.len(),
+                key.as_ref(),
+            )
+            .unwrap();
             let server_id = ServerId::new(&server_id).unwrap();
             assert_eq!(config.encode(&server_id, &nonce).unwrap().as_slice(), cid);
             assert_eq!(config.decode(&cid), Some(server_id));
-            assert_eq!(config.decode_lanes(&[Some(&cid), None, Some(&cid)]), [
-                Some(server_id),
-                None,
-                Some(server_id)
-            ]);
+            assert_eq!(
+                config.decode_lanes(&[Some(&cid), None, Some(&cid)]),
+                [Some(server_id), None, Some(server_id)]
+            );
         }
     }
 
@@ -405,7 +428,8 @@ mod tests {
     #[test]
     fn req_m02_lengths_at_the_borders() {
         let new = |server_id, nonce| {
-            CidConfig::new(ConfigId::new(0).unwrap(), server_id, nonce, None).map(|config| config.cid_len())
+            CidConfig::new(ConfigId::new(0).unwrap(), server_id, nonce, None)
+                .map(|config| config.cid_len())
         };
         assert_eq!(new(1, 4), Ok(6));
         assert_eq!(new(15, 4), Ok(20));
@@ -444,7 +468,9 @@ mod tests {
     fn every_config(key: &Key) -> impl Iterator<Item = CidConfig> {
         let id = ConfigId::new(3).unwrap();
         (1..=MAX_SERVER_ID_LEN)
-            .flat_map(|server_id| (MIN_NONCE_LEN..=MAX_ENCODED_LEN - server_id).map(move |n| (server_id, n)))
+            .flat_map(|server_id| {
+                (MIN_NONCE_LEN..=MAX_ENCODED_LEN - server_id).map(move |n| (server_id, n))
+            })
             .flat_map(move |(s, n)| [None, Some(key.clone())].map(|key| (s, n, key)))
             .map(move |(s, n, key)| CidConfig::new(id, s, n, key.as_ref()).unwrap())
     }

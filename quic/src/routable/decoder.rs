@@ -152,8 +152,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn config(id: u8, server_id_len: usize, nonce_len: usize, key: Option<[u8; 16]>) -> CidConfig {
-        CidConfig::new(ConfigId::new(id).unwrap(), server_id_len, nonce_len, key.map(Key::new).as_ref())
-            .unwrap()
+        CidConfig::new(
+            ConfigId::new(id).unwrap(),
+            server_id_len,
+            nonce_len,
+            key.map(Key::new).as_ref(),
+        )
+        .unwrap()
     }
 
     fn seven() -> Decoder {

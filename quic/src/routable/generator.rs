@@ -10,7 +10,9 @@ use aes::{
     cipher::{BlockCipherEncrypt, KeyInit},
 };
 
-use super::{CidConfig, EncodeError, Key, MAX_ENCODED_LEN, ServerId, UNROUTABLE_BITS, codec::FourPass};
+use super::{
+    CidConfig, EncodeError, Key, MAX_ENCODED_LEN, ServerId, UNROUTABLE_BITS, codec::FourPass,
+};
 use crate::{ConnectionId, connection_id};
 
 /// The octets of a nonce that count. Longer nonces have random octets in front.
@@ -37,6 +39,8 @@ pub struct NoncesExhausted;
 pub struct CidGenerator {
     random: Random,
     kind: Kind,
+    /// Takes over when the nonces are used up.
+    fallback_seed: Option<[u8; 32]>,
 }
 
 #[derive(Debug)]
@@ -68,7 +72,8 @@ impl CidGenerator {
             Partition::Of256(_) => config.nonce_len() - 1,
         };
         let counter = Counter::new(share.min(MAX_COUNTER_LEN), config.is_encrypted(), &mut random);
-        Ok(Self { random, kind: Kind::Routable { config, server_id, partition, counter } })
+        let kind = Kind::Routable { config, server_id, partition, counter };
+        Ok(Self { random, kind, fallback_seed: None })
     }
 
     /// A generator for a server without configuration: config bits 0b111, the length in the first
@@ -76,7 +81,15 @@ impl CidGenerator {
     #[must_use]
     pub fn unroutable(len: usize, seed: [u8; 32]) -> Self {
         let len = len.clamp(8, connection_id::MAX_LEN);
-        Self { random: Random::new(seed), kind: Kind::Unroutable { len } }
+        Self { random: Random::new(seed), kind: Kind::Unroutable { len }, fallback_seed: None }
+    }
+
+    /// For callers that cannot handle [`NoncesExhausted`]: after the last nonce, connection IDs of
+    /// the same length that are not routable follow.
+    #[must_use]
+    pub const fn or_unroutable(mut self, seed: [u8; 32]) -> Self {
+        self.fallback_seed = Some(seed);
+        self
     }
 
     /// Octets of every connection ID it makes.
@@ -94,6 +107,16 @@ impl CidGenerator {
     ///
     /// [`NoncesExhausted`] when there is none left.
     pub fn generate(&mut self) -> Result<ConnectionId, NoncesExhausted> {
+        match (self.generate_own(), self.fallback_seed) {
+            (Err(NoncesExhausted), Some(seed)) => {
+                *self = Self::unroutable(self.cid_len(), seed);
+                self.generate_own()
+            }
+            (made, _) => made,
+        }
+    }
+
+    fn generate_own(&mut self) -> Result<ConnectionId, NoncesExhausted> {
         let mut octets = [0u8; MAX_ENCODED_LEN + 1];
         match &mut self.kind {
             Kind::Routable { config, server_id, partition, counter } => {
@@ -198,7 +221,12 @@ mod tests {
         CidConfig::new(ConfigId::new(2).unwrap(), 2, nonce_len, key.map(Key::new).as_ref()).unwrap()
     }
 
-    fn generator(nonce_len: usize, key: Option<[u8; 16]>, partition: Partition, seed: u8) -> CidGenerator {
+    fn generator(
+        nonce_len: usize,
+        key: Option<[u8; 16]>,
+        partition: Partition,
+        seed: u8,
+    ) -> CidGenerator {
         let server_id = ServerId::new(&[0xaa, 0x55]).unwrap();
         CidGenerator::new(config(nonce_len, key), server_id, partition, [seed; 32]).unwrap()
     }
@@ -230,6 +258,16 @@ mod tests {
             assert_eq!(seen.len(), 1 << 16);
             assert_eq!(counter.next(), None);
         }
+    }
+
+    #[test]
+    fn req_m12_who_cannot_handle_exhaustion_gets_unroutable_cids_after_it() {
+        let mut generator = generator(4, None, Partition::Whole, 1).or_unroutable([2; 32]);
+        let Kind::Routable { counter, .. } = &mut generator.kind else { panic!("routable") };
+        counter.left = Some(1);
+        assert_eq!(generator.generate().unwrap()[0] >> 5, 2);
+        let after = generator.generate().unwrap();
+        assert_eq!((after[0] >> 5, after.len()), (UNROUTABLE_BITS, 8));
     }
 
     #[test]

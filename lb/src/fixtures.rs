@@ -1,0 +1,50 @@
+//! A configuration that several unit tests share.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use quic::routable::{CidConfig, ConfigId, Key, ServerId};
+use quic_lb_config::{Admission, Backend, Config, Limits, Listener, Log, Pool, Timeouts};
+
+/// One listener `edge`, one pool `web` with backends `a`, `b` and `c` on 127.0.0.1:5001 and up,
+/// whose server IDs are 0001, 0002 and 0003 when they are to be routable.
+pub(crate) fn config(routable: bool) -> Config {
+    let backend = |n: u8, name: &str| Backend {
+        name: name.into(),
+        address: ([127, 0, 0, 1], 5000 + u16::from(n)).into(),
+        server_ids: if routable { vec![(cid_config().id(), server_id(n))] } else { vec![] },
+        weight: NonZeroU32::MIN,
+        admission: Admission::Active,
+    };
+    Config {
+        workers: None,
+        listeners: vec![Listener {
+            name: "edge".into(),
+            address: ([127, 0, 0, 1], 4433).into(),
+            pool: 0,
+        }],
+        pools: vec![Pool {
+            name: "web".into(),
+            cid_configs: if routable { vec![cid_config()] } else { vec![] },
+            backends: vec![backend(1, "a"), backend(2, "b"), backend(3, "c")],
+            source_addresses: vec![],
+        }],
+        admin: None,
+        limits: Limits { flows: 1000.try_into().unwrap(), remembered: 1000.try_into().unwrap() },
+        timeouts: Timeouts {
+            flow_idle: Duration::from_secs(180),
+            flow_unanswered: Duration::from_secs(10),
+            drain: Duration::from_secs(30),
+        },
+        log: Log { level: Default::default(), format: Default::default() },
+    }
+}
+
+/// The configuration of routable connection IDs: two octets of server ID, six of nonce, a key.
+pub(crate) fn cid_config() -> CidConfig {
+    CidConfig::new(ConfigId::new(0).unwrap(), 2, 6, Some(&Key::new([7; 16]))).unwrap()
+}
+
+/// The server ID of the `n`th backend.
+pub(crate) fn server_id(n: u8) -> ServerId {
+    ServerId::new(&[0, n]).unwrap()
+}

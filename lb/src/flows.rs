@@ -1,0 +1,243 @@
+//! The flows of one worker: which client path is bound to which backend, since when unused.
+//!
+//! One flow is one upstream socket. A flow never changes its client path or its backend: a known
+//! connection ID on another client path makes another flow, so that the server sees another peer
+//! address and validates it.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use hashbrown::HashMap;
+
+use crate::{routing::BackendId, verdict::FlowId};
+
+/// Where a datagram came from and which of the balancer's addresses it was sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientPath {
+    /// The client's address and port, as the balancer sees them.
+    pub client: SocketAddr,
+    /// The destination address, for listeners on an unspecified address.
+    pub local: Option<IpAddr>,
+}
+
+/// A client path bound to one backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Index of the listener.
+    pub listener: usize,
+    /// The client's side.
+    pub path: ClientPath,
+    /// The server's side.
+    pub backend: BackendId,
+}
+
+/// What bounds and ends the flows of one worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowLimits {
+    /// How many there may be.
+    pub max_flows: usize,
+    /// Without a datagram either way for this long, a flow ends.
+    pub idle: Duration,
+    /// Without an answer of the backend for this long, a flow ends.
+    pub unanswered: Duration,
+}
+
+/// How much of the table is kept for connections that exist, which show it by a routable
+/// connection ID on a new client path: one part in eight.
+const RESERVE_DIVISOR: usize = 8;
+
+/// A sweep looks at this part of the slots, so that sixteen sweeps have seen them all.
+const SWEEP_DIVISOR: usize = 16;
+
+/// The flow table.
+#[derive(Debug)]
+pub(crate) struct FlowTable {
+    limits: FlowLimits,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    by_key: HashMap<FlowKey, u32, ahash::RandomState>,
+    by_path: HashMap<PathKey, PathState, ahash::RandomState>,
+    sweep_from: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    flow: Flow,
+    last_used: Instant,
+    state: SlotState,
+    /// Whether the backend's own connection IDs of this flow have been learnt; a hash of the last.
+    learnt: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SlotState {
+    Free,
+    Unanswered,
+    Answered,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct PathKey {
+    client: u128,
+    local: u128,
+    /// Client port, listener, families: all that is left of the path.
+    rest: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct FlowKey {
+    path: PathKey,
+    backend: BackendId,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PathState {
+    /// Where undecodable packets of this path go: the backend of the first flow.
+    backend: BackendId,
+    flows: u32,
+}
+
+impl FlowTable {
+    pub(crate) fn new(limits: FlowLimits) -> Self {
+        Self {
+            limits,
+            slots: Vec::with_capacity(limits.max_flows),
+            free: Vec::with_capacity(limits.max_flows),
+            by_key: HashMap::with_capacity_and_hasher(limits.max_flows, ahash::RandomState::new()),
+            by_path: HashMap::with_capacity_and_hasher(limits.max_flows, ahash::RandomState::new()),
+            sweep_from: 0,
+        }
+    }
+
+    pub(crate) fn set_timeouts(&mut self, limits: FlowLimits) {
+        self.limits.idle = limits.idle;
+        self.limits.unanswered = limits.unanswered;
+    }
+
+    /// The flow between `path` and `backend`, if there is one; it counts as used now.
+    pub(crate) fn find(
+        &mut self,
+        now: Instant,
+        listener: usize,
+        path: &ClientPath,
+        backend: BackendId,
+    ) -> Option<FlowId> {
+        let key = FlowKey { path: PathKey::new(listener, path), backend };
+        let index = *self.by_key.get(&key)?;
+        self.slots[index as usize].last_used = now;
+        Some(FlowId(index))
+    }
+
+    /// Starts a flow. `None` at the limit, which lies lower unless `established`.
+    pub(crate) fn open(&mut self, now: Instant, flow: Flow, established: bool) -> Option<FlowId> {
+        let max = self.limits.max_flows;
+        let limit = if established { max } else { max - max / RESERVE_DIVISOR };
+        if self.by_key.len() >= limit {
+            return None;
+        }
+        let path = PathKey::new(flow.listener, &flow.path);
+        let slot = Slot { flow, last_used: now, state: SlotState::Unanswered, learnt: 0 };
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.slots[index as usize] = slot;
+                index
+            }
+            None => {
+                self.slots.push(slot);
+                u32::try_from(self.slots.len() - 1).ok()?
+            }
+        };
+        self.by_key.insert(FlowKey { path, backend: flow.backend }, index);
+        self.by_path.entry(path).or_insert(PathState { backend: flow.backend, flows: 0 }).flows +=
+            1;
+        Some(FlowId(index))
+    }
+
+    pub(crate) fn close(&mut self, id: FlowId) {
+        let slot = &mut self.slots[id.index()];
+        if slot.state == SlotState::Free {
+            return;
+        }
+        slot.state = SlotState::Free;
+        let path = PathKey::new(slot.flow.listener, &slot.flow.path);
+        self.by_key.remove(&FlowKey { path, backend: slot.flow.backend });
+        if let Some(state) = self.by_path.get_mut(&path) {
+            state.flows -= 1;
+            if state.flows == 0 {
+                self.by_path.remove(&path);
+            }
+        }
+        self.free.push(id.0);
+    }
+
+    /// Closes and reports flows that have not been used for too long. Each call looks at a part of
+    /// the table.
+    pub(crate) fn sweep(&mut self, now: Instant, expired: &mut Vec<FlowId>) {
+        let share = self.slots.len().div_ceil(SWEEP_DIVISOR);
+        for _ in 0..share {
+            let index = self.sweep_from;
+            self.sweep_from = (index + 1) % self.slots.len();
+            let slot = &self.slots[index];
+            let lifetime = match slot.state {
+                SlotState::Free => continue,
+                SlotState::Unanswered => self.limits.unanswered,
+                SlotState::Answered => self.limits.idle,
+            };
+            if now.saturating_duration_since(slot.last_used) > lifetime {
+                #[expect(clippy::cast_possible_truncation, reason = "slots are numbered by u32")]
+                let id = FlowId(index as u32);
+                self.close(id);
+                expired.push(id);
+            }
+        }
+    }
+
+    /// Notes a datagram from the backend.
+    pub(crate) fn answered(&mut self, now: Instant, id: FlowId) {
+        let slot = &mut self.slots[id.index()];
+        slot.last_used = now;
+        slot.state = SlotState::Answered;
+    }
+
+    /// Whether `hash` stands for another connection ID than the one learnt last from this flow.
+    pub(crate) fn is_news(&mut self, id: FlowId, hash: u64) -> bool {
+        std::mem::replace(&mut self.slots[id.index()].learnt, hash) != hash
+    }
+
+    pub(crate) fn get(&self, id: FlowId) -> &Flow {
+        &self.slots[id.index()].flow
+    }
+
+    /// The backend that the 4-tuple is remembered with.
+    pub(crate) fn of_path(&self, listener: usize, path: &ClientPath) -> Option<BackendId> {
+        self.by_path.get(&PathKey::new(listener, path)).map(|state| state.backend)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+}
+
+impl PathKey {
+    fn new(listener: usize, path: &ClientPath) -> Self {
+        let scope = match path.client {
+            SocketAddr::V4(_) => 0,
+            SocketAddr::V6(client) => u64::from(client.scope_id()),
+        };
+        let family = u64::from(path.client.is_ipv6());
+        let rest = u64::from(path.client.port())
+            | (listener as u64 & 0x7fff) << 16
+            | family << 31
+            | scope << 32;
+        Self { client: bits(path.client.ip()), local: path.local.map_or(0, bits), rest }
+    }
+}
+
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => Ipv6Addr::to_bits(address),
+    }
+}

@@ -1,0 +1,325 @@
+//! What workers remember together: handshakes in progress, and connection IDs of servers that have
+//! no routable ones. Bounded, timed, and never touched on the way of a routable short header.
+//!
+//! An entry is only ever added where none is: whoever forges a packet cannot move what is there.
+//! Handshakes are kept by 4-tuple, so that a forger's entries are of no use to anyone else;
+//! connection IDs are learnt from servers alone.
+
+use std::{
+    hash::{BuildHasherDefault, Hasher},
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use dashmap::{DashMap, Entry};
+use quic::ConnectionId;
+
+use crate::{
+    flows::ClientPath,
+    routing::{BackendId, PoolRoute},
+};
+
+/// How long a handshake is remembered after its last packet: longer than any client goes on trying
+/// without an answer that carries a routable connection ID.
+const HANDSHAKE_LIFETIME: Duration = Duration::from_secs(30);
+
+/// Many small shards: sweeping one holds up a worker for microseconds at most.
+const SHARDS: usize = 256;
+
+/// Remembered handshakes and connection IDs.
+#[derive(Debug)]
+pub struct Memory {
+    hash: ahash::RandomState,
+    epoch: Instant,
+    handshakes: Bounded,
+    connection_ids: Bounded,
+    /// Bit `n` stands for connection IDs of `n` octets: what to try behind a short header.
+    learnt_lengths: AtomicU32,
+}
+
+impl Memory {
+    /// Room for `capacity` entries, half of them handshakes. `connection_id_lifetime` is how long
+    /// a learnt connection ID is kept after its last use.
+    #[must_use]
+    pub fn new(capacity: usize, connection_id_lifetime: Duration, epoch: Instant) -> Self {
+        let half = capacity.div_ceil(2);
+        Self {
+            // Seeded by the operating system: nobody outside can aim at a shard or collide keys.
+            hash: ahash::RandomState::new(),
+            epoch,
+            handshakes: Bounded::new(half, HANDSHAKE_LIFETIME),
+            connection_ids: Bounded::new(half, connection_id_lifetime),
+            learnt_lengths: AtomicU32::new(0),
+        }
+    }
+
+    /// The backend that holds the handshake with this 4-tuple and source connection ID.
+    pub(crate) fn handshake(
+        &self,
+        now: Instant,
+        listener: usize,
+        path: &ClientPath,
+        scid: &[u8],
+    ) -> Option<BackendId> {
+        self.handshakes.get(self.handshake_key(listener, path, scid), self.seconds(now))
+    }
+
+    /// Remembers that `backend` holds the handshake, unless another is remembered to.
+    pub(crate) fn remember_handshake(
+        &self,
+        now: Instant,
+        listener: usize,
+        path: &ClientPath,
+        scid: &[u8],
+        backend: BackendId,
+    ) {
+        let key = self.handshake_key(listener, path, scid);
+        self.handshakes.insert(key, backend, self.seconds(now));
+    }
+
+    /// The backend that was seen to use the connection ID of a long header.
+    pub(crate) fn connection_id(
+        &self,
+        now: Instant,
+        pool: &PoolRoute,
+        dcid: &[u8],
+    ) -> Option<BackendId> {
+        let learnt = self.learnt_lengths.load(Relaxed);
+        let possible =
+            u32::try_from(dcid.len()).is_ok_and(|len| len < 32 && learnt >> len & 1 == 1);
+        if !possible {
+            return None;
+        }
+        self.connection_ids.get(self.connection_id_key(pool, dcid), self.seconds(now))
+    }
+
+    /// The backend that was seen to use the connection ID at the start of `rest`, the octets after
+    /// the first one of a short header. Every length that a server has used is tried.
+    pub(crate) fn connection_id_in_front(
+        &self,
+        now: Instant,
+        pool: &PoolRoute,
+        rest: &[u8],
+    ) -> Option<BackendId> {
+        let mut lengths = self.learnt_lengths.load(Relaxed);
+        while lengths != 0 {
+            let len = lengths.trailing_zeros();
+            lengths &= lengths - 1;
+            if let Some(dcid) = rest.get(..len as usize)
+                && let Some(backend) = self.connection_id(now, pool, dcid)
+            {
+                return Some(backend);
+            }
+        }
+        None
+    }
+
+    /// Remembers that `backend` uses a connection ID, unless another is remembered to. IDs without
+    /// octets, and those longer than versions 1 and 2 allow, are not remembered.
+    pub(crate) fn learn_connection_id(
+        &self,
+        now: Instant,
+        pool: &PoolRoute,
+        cid: &[u8],
+        backend: BackendId,
+    ) {
+        let Some(cid) = ConnectionId::new(cid).filter(|cid| !cid.is_empty()) else { return };
+        self.learnt_lengths.fetch_or(1 << cid.len(), Relaxed);
+        let key = self.connection_id_key(pool, &cid);
+        self.connection_ids.insert(key, backend, self.seconds(now));
+    }
+
+    /// Forgets what has not been used for long. To be called every few seconds, by no worker.
+    pub fn sweep(&self, now: Instant) {
+        let now = self.seconds(now);
+        self.handshakes.sweep(now);
+        self.connection_ids.sweep(now);
+    }
+
+    /// Remembered handshakes and learnt connection IDs.
+    #[must_use]
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.handshakes.len.load(Relaxed), self.connection_ids.len.load(Relaxed))
+    }
+
+    fn handshake_key(&self, listener: usize, path: &ClientPath, scid: &[u8]) -> u64 {
+        self.hash.hash_one((listener, path, scid))
+    }
+
+    fn connection_id_key(&self, pool: &PoolRoute, cid: &[u8]) -> u64 {
+        self.hash.hash_one((pool.tag, cid))
+    }
+
+    fn seconds(&self, now: Instant) -> u32 {
+        u32::try_from(now.saturating_duration_since(self.epoch).as_secs()).unwrap_or(u32::MAX)
+    }
+}
+
+/// A map from keyed 64-bit hashes to backends that never holds more than `capacity` entries. Of a
+/// full map, new entries are refused: what is there belongs to somebody.
+#[derive(Debug)]
+struct Bounded {
+    map: DashMap<u64, Remembered, BuildHasherDefault<AlreadyHashed>>,
+    len: AtomicUsize,
+    capacity: usize,
+    lifetime: u32,
+}
+
+#[derive(Debug)]
+struct Remembered {
+    backend: BackendId,
+    last_used: AtomicU32,
+}
+
+impl Bounded {
+    fn new(capacity: usize, lifetime: Duration) -> Self {
+        let map = DashMap::with_capacity_and_hasher_and_shard_amount(
+            capacity,
+            BuildHasherDefault::default(),
+            SHARDS,
+        );
+        let lifetime = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX);
+        Self { map, len: AtomicUsize::new(0), capacity, lifetime }
+    }
+
+    fn get(&self, key: u64, now: u32) -> Option<BackendId> {
+        let entry = self.map.get(&key)?;
+        if self.is_stale(entry.last_used.load(Relaxed), now) {
+            return None;
+        }
+        entry.last_used.store(now, Relaxed);
+        Some(entry.backend)
+    }
+
+    fn insert(&self, key: u64, backend: BackendId, now: u32) {
+        match self.map.entry(key) {
+            Entry::Occupied(mut entry) => {
+                let stale = self.is_stale(entry.get().last_used.load(Relaxed), now);
+                if stale {
+                    entry.insert(Remembered { backend, last_used: AtomicU32::new(now) });
+                } else {
+                    entry.get().last_used.store(now, Relaxed);
+                }
+            }
+            Entry::Vacant(entry) => {
+                let reserved = self
+                    .len
+                    .fetch_update(Relaxed, Relaxed, |len| (len < self.capacity).then_some(len + 1));
+                if reserved.is_ok() {
+                    entry.insert(Remembered { backend, last_used: AtomicU32::new(now) });
+                }
+            }
+        }
+    }
+
+    fn sweep(&self, now: u32) {
+        let mut gone = 0;
+        self.map.retain(|_, entry| {
+            let stale = self.is_stale(entry.last_used.load(Relaxed), now);
+            gone += usize::from(stale);
+            !stale
+        });
+        self.len.fetch_sub(gone, Relaxed);
+    }
+
+    const fn is_stale(&self, last_used: u32, now: u32) -> bool {
+        now.saturating_sub(last_used) > self.lifetime
+    }
+}
+
+/// Keys are hashes already.
+#[derive(Debug, Default)]
+struct AlreadyHashed(u64);
+
+impl Hasher for AlreadyHashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("keys are u64");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::Registry;
+
+    fn backends() -> (PoolRoute, Vec<BackendId>) {
+        let config = crate::fixtures::config(true);
+        let routing = crate::routing::Routing::new(&config, &mut Registry::default(), |_, _| {
+            Default::default()
+        });
+        let ids = routing.backends().map(|backend| backend.id).collect();
+        (routing.pools.into_iter().next().unwrap(), ids)
+    }
+
+    #[test]
+    fn an_entry_is_never_moved_to_another_backend_while_it_lives() {
+        let (pool, ids) = backends();
+        let start = Instant::now();
+        let memory = Memory::new(100, Duration::from_secs(180), start);
+        memory.learn_connection_id(start, &pool, b"12345678", ids[0]);
+        memory.learn_connection_id(start, &pool, b"12345678", ids[1]);
+        assert_eq!(memory.connection_id(start, &pool, b"12345678"), Some(ids[0]));
+        let later = start + Duration::from_secs(182);
+        memory.learn_connection_id(later, &pool, b"12345678", ids[1]);
+        assert_eq!(memory.connection_id(later, &pool, b"12345678"), Some(ids[1]));
+    }
+
+    #[test]
+    fn entries_live_as_long_as_they_are_used() {
+        let (pool, ids) = backends();
+        let start = Instant::now();
+        let memory = Memory::new(100, Duration::from_secs(180), start);
+        memory.learn_connection_id(start, &pool, b"12345678", ids[0]);
+        for minutes in 1..10 {
+            let now = start + Duration::from_secs(minutes * 150);
+            memory.sweep(now);
+            assert_eq!(memory.connection_id(now, &pool, b"12345678"), Some(ids[0]));
+        }
+        memory.sweep(start + Duration::from_secs(9 * 150 + 181));
+        assert_eq!(memory.sizes(), (0, 0));
+    }
+
+    #[test]
+    fn a_full_table_keeps_what_it_has_and_refuses_the_rest() {
+        let (pool, ids) = backends();
+        let start = Instant::now();
+        let memory = Memory::new(20, Duration::from_secs(180), start);
+        for n in 0..1000u64 {
+            memory.learn_connection_id(start, &pool, &n.to_be_bytes(), ids[0]);
+        }
+        assert_eq!(memory.sizes().1, 10);
+        for n in 0..10u64 {
+            assert_eq!(memory.connection_id(start, &pool, &n.to_be_bytes()), Some(ids[0]));
+        }
+        memory.sweep(start + Duration::from_secs(200));
+        let later = start + Duration::from_secs(200);
+        memory.learn_connection_id(later, &pool, b"another!", ids[1]);
+        assert_eq!(memory.connection_id(later, &pool, b"another!"), Some(ids[1]));
+    }
+
+    #[test]
+    fn short_headers_are_tried_with_every_length_seen() {
+        let (pool, ids) = backends();
+        let now = Instant::now();
+        let memory = Memory::new(20, Duration::from_secs(180), now);
+        memory.learn_connection_id(now, &pool, b"fourteen octet", ids[0]);
+        memory.learn_connection_id(now, &pool, b"eight oc", ids[1]);
+        assert_eq!(
+            memory.connection_id_in_front(now, &pool, b"fourteen octets and a payload"),
+            Some(ids[0])
+        );
+        assert_eq!(
+            memory.connection_id_in_front(now, &pool, b"eight octets and a payload"),
+            Some(ids[1])
+        );
+        assert_eq!(memory.connection_id_in_front(now, &pool, b"neither"), None);
+    }
+}

@@ -1,0 +1,306 @@
+//! The routing snapshot: what a worker needs to know of the configuration and of the state of the
+//! backends, immutable, replaced as a whole.
+//!
+//! Backends are named by [`BackendId`], which stays with a backend over reloads, so that flows and
+//! remembered connection IDs go on pointing at it, and never comes to mean another one.
+
+use std::{
+    hash::Hasher,
+    net::{IpAddr, SocketAddr},
+};
+
+use hashbrown::HashMap;
+use quic::routable::{Decoded, Decoder};
+use quic_lb_config::{Admission, Config, Pool};
+use siphasher::sip::SipHasher13;
+
+use crate::maglev::Maglev;
+
+/// How many backends all pools together may have.
+pub const MAX_BACKENDS: usize = 4096;
+
+/// One backend, as long as the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BackendId {
+    slot: u16,
+    generation: u16,
+}
+
+impl BackendId {
+    /// Where the backend stands in tables kept by backend; below [`MAX_BACKENDS`].
+    #[must_use]
+    pub const fn slot(self) -> usize {
+        self.slot as usize
+    }
+
+    /// How often the slot had been given to another backend before.
+    #[must_use]
+    pub const fn generation(self) -> u16 {
+        self.generation
+    }
+}
+
+/// Whether a backend gets new connections. Each state but a removed backend keeps those it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum BackendState {
+    /// Gets everything.
+    #[default]
+    Active,
+    /// Keeps its connections, gets no new ones.
+    Draining,
+    /// Does not answer.
+    Down,
+    /// Answers, but its connection IDs do not decode to it.
+    Miswired,
+}
+
+impl BackendState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Active, Self::Draining, Self::Down, Self::Miswired];
+
+    /// The metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Down => "down",
+            Self::Miswired => "miswired",
+        }
+    }
+}
+
+/// The snapshot.
+#[derive(Debug)]
+pub struct Routing {
+    /// In the order of the configuration.
+    pub listeners: Vec<ListenerRoute>,
+    /// In the order of the configuration.
+    pub pools: Vec<PoolRoute>,
+    backends: Vec<Option<BackendRoute>>,
+}
+
+/// What a listener leads to.
+#[derive(Clone, Debug)]
+pub struct ListenerRoute {
+    /// Index into [`Routing::pools`].
+    pub pool: usize,
+}
+
+/// What a pool leads to.
+#[derive(Debug)]
+pub struct PoolRoute {
+    /// The metric label.
+    pub name: String,
+    /// Reads the pool's connection IDs.
+    pub decoder: Decoder,
+    /// Whether the pool's servers are expected to issue routable connection IDs.
+    pub routable: bool,
+    /// Local addresses that datagrams to the backends leave from; empty lets the kernel choose.
+    pub source_addresses: Vec<IpAddr>,
+    /// Sets the hashes of this pool apart from those of others.
+    pub tag: u64,
+    servers: HashMap<Decoded, BackendId, ahash::RandomState>,
+    table: Option<Maglev<BackendId>>,
+}
+
+/// One backend.
+#[derive(Clone, Debug)]
+pub struct BackendRoute {
+    /// Its number.
+    pub id: BackendId,
+    /// The metric label.
+    pub name: String,
+    /// Index into [`Routing::pools`].
+    pub pool: usize,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Whether it gets new connections.
+    pub state: BackendState,
+}
+
+impl Routing {
+    /// The snapshot of `config`, with backend numbers from `registry` and the state of each
+    /// backend (pool name, backend name) as `observed`. What the operator wants ([`Admission`])
+    /// goes before what was observed.
+    pub fn new(
+        config: &Config,
+        registry: &mut Registry,
+        mut observed: impl FnMut(&str, &str) -> BackendState,
+    ) -> Self {
+        registry.begin();
+        let mut backends: Vec<Option<BackendRoute>> = vec![None; MAX_BACKENDS];
+        let pools = config
+            .pools
+            .iter()
+            .enumerate()
+            .map(|(index, pool)| {
+                let ids: Vec<_> = pool
+                    .backends
+                    .iter()
+                    .filter_map(|backend| {
+                        let id = registry.id(&pool.name, &backend.name, backend.address)?;
+                        let state = match backend.admission {
+                            Admission::Draining => BackendState::Draining,
+                            Admission::Active => observed(&pool.name, &backend.name),
+                        };
+                        backends[id.slot()] = Some(BackendRoute {
+                            id,
+                            name: backend.name.clone(),
+                            pool: index,
+                            address: backend.address,
+                            state,
+                        });
+                        Some((id, backend, state))
+                    })
+                    .collect();
+                PoolRoute::new(pool, &ids)
+            })
+            .collect();
+        let listeners =
+            config.listeners.iter().map(|listener| ListenerRoute { pool: listener.pool }).collect();
+        Self { listeners, pools, backends }
+    }
+
+    /// The backend behind `id`, unless it has been removed.
+    #[must_use]
+    pub fn backend(&self, id: BackendId) -> Option<&BackendRoute> {
+        self.backends.get(id.slot())?.as_ref().filter(|backend| backend.id == id)
+    }
+
+    /// All backends, by ascending slot.
+    pub fn backends(&self) -> impl Iterator<Item = &BackendRoute> {
+        self.backends.iter().flatten()
+    }
+
+    /// The pool behind `listener`.
+    #[must_use]
+    pub fn pool_of(&self, listener: usize) -> &PoolRoute {
+        &self.pools[self.listeners[listener].pool]
+    }
+}
+
+impl PoolRoute {
+    fn new(pool: &Pool, backends: &[(BackendId, &quic_lb_config::Backend, BackendState)]) -> Self {
+        let servers = backends
+            .iter()
+            .flat_map(|(id, backend, _)| {
+                let decoded = |&(config_id, server_id)| Decoded { config_id, server_id };
+                backend.server_ids.iter().map(decoded).map(|decoded| (decoded, *id))
+            })
+            .collect();
+        let in_state = |wanted: BackendState| {
+            let entries = backends.iter().filter(move |(.., state)| *state == wanted);
+            Maglev::new(entries.map(|(id, b, _)| (b.name.as_str(), b.weight.get(), *id)))
+        };
+        // When nobody is known to be well, trying those that seem down beats refusing everyone:
+        // the observation may be what is wrong. Draining backends were taken out on purpose.
+        let table = in_state(BackendState::Active).or_else(|| in_state(BackendState::Down));
+        Self {
+            name: pool.name.clone(),
+            decoder: Decoder::new(pool.cid_configs.iter().cloned()),
+            routable: !pool.cid_configs.is_empty(),
+            source_addresses: pool.source_addresses.clone(),
+            tag: tag(&pool.name),
+            servers,
+            table,
+        }
+    }
+
+    /// The server that a decoded connection ID names.
+    #[must_use]
+    pub fn server(&self, decoded: &Decoded) -> Option<BackendId> {
+        self.servers.get(decoded).copied()
+    }
+
+    /// The backend that consistent hashing gives to `key`; `None` when none takes connections.
+    #[must_use]
+    pub fn fallback(&self, key: FallbackKey<'_>) -> Option<BackendId> {
+        // Fixed keys: every balancer with this configuration has to get the same answer.
+        let mut hasher = SipHasher13::new_with_keys(self.tag, 0);
+        match key {
+            FallbackKey::ConnectionId(dcid) => hasher.write(dcid),
+            FallbackKey::Client(client) => {
+                match client.ip() {
+                    IpAddr::V4(ip) => hasher.write(&ip.octets()),
+                    IpAddr::V6(ip) => hasher.write(&ip.octets()),
+                }
+                hasher.write(&client.port().to_be_bytes());
+            }
+        }
+        Some(self.table.as_ref()?.get(hasher.finish()))
+    }
+}
+
+/// What consistent hashing goes by.
+///
+/// The draft's baseline is the 4-tuple. Of it, the client's half is taken: the other half is the
+/// same for all packets of a listener, and may differ between balancers behind one address.
+///
+/// Where servers issue routable connection IDs, a long header that does not decode is part of a
+/// first flight, and the connection ID that the client drew at random is the better key: it spreads
+/// the connections of one socket and stays the same when a NAT rebinds before the server's answer.
+/// Servers without routable connection IDs need the 4-tuple, since later packets offer nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FallbackKey<'a> {
+    /// The destination connection ID of a client's first flight.
+    ConnectionId(&'a [u8]),
+    /// The client's address and port.
+    Client(SocketAddr),
+}
+
+/// Gives out [`BackendId`]s over reloads.
+#[derive(Debug, Default)]
+pub struct Registry {
+    slots: Vec<Slot>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    pool: String,
+    name: String,
+    address: SocketAddr,
+    generation: u16,
+    in_use: bool,
+}
+
+impl Registry {
+    fn begin(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.in_use = false);
+    }
+
+    /// The number of the backend with this identity. A backend that changes its address is another
+    /// backend. Slots of backends that are gone are given away again only when none is fresh.
+    fn id(&mut self, pool: &str, name: &str, address: SocketAddr) -> Option<BackendId> {
+        let known = self
+            .slots
+            .iter()
+            .position(|slot| slot.name == name && slot.pool == pool && slot.address == address);
+        let slot = match known {
+            Some(slot) => slot,
+            None if self.slots.len() < MAX_BACKENDS => {
+                let (pool, name) = (pool.to_owned(), name.to_owned());
+                self.slots.push(Slot { pool, name, address, generation: 0, in_use: false });
+                self.slots.len() - 1
+            }
+            None => {
+                let free = self.slots.iter().position(|slot| !slot.in_use)?;
+                let slot = &mut self.slots[free];
+                slot.generation = slot.generation.wrapping_add(1);
+                (slot.pool, slot.name, slot.address) = (pool.to_owned(), name.to_owned(), address);
+                free
+            }
+        };
+        self.slots[slot].in_use = true;
+        let generation = self.slots[slot].generation;
+        #[expect(clippy::cast_possible_truncation, reason = "below MAX_BACKENDS")]
+        Some(BackendId { slot: slot as u16, generation })
+    }
+}
+
+/// A number that is the same for the same name on every balancer.
+fn tag(name: &str) -> u64 {
+    let mut hasher = SipHasher13::new_with_keys(0, 0);
+    hasher.write(name.as_bytes());
+    hasher.finish()
+}

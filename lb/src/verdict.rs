@@ -1,0 +1,127 @@
+//! What becomes of a datagram, in words that are metric labels, log words and test assertions at
+//! once.
+
+/// The forwarding rule that found the backend: the first that answers wins
+/// (draft-ietf-quic-load-balancers-21, section 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// The destination connection ID decodes to a server.
+    Cid,
+    /// A long header whose 4-tuple and source connection ID are remembered.
+    FourTupleScid,
+    /// The destination connection ID was learnt from a server that has no routable ones.
+    Dcid,
+    /// The 4-tuple is remembered.
+    FourTuple,
+    /// Consistent hashing.
+    Fallback,
+}
+
+impl Rule {
+    /// Every rule, in the order in which they are asked.
+    pub const ALL: [Self; 5] =
+        [Self::Cid, Self::FourTupleScid, Self::Dcid, Self::FourTuple, Self::Fallback];
+
+    /// The metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Cid => "cid",
+            Self::FourTupleScid => "four_tuple_scid",
+            Self::Dcid => "dcid",
+            Self::FourTuple => "four_tuple",
+            Self::Fallback => "fallback",
+        }
+    }
+}
+
+/// Why a datagram from a client was not forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DropReason {
+    /// It has no octets.
+    Empty,
+    /// It ends inside the invariant part of a long header.
+    Malformed,
+    /// No backend of the pool takes new connections.
+    NoBackend,
+    /// It would start a flow, and the limit on flows is reached.
+    FlowLimit,
+    /// It would start a flow, and no descriptor was left for its upstream socket.
+    DescriptorLimit,
+    /// It would start a flow, and no upstream port was left for its backend.
+    PortsExhausted,
+    /// It is larger than the link to the backend carries, and fragmentation is refused.
+    TooBig,
+    /// The kernel refused to send it.
+    SendFailed,
+}
+
+impl DropReason {
+    /// Every reason.
+    pub const ALL: [Self; 8] = [
+        Self::Empty,
+        Self::Malformed,
+        Self::NoBackend,
+        Self::FlowLimit,
+        Self::DescriptorLimit,
+        Self::PortsExhausted,
+        Self::TooBig,
+        Self::SendFailed,
+    ];
+
+    /// The metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Malformed => "malformed",
+            Self::NoBackend => "no_backend",
+            Self::FlowLimit => "flow_limit",
+            Self::DescriptorLimit => "descriptor_limit",
+            Self::PortsExhausted => "ports_exhausted",
+            Self::TooBig => "too_big",
+            Self::SendFailed => "send_failed",
+        }
+    }
+}
+
+/// What the forwarder decided about one datagram from a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Send it out of the upstream socket of `flow`.
+    Forward {
+        /// The flow it belongs to.
+        flow: FlowId,
+        /// The rule that found the backend.
+        rule: Rule,
+        /// Whether this datagram started the flow.
+        opening: Opening,
+    },
+    /// Do not send it.
+    Drop(DropReason),
+}
+
+/// Whether a datagram started its flow. If it did, the upstream socket is still to be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// The flow was there.
+    Existing,
+    /// The flow is new.
+    New,
+    /// The flow is new and its connection is not: a short header with a routable connection ID on
+    /// a client path that has not carried any for this backend.
+    PathChange,
+}
+
+/// A client path bound to one backend, within one worker. Numbers are small and are used again
+/// after the flow has ended, so that workers can keep their own tables by [`FlowId::index`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowId(pub(crate) u32);
+
+impl FlowId {
+    /// Where the flow stands in tables kept by flow.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
