@@ -1,0 +1,87 @@
+//! Whatever arrives from clients and servers, in any order: no panic, bounded flows and memory,
+//! one verdict each, and a routable connection ID still goes to its server.
+#![no_main]
+
+use std::{
+    sync::{Arc, LazyLock},
+    time::{Duration, Instant},
+};
+
+use libfuzzer_sys::fuzz_target;
+use quic_lb::{
+    forwarder::{ClientPath, Datagram, FlowLimits, Forwarder},
+    memory::Memory,
+    routing::{Registry, Routing},
+    verdict::{DropReason, Verdict},
+};
+use quic_lb_config::Config;
+
+const YAML: &str = r#"
+listeners: [{ name: edge, address: "127.0.0.1:4433", pool: web }]
+pools:
+  - name: web
+    quic_lb: [{ config_id: 0, server_id_length: 2, nonce_length: 6 }]
+    backends:
+      - { name: a, address: "127.0.0.1:5001", server_id: "0001" }
+      - { name: b, address: "127.0.0.1:5002", server_id: "0002" }
+"#;
+
+static CONFIG: LazyLock<Config> =
+    LazyLock::new(|| quic_lb_config::from_str(YAML).expect("the configuration is right").config);
+
+fuzz_target!(|octets: &[u8]| {
+    let start = Instant::now();
+    let routing = Routing::new(&CONFIG, &mut Registry::default(), |_, _| Default::default());
+    let memory = Arc::new(Memory::new(32, Duration::from_secs(180), start));
+    let idle = Duration::from_secs(180);
+    let limits = FlowLimits { max_flows: 16, idle, unanswered: Duration::from_secs(10) };
+    let mut forwarder = Forwarder::new(limits, Arc::new(routing), Arc::clone(&memory));
+    let path = |port: u8| ClientPath {
+        client: ([192, 0, 2, 1], 1 + u16::from(port)).into(),
+        local: None,
+    };
+    let mut send = |forwarder: &mut Forwarder, now, port, octets: &[u8]| {
+        let mut verdict = [Verdict::Drop(DropReason::Empty)];
+        let datagram = Datagram { path: path(port), octets };
+        forwarder.decide_batch(now, 0, &[datagram], &mut verdict);
+        verdict[0]
+    };
+    let mut now = start;
+    let mut expired = Vec::new();
+    let mut open = Vec::new();
+    let mut rest = octets;
+    while let Some((&[operation, argument, len], tail)) = rest.split_first_chunk::<3>() {
+        let (octets, tail) = tail.split_at(usize::from(len).min(tail.len()));
+        rest = tail;
+        match operation % 4 {
+            0 | 1 => {
+                if let Verdict::Forward { flow, .. } = send(&mut forwarder, now, argument, octets)
+                    && !open.contains(&flow)
+                {
+                    open.push(flow);
+                }
+            }
+            2 => {
+                if let Some(&flow) = open.get(usize::from(argument)) {
+                    forwarder.returned(now, flow, octets);
+                }
+            }
+            _ => {
+                now += Duration::from_secs(u64::from(argument));
+                forwarder.sweep(now, &mut expired);
+                memory.sweep(now);
+                open.retain(|flow| !expired.contains(flow));
+                expired.clear();
+            }
+        }
+        assert!(forwarder.flow_count() <= 16 && open.len() <= 16);
+        assert!(memory.sizes().0 <= 16 && memory.sizes().1 <= 16);
+    }
+    for server in [1, 2] {
+        let cid = [0x40, 0x08, 0, server, 1, 2, 3, 4, 5, 6, 9, 9, 9];
+        if let Verdict::Forward { flow, .. } = send(&mut forwarder, now, 0, &cid) {
+            let backend = forwarder.flow(flow).backend;
+            assert_eq!(backend.slot(), usize::from(server) - 1);
+        }
+    }
+});
