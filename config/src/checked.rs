@@ -15,7 +15,7 @@ pub struct Config {
     pub workers: Option<NonZeroUsize>,
     /// At least one, with unique names and addresses.
     pub listeners: Vec<Listener>,
-    /// Those that listeners refer to, with unique names.
+    /// Those of the file, with unique names.
     pub pools: Vec<Pool>,
     /// Where the admin interface listens; `None` switches it off.
     pub admin: Option<SocketAddr>,

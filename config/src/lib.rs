@@ -1,6 +1,138 @@
 //! The YAML of quic-lb, read into a [`Config`] that cannot be wrong.
+//!
+//! [`load`] reads a file and reports every mistake in it at once, each with line, column and path,
+//! what was found and what would do. Below [`Config`] nobody checks again. Secrets come in, and
+//! never go out: not in reports, not in `Debug`, not in [`Config::masked_document`].
+//!
+//! The way of a file: `yaml` (text to nodes with places) → `read` and `leaf` (nodes to typed values)
+//! as `document` declares → `check` (values beside each other, keys from where they are kept) →
+//! `not_yet` (what this version does not do) → [`Config`]. The JSON schema of [`schema`] comes from
+//! the declarations in `document`.
 #![forbid(unsafe_code)]
 
+mod check;
 mod checked;
+mod document;
+mod keys;
+mod leaf;
+mod mistake;
+mod not_yet;
+mod read;
+pub mod units;
+mod view;
+mod yaml;
+
+use std::{fmt, io::Read as _, path::Path};
 
 pub use checked::*;
+use mistake::Mistakes;
+pub use mistake::{Mistake, Place, Report, Severity};
+use read::Read as _;
+use schemars::generate::SchemaSettings;
+
+/// A configuration, and what someone should look at all the same.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// None of them an error.
+    pub warnings: Vec<Mistake>,
+}
+
+/// What a file refers to.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// How reports name the file.
+    pub file: &'a str,
+    /// Where relative names of key files start.
+    pub directory: &'a Path,
+    /// Looks up environment variables.
+    pub environment: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl fmt::Debug for Surroundings<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, directory, environment: _ } = self;
+        f.debug_struct("Surroundings")
+            .field("file", file)
+            .field("directory", directory)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Reads the file at `path`. Key files are looked for beside it, `key_env` in the environment of
+/// the process.
+///
+/// # Errors
+///
+/// Every mistake of the file, or the one that it cannot be read.
+pub fn load(path: impl AsRef<Path>) -> Result<Loaded, Report> {
+    let path = path.as_ref();
+    let file = path.display().to_string();
+    let text = read_text(path).map_err(|mistakes| Report::new(&*file, mistakes.into_sorted()))?;
+    let surroundings = Surroundings {
+        file: &file,
+        directory: path.parent().unwrap_or(Path::new("")),
+        environment: &|name| std::env::var(name).ok(),
+    };
+    from_str(&text, &surroundings)
+}
+
+/// Reads a configuration from `text`.
+///
+/// # Errors
+///
+/// Every mistake in it.
+pub fn from_str(text: &str, surroundings: &Surroundings<'_>) -> Result<Loaded, Report> {
+    let mut mistakes = Mistakes::default();
+    let config = read(text, surroundings, &mut mistakes);
+    let has_errors = mistakes.has_errors();
+    let mistakes = mistakes.into_sorted();
+    match config {
+        Some(config) if !has_errors => Ok(Loaded { config, warnings: mistakes }),
+        _ => Err(Report::new(surroundings.file, mistakes)),
+    }
+}
+
+/// The JSON schema (draft 7, which editors know best) of what [`load`] reads.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
+    settings.into_generator().into_root_schema_for::<document::Document>().to_value()
+}
+
+fn read(text: &str, surroundings: &Surroundings<'_>, mistakes: &mut Mistakes) -> Option<Config> {
+    let root = yaml::parse(text, mistakes)?;
+    let document = document::Document::read(&root, &read::place_of(&root), mistakes)?;
+    not_yet::refuse(&document, mistakes);
+    check::check(&document, surroundings, mistakes)
+}
+
+fn read_text(path: &Path) -> Result<String, Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let mut octets = Vec::new();
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(yaml::MAX_OCTETS as u64 + 1).read_to_end(&mut octets));
+    if let Err(error) = read {
+        let found = format!("a file that cannot be read: {}", reason(&error));
+        mistakes.file_error(found, "a file that this process may read");
+        return Err(mistakes);
+    }
+    String::from_utf8(octets).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line_start = before.iter().rposition(|octet| *octet == b'\n').map_or(0, |nth| nth + 1);
+        let place = Place {
+            path: String::new(),
+            line: before.iter().filter(|octet| **octet == b'\n').count() + 1,
+            column: String::from_utf8_lossy(&before[line_start..]).chars().count() + 1,
+        };
+        mistakes.error(&place, "an octet that is not UTF-8", "text in UTF-8");
+        mistakes
+    })
+}
+
+/// Why reading failed, without the number of the operating system.
+fn reason(error: &std::io::Error) -> String {
+    let reason = error.to_string();
+    reason.split(" (os error").next().unwrap_or_default().to_owned()
+}

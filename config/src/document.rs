@@ -1,0 +1,191 @@
+//! The file as it may be written: every section, every key, every default.
+//!
+//! The comments of this module are what people read in the JSON schema and when a required key is
+//! missing. What a value has to be on its own is in its type; what it has to be beside the others
+//! is judged in `check`. The reason for each default stands above its section.
+
+use crate::{
+    checked::{Admission, LogFormat, LogLevel},
+    leaf::{
+        Address, Count, Endpoint, Identity, Interval, Name, PerConfig, RetryMode, Secret, Text,
+    },
+    read::{List, mapping},
+};
+
+const SECOND: u64 = 1_000;
+const HOUR: u64 = 60 * 60 * SECOND;
+
+mapping! {
+    /// The configuration of quic-lb.
+    struct Document {
+        /// Where client datagrams arrive. 1 to 64, each with its own name and address.
+        required listeners: List<Listener>,
+        /// Named sets of servers, with 1 to 4096 backends altogether.
+        required pools: List<Pool>,
+        /// The admin interface: metrics, health, backends. Left out, there is none.
+        optional admin: Admin,
+        /// Worker threads. Left out, one for each core.
+        optional workers: Count<1, 1024>,
+        /// What bounds memory and descriptors.
+        default limits: Limits = {},
+        /// What ends flows and the process.
+        default timeouts: Timeouts = {},
+        /// What is logged and how.
+        default log: Log = {},
+        /// Address validation on behalf of the servers.
+        default retry: Retry = {},
+    }
+}
+
+mapping! {
+    /// An address that receives client datagrams.
+    struct Listener {
+        /// A unique name, which becomes a metric label.
+        required name: Name,
+        /// "IP:port" to listen on. 0.0.0.0 and [::] cover every local address of their family.
+        required address: Endpoint,
+        /// The name of the pool that new connections go to.
+        required pool: Name,
+        /// Other pools by server name or ALPN. Not in this version yet: refused.
+        optional routes: List<Route>,
+    }
+}
+
+mapping! {
+    /// New connections that go to a pool of their own.
+    struct Route {
+        /// The server name that the client asks for.
+        optional server_name: Text,
+        /// The application protocol that the client asks for.
+        optional alpn: Text,
+        /// The name of the pool.
+        required pool: Name,
+    }
+}
+
+mapping! {
+    /// A named set of servers that share configurations of connection IDs.
+    struct Pool {
+        /// A unique name, which becomes a metric label.
+        required name: Name,
+        /// How the servers write their identity into connection IDs, up to seven configurations.
+        /// Left out, the servers have no routable connection IDs.
+        optional quic_lb: List<QuicLb>,
+        /// The servers. Names and addresses are unique within the pool.
+        required backends: List<Backend>,
+        /// Local addresses that datagrams to the backends leave from; each adds ports for flows.
+        /// Left out, the kernel chooses.
+        optional source_addresses: List<Address>,
+        /// Probes of the backends. Not in this version yet: refused.
+        optional health_check: HealthCheck,
+    }
+}
+
+mapping! {
+    /// One configuration of routable connection IDs (draft-ietf-quic-load-balancers-21).
+    struct QuicLb {
+        /// The number that connection IDs of this configuration carry, 0 to 6.
+        required config_id: Count<0, 6>,
+        /// Octets of a server ID, 1 to 15. Use more than needed to tell the backends apart, so that
+        /// the random connection IDs of clients hit none.
+        required server_id_length: Count<1, 15>,
+        /// Octets of a nonce, 4 to 18; with the server ID at most 19.
+        required nonce_length: Count<4, 18>,
+        /// The AES-128 key: 32 hex digits. Without key, key_file and key_env, connection IDs are
+        /// in the clear.
+        optional key: Secret,
+        /// A file that holds the key, relative to this one.
+        optional key_file: Text,
+        /// The environment variable that holds the key.
+        optional key_env: Text,
+    }
+}
+
+// weight: all alike.
+// state: whoever writes a backend down wants it used.
+mapping! {
+    /// One server.
+    struct Backend {
+        /// A name that is unique within the pool, which becomes a metric label.
+        required name: Name,
+        /// "IP:port" of the server. Names are not resolved.
+        required address: Endpoint,
+        /// The server ID in all configurations of the pool, in hex.
+        optional server_id: Identity,
+        /// The server IDs by config ID, in hex, where configurations differ.
+        optional server_ids: PerConfig<Identity>,
+        /// The share of new connections relative to the other backends, 1 to 1000.
+        default weight: Count<1, 1000> = 1,
+        /// "active" gets everything, "draining" keeps its connections and gets no new ones.
+        default state: Admission = "active",
+    }
+}
+
+// interval and timeout: a dead backend is noticed within two seconds.
+mapping! {
+    /// Probes of the backends.
+    struct HealthCheck {
+        /// From one probe to the next.
+        default interval: Interval<100, HOUR> = "1s",
+        /// How long a probe waits for its answer; at most the interval.
+        default timeout: Interval<50, HOUR> = "1s",
+    }
+}
+
+mapping! {
+    /// The admin interface.
+    struct Admin {
+        /// "IP:port" to listen on. It has no authentication: keep it on loopback.
+        required address: Endpoint,
+    }
+}
+
+// flows: a flow costs a descriptor and a port; 50000 is what one source address can reach of one
+// backend, and below the usual limits of descriptors for services.
+// remembered: 2^18 handshakes and clients of servers without routable connection IDs, some 30 MB.
+mapping! {
+    /// What bounds memory and descriptors.
+    struct Limits {
+        /// Flows of all workers together. Each holds one descriptor and one upstream port.
+        default flows: Count<1, 16_777_216> = 50000,
+        /// Remembered connection IDs and handshakes of all listeners together.
+        default remembered: Count<1, 16_777_216> = 262144,
+    }
+}
+
+// flow_idle: longer than the idle timeouts of browsers and servers (30 to 120 seconds).
+// flow_unanswered: two probe timeouts beyond the first seconds of a lossy handshake; short, because
+// whoever sends garbage gets flows too.
+// drain: what service managers and orchestrators grant before they kill.
+mapping! {
+    /// What ends flows and the process.
+    struct Timeouts {
+        /// A flow without a datagram in either direction for this long is forgotten.
+        default flow_idle: Interval<SECOND, { 24 * HOUR }> = "180s",
+        /// A flow whose backend has not answered yet is forgotten after this long.
+        default flow_unanswered: Interval<100, HOUR> = "10s",
+        /// How long the process goes on forwarding after SIGTERM.
+        default drain: Interval<0, HOUR> = "30s",
+    }
+}
+
+// level: what an operator did or must know, nothing per packet or connection.
+// format: for people, who are the first to look.
+mapping! {
+    /// What is logged and how.
+    struct Log {
+        /// The least severe level that is written: "error", "warn", "info", "debug" or "trace".
+        default level: LogLevel = "info",
+        /// "text" for people, "json" for one JSON object a line.
+        default format: LogFormat = "text",
+    }
+}
+
+// mode: servers validate addresses themselves; a Retry costs each client a round trip.
+mapping! {
+    /// Address validation on behalf of the servers.
+    struct Retry {
+        /// When new clients get a Retry. This version knows "off" only.
+        default mode: RetryMode = "off",
+    }
+}

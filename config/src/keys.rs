@@ -1,0 +1,160 @@
+//! Where keys come from: the file itself, another file, or the environment.
+
+use std::{io::Read as _, path::Path};
+
+use crate::{
+    Surroundings,
+    document::QuicLb,
+    leaf::{Secret, Text},
+    mistake::Mistakes,
+    read::{At, Given},
+    yaml::shown,
+};
+
+/// What a configuration of connection IDs says about its key.
+pub(crate) enum KeyChoice {
+    /// None: connection IDs are in the clear.
+    Clear,
+    /// This one.
+    Key(Secret),
+    /// One that was reported as wrong.
+    Unusable,
+}
+
+/// Finds the key of `config`.
+pub(crate) fn find(
+    config: &QuicLb,
+    surroundings: &Surroundings<'_>,
+    mistakes: &mut Mistakes,
+) -> KeyChoice {
+    let QuicLb { key, key_file, key_env, .. } = config;
+    let given = [
+        place_of_given("key", key),
+        place_of_given("key_file", key_file),
+        place_of_given("key_env", key_env),
+    ];
+    let mut given = given.into_iter().flatten();
+    match (given.next(), given.next()) {
+        (Some((first, first_place)), Some((second, place))) => {
+            let found = format!("`{second}` beside `{first}`");
+            mistakes.error(place, found, "one of `key`, `key_file` and `key_env`");
+            mistakes.see_also(first_place);
+            return KeyChoice::Unusable;
+        }
+        (None, _) if key.is_absent() && key_file.is_absent() && key_env.is_absent() => {
+            return KeyChoice::Clear;
+        }
+        _ => {}
+    }
+    let found = match (key, key_file, key_env) {
+        (Given::Here(key), ..) => Some((key.value, &key.place)),
+        (_, Given::Here(path), _) => {
+            from_file(path, surroundings, mistakes).map(|secret| (secret, &path.place))
+        }
+        (_, _, Given::Here(name)) => {
+            from_environment(name, surroundings, mistakes).map(|secret| (secret, &name.place))
+        }
+        _ => None,
+    };
+    let Some((secret, place)) = found else { return KeyChoice::Unusable };
+    if secret.is_zero() {
+        mistakes.warning(
+            place,
+            "a key of zeros, which anyone guesses",
+            "a key of `quic-lb keygen`",
+        );
+    }
+    KeyChoice::Key(secret)
+}
+
+fn place_of_given<'a, T>(
+    name: &'static str,
+    given: &'a Given<T>,
+) -> Option<(&'static str, &'a crate::mistake::Place)> {
+    given.here().map(|at| (name, &at.place))
+}
+
+fn from_file(
+    path: &At<Text>,
+    surroundings: &Surroundings<'_>,
+    mistakes: &mut Mistakes,
+) -> Option<Secret> {
+    let place = &path.place;
+    let name = &path.value.0;
+    if Secret::parse(name).is_ok() {
+        mistakes.error(place, "what looks like the key itself", "the name of a file, or `key`");
+        return None;
+    }
+    let full = surroundings.directory.join(name);
+    let content = match read_file(&full) {
+        Ok(content) => content,
+        Err(reason) => {
+            let found = format!("\"{}\", which cannot be read: {reason}", shown(name));
+            mistakes.error(place, found, "a file with the key that this process may read");
+            return None;
+        }
+    };
+    if let Some(mode) = readable_by_others(&full) {
+        let found = format!("\"{}\", readable by everyone (mode {mode:03o})", shown(name));
+        mistakes.warning(place, found, "mode 600, or 640 for a group");
+    }
+    Secret::parse(content.trim())
+        .map_err(|found| {
+            let found = format!("\"{}\" with {found}", shown(name));
+            mistakes.error(place, found, format!("a file with {} and no more", Secret::EXPECTED));
+        })
+        .ok()
+}
+
+fn from_environment(
+    name: &At<Text>,
+    surroundings: &Surroundings<'_>,
+    mistakes: &mut Mistakes,
+) -> Option<Secret> {
+    let At { value: Text(name), place } = name;
+    if Secret::parse(name).is_ok() {
+        let expected = "the name of an environment variable, or `key`";
+        mistakes.error(place, "what looks like the key itself", expected);
+        return None;
+    }
+    let Some(value) = (surroundings.environment)(name) else {
+        let found = format!("\"{}\", which is not set in the environment", shown(name));
+        mistakes.error(place, found, format!("a variable that holds {}", Secret::EXPECTED));
+        return None;
+    };
+    Secret::parse(value.trim())
+        .map_err(|found| {
+            let found = format!("\"{}\", a variable with {found}", shown(name));
+            mistakes.error(place, found, format!("a variable that holds {}", Secret::EXPECTED));
+        })
+        .ok()
+}
+
+/// `Err` is the reason in words.
+fn read_file(path: &Path) -> Result<String, String> {
+    /// More than a key with white space; a wrong file is not read to its end.
+    const MAX_OCTETS: u64 = 4096;
+    let read = || {
+        // Opening a pipe waits for its writer; a key is never there.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(std::io::Error::other("it is not a regular file"));
+        }
+        let mut content = Vec::new();
+        std::fs::File::open(path)?.take(MAX_OCTETS).read_to_end(&mut content)?;
+        Ok(content)
+    };
+    let content = read().map_err(|error| crate::reason(&error))?;
+    String::from_utf8(content).map_err(|_| "it is not text".to_owned())
+}
+
+#[cfg(unix)]
+fn readable_by_others(path: &Path) -> Option<u32> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    (mode & 0o004 != 0).then_some(mode)
+}
+
+#[cfg(not(unix))]
+fn readable_by_others(_path: &Path) -> Option<u32> {
+    None
+}

@@ -1,0 +1,29 @@
+//! What the file can say and this version does not do.
+//!
+//! Each of these is read and checked like everything else and then refused here, rather than
+//! ignored: whoever wrote it relies on it. Lifting one means to delete its lines here and to give
+//! [`Config`](crate::Config) the fields that carry it.
+
+use crate::{document::Document, leaf::RetryMode, mistake::Mistakes};
+
+/// Reports what this version does not do.
+pub(crate) fn refuse(document: &Document, mistakes: &mut Mistakes) {
+    let listeners = document.listeners.iter().flat_map(|listeners| &listeners.value.items);
+    for routes in listeners.filter_map(|listener| listener.value.routes.here()) {
+        let found = "routes by server name or ALPN, which this version does not do yet";
+        let expected = "no `routes`: a listener of its own, with its own address, for each pool";
+        mistakes.error(&routes.place, found, expected);
+    }
+    let pools = document.pools.iter().flat_map(|pools| &pools.value.items);
+    for health_check in pools.filter_map(|pool| pool.value.health_check.here()) {
+        let found = "a health check, which this version does not do yet";
+        let expected = "no `health_check`: `state: draining` for a backend that is to get no new \
+                        connections";
+        mistakes.error(&health_check.place, found, expected);
+    }
+    let mode = &document.retry.value.mode;
+    if mode.value != RetryMode::Off {
+        let found = format!("\"{}\", which this version does not do yet", mode.value.word());
+        mistakes.error(&mode.place, found, "\"off\": let the servers send Retry themselves");
+    }
+}

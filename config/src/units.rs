@@ -1,0 +1,94 @@
+//! Durations and sizes as people write them: `"200ms"`, `"5s"`, `"1m"`, `"64KiB"`.
+//!
+//! A number without a unit is refused: whoever reads it has to guess. These functions serve the
+//! YAML and command lines alike.
+
+use std::time::Duration;
+
+/// A text that is no duration or size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnitError {
+    /// Not a duration.
+    #[error("a duration is a whole number with a unit: \"200ms\", \"5s\", \"1m\" or \"1h\"")]
+    Duration,
+    /// Not a size.
+    #[error("a size is a whole number with a unit: \"512B\", \"64KiB\", \"4MiB\" or \"1GiB\"")]
+    Size,
+}
+
+const DURATION_UNITS: [(&str, u64); 4] =
+    [("ms", 1), ("s", 1_000), ("m", 60 * 1_000), ("h", 60 * 60 * 1_000)];
+const SIZE_UNITS: [(&str, u64); 4] =
+    [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
+
+/// Reads `"200ms"`, `"5s"`, `"1m"` or `"1h"`.
+///
+/// # Errors
+///
+/// [`UnitError::Duration`] for everything else, among it what does not fit 64 bits of milliseconds.
+pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
+    parse(text, &DURATION_UNITS).map(Duration::from_millis).ok_or(UnitError::Duration)
+}
+
+/// Reads `"512B"`, `"64KiB"`, `"4MiB"` or `"1GiB"` into octets.
+///
+/// # Errors
+///
+/// [`UnitError::Size`] for everything else, among it what does not fit 64 bits.
+pub fn parse_size(text: &str) -> Result<u64, UnitError> {
+    parse(text, &SIZE_UNITS).ok_or(UnitError::Size)
+}
+
+/// Writes a duration of whole milliseconds so that [`parse_duration`] reads the same.
+#[must_use]
+pub fn display_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if millis.is_multiple_of(1_000) {
+        format!("{}s", millis / 1_000)
+    } else {
+        format!("{millis}ms")
+    }
+}
+
+fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
+    number.parse::<u64>().ok()?.checked_mul(*factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_need_a_whole_number_and_a_unit() {
+        assert_eq!(parse_duration("200ms"), Ok(Duration::from_millis(200)));
+        assert_eq!(parse_duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(parse_duration("1m"), Ok(Duration::from_secs(60)));
+        assert_eq!(parse_duration("2h"), Ok(Duration::from_secs(7200)));
+        for wrong in ["", "5", "s", "5 s", " 5s", "1.5s", "-1s", "5S", "5sec", "1m30s", "٣s"] {
+            assert_eq!(parse_duration(wrong), Err(UnitError::Duration), "{wrong}");
+        }
+        assert_eq!(parse_duration("18446744073709551615h"), Err(UnitError::Duration));
+        assert_eq!(parse_duration("99999999999999999999ms"), Err(UnitError::Duration));
+    }
+
+    #[test]
+    fn sizes_need_a_whole_number_and_a_unit() {
+        assert_eq!(parse_size("512B"), Ok(512));
+        assert_eq!(parse_size("64KiB"), Ok(65_536));
+        assert_eq!(parse_size("4MiB"), Ok(4 << 20));
+        assert_eq!(parse_size("1GiB"), Ok(1 << 30));
+        for wrong in ["", "64", "64k", "64KB", "64kib", "1.5MiB", "18446744073709551615KiB"] {
+            assert_eq!(parse_size(wrong), Err(UnitError::Size), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn durations_survive_being_written() {
+        for duration in [Duration::ZERO, Duration::from_millis(1_500), Duration::from_secs(180)] {
+            assert_eq!(parse_duration(&display_duration(duration)), Ok(duration));
+        }
+    }
+}

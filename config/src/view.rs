@@ -1,0 +1,165 @@
+//! What others may see of a [`Config`]: a document without secrets, and a digest.
+
+use std::net::SocketAddr;
+
+use quic::routable::{CidConfig, ServerId};
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::{Backend, Config, Pool, units::display_duration};
+
+impl Config {
+    /// The configuration in the shape of the file, with every default written out and `"masked"`
+    /// in place of keys.
+    #[must_use]
+    pub fn masked_document(&self) -> Value {
+        let listeners: Vec<_> = self
+            .listeners
+            .iter()
+            .map(|listener| {
+                let pool = self.pools.get(listener.pool).map(|pool| &pool.name);
+                json!({ "name": listener.name, "address": listener.address, "pool": pool })
+            })
+            .collect();
+        let mut document = json!({
+            "listeners": listeners,
+            "pools": self.pools.iter().map(pool).collect::<Vec<_>>(),
+            "limits": { "flows": self.limits.flows, "remembered": self.limits.remembered },
+            "timeouts": {
+                "flow_idle": display_duration(self.timeouts.flow_idle),
+                "flow_unanswered": display_duration(self.timeouts.flow_unanswered),
+                "drain": display_duration(self.timeouts.drain),
+            },
+            "log": { "level": self.log.level.word(), "format": self.log.format.word() },
+            "retry": { "mode": "off" },
+        });
+        if let Some(workers) = self.workers {
+            document["workers"] = json!(workers);
+        }
+        if let Some(address) = self.admin {
+            document["admin"] = json!({ "address": address });
+        }
+        document
+    }
+
+    /// Sixteen hex digits that are equal for balancers that route alike: they cover listeners,
+    /// pools, backends and configurations of connection IDs with their keys, and neither the order
+    /// in which pools and backends are written nor anything local such as limits and logging.
+    ///
+    /// Keys enter through connection IDs made with them, so that they cannot be computed back.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let mut digest = RoutingDigest(Sha256::new());
+        let mut listeners: Vec<_> = self.listeners.iter().collect();
+        listeners.sort_unstable_by_key(|listener| listener.address);
+        digest.count(listeners.len());
+        for listener in listeners {
+            digest.address(listener.address);
+            digest.text(self.pools.get(listener.pool).map_or("", |pool| &pool.name));
+        }
+        let mut pools: Vec<_> = self.pools.iter().collect();
+        pools.sort_unstable_by_key(|pool| &pool.name);
+        digest.count(pools.len());
+        for pool in pools {
+            digest.pool(pool);
+        }
+        digest.0.finalize().iter().take(8).map(|octet| format!("{octet:02x}")).collect()
+    }
+}
+
+fn pool(pool: &Pool) -> Value {
+    let quic_lb: Vec<_> = pool
+        .cid_configs
+        .iter()
+        .map(|config| {
+            let mut value = json!({
+                "config_id": config.id().get(),
+                "server_id_length": config.server_id_len(),
+                "nonce_length": config.nonce_len(),
+            });
+            if config.is_encrypted() {
+                value["key"] = json!("masked");
+            }
+            value
+        })
+        .collect();
+    json!({
+        "name": pool.name,
+        "quic_lb": quic_lb,
+        "backends": pool.backends.iter().map(backend).collect::<Vec<_>>(),
+        "source_addresses": pool.source_addresses,
+    })
+}
+
+fn backend(backend: &Backend) -> Value {
+    let mut value = json!({
+        "name": backend.name,
+        "address": backend.address,
+        "weight": backend.weight,
+        "state": backend.admission.word(),
+    });
+    if !backend.server_ids.is_empty() {
+        let ids =
+            backend.server_ids.iter().map(|(id, sid)| (id.to_string(), json!(sid.to_string())));
+        value["server_ids"] = ids.collect::<Map<_, _>>().into();
+    }
+    value
+}
+
+/// Every item is preceded by its length, so that no two configurations read the same.
+struct RoutingDigest(Sha256);
+
+impl RoutingDigest {
+    fn pool(&mut self, pool: &Pool) {
+        self.text(&pool.name);
+        self.count(pool.cid_configs.len());
+        for config in &pool.cid_configs {
+            self.cid_config(config);
+        }
+        let mut backends: Vec<_> = pool.backends.iter().collect();
+        backends.sort_unstable_by_key(|backend| &backend.name);
+        self.count(backends.len());
+        for backend in backends {
+            self.text(&backend.name);
+            self.address(backend.address);
+            self.text(backend.admission.word());
+            self.count(backend.weight.get() as usize);
+            self.count(backend.server_ids.len());
+            for (id, server_id) in &backend.server_ids {
+                self.octets(&[id.get()]);
+                self.octets(server_id.as_slice());
+            }
+        }
+    }
+
+    fn cid_config(&mut self, config: &CidConfig) {
+        /// The shortest connection ID has 40 encrypted bits; so many tell any two keys apart.
+        const SAMPLES: u8 = 4;
+        self.octets(&[config.id().get(), u8::from(config.is_encrypted())]);
+        self.count(config.server_id_len());
+        self.count(config.nonce_len());
+        for sample in 0..SAMPLES {
+            let server_id = ServerId::new(&vec![sample; config.server_id_len()]);
+            let nonce = vec![0; config.nonce_len()];
+            let cid = server_id.and_then(|server_id| config.encode(&server_id, &nonce).ok());
+            self.octets(cid.as_ref().map_or(&[], |cid| cid.as_slice()));
+        }
+    }
+
+    fn address(&mut self, address: SocketAddr) {
+        self.text(&address.to_string());
+    }
+
+    fn text(&mut self, text: &str) {
+        self.octets(text.as_bytes());
+    }
+
+    fn count(&mut self, count: usize) {
+        self.0.update((count as u64).to_be_bytes());
+    }
+
+    fn octets(&mut self, octets: &[u8]) {
+        self.count(octets.len());
+        self.0.update(octets);
+    }
+}

@@ -1,0 +1,74 @@
+//! The examples load as they are, and what they say arrives.
+
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
+
+use quic_lb_config::{Admission, Config, LogFormat, LogLevel, load};
+
+#[test]
+fn every_example_loads_without_warnings() {
+    let mut examples = 0;
+    for entry in std::fs::read_dir(directory()).expect("the examples") {
+        let path = entry.expect("an entry").path();
+        let loaded = load(&path).unwrap_or_else(|report| panic!("{report}"));
+        assert_eq!(loaded.warnings, [], "{}", path.display());
+        examples += 1;
+    }
+    assert_eq!(examples, 5);
+}
+
+#[test]
+fn the_contract_says_what_it_says() {
+    let config = example("contract.yaml");
+    assert_eq!(config.listeners.len(), 1);
+    let listener = &config.listeners[0];
+    assert_eq!((&*listener.name, listener.address.to_string()), ("edge", "127.0.0.1:4433".into()));
+    let pool = &config.pools[listener.pool];
+    assert_eq!(pool.name, "web");
+    let cid_config = &pool.cid_configs[0];
+    assert_eq!(
+        (cid_config.id().get(), cid_config.server_id_len(), cid_config.nonce_len()),
+        (0, 2, 6)
+    );
+    assert!(cid_config.is_encrypted());
+    let [a, b] = &pool.backends[..] else { panic!("two backends") };
+    assert_eq!((&*a.name, a.address.to_string()), ("a", "127.0.0.1:5001".into()));
+    assert_eq!((a.weight, a.admission), (NonZeroU32::MIN, Admission::Active));
+    assert_eq!(b.weight.get(), 2);
+    let (id, server_id) = b.server_ids[0];
+    assert_eq!((id.get(), server_id.as_slice()), (0, &[0, 2][..]));
+    assert_eq!(config.admin.expect("an address").to_string(), "127.0.0.1:9090");
+}
+
+#[test]
+fn full_shows_the_defaults() {
+    let (full, contract) = (example("full.yaml"), example("contract.yaml"));
+    assert_eq!(full.workers, contract.workers);
+    assert_eq!(full.limits, contract.limits);
+    assert_eq!(full.timeouts, contract.timeouts);
+    assert_eq!(full.log, contract.log);
+    assert_eq!(full.pools[0].backends[0].weight, contract.pools[0].backends[0].weight);
+    assert_eq!((full.limits.flows.get(), full.limits.remembered.get()), (50_000, 262_144));
+    assert_eq!(full.timeouts.flow_idle, Duration::from_secs(180));
+    assert_eq!(full.timeouts.flow_unanswered, Duration::from_secs(10));
+    assert_eq!(full.timeouts.drain, Duration::from_secs(30));
+    assert_eq!((full.log.level, full.log.format), (LogLevel::Info, LogFormat::Text));
+}
+
+#[test]
+fn configurations_come_by_ascending_config_id() {
+    let config = example("several-configs.yaml");
+    let ids: Vec<_> = config.pools[0].cid_configs.iter().map(|c| c.id().get()).collect();
+    assert_eq!(ids, [0, 1]);
+    for backend in &config.pools[0].backends {
+        let ids: Vec<_> = backend.server_ids.iter().map(|(id, _)| id.get()).collect();
+        assert_eq!(ids, [0, 1], "{}", backend.name);
+    }
+}
+
+fn example(name: &str) -> Config {
+    load(directory().join(name)).unwrap_or_else(|report| panic!("{report}")).config
+}
+
+fn directory() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples")
+}
