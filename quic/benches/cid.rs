@@ -4,6 +4,12 @@
 //! `cargo bench -p quic --bench cid` prints nanoseconds (median over interleaved rounds, so that a
 //! noisy machine disturbs all rows alike) and, where valgrind is installed, instructions. Compare
 //! rows of one run by their ratio; nanoseconds of different runs say little.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a benchmark prints, and stops when its own input is wrong"
+)]
 
 use std::{
     hint::black_box,

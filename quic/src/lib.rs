@@ -13,6 +13,8 @@
 //! | [`header`] | long-header types of versions 1 and 2, and the packets coalesced in a datagram |
 //! | [`varint`] | variable-length integers (RFC 9000, section 16) |
 //! | [`connection_id`] | a connection ID as an owned value of at most 20 octets |
+//! | [`retry`] | Retry packets of versions 1 and 2 |
+//! | [`token`] | address tokens that a balancer mints and its servers honour |
 //! | [`routable`] | routable connection IDs (QUIC-LB): encode, decode, generate |
 #![cfg_attr(feature = "quinn", doc = "| [`adapters`] | routable connection IDs for other stacks |")]
 #![forbid(unsafe_code)]
@@ -22,7 +24,9 @@ pub mod adapters;
 pub mod connection_id;
 pub mod header;
 pub mod invariants;
+pub mod retry;
 pub mod routable;
+pub mod token;
 pub mod varint;
 
 pub use connection_id::ConnectionId;

@@ -33,7 +33,7 @@ pub struct CidConfig {
 enum Method {
     Clear,
     SinglePass(Box<SinglePass>),
-    FourPass(FourPass),
+    FourPass(Box<FourPass>),
 }
 
 #[derive(Clone)]
@@ -78,7 +78,7 @@ impl CidConfig {
                     decrypt: Aes128Dec::new(key.into()),
                 }))
             }
-            Some(key) => Method::FourPass(FourPass::new(key, encoded_len)),
+            Some(key) => Method::FourPass(Box::new(FourPass::new(key, encoded_len))),
         };
         let server_id_mask = (1 << (8 * server_id_len)) - 1;
         #[expect(clippy::cast_possible_truncation, reason = "both are at most 19, checked above")]

@@ -45,8 +45,16 @@ pub struct CidGenerator {
 
 #[derive(Debug)]
 enum Kind {
-    Routable { config: CidConfig, server_id: ServerId, partition: Partition, counter: Counter },
+    Routable(Box<Routable>),
     Unroutable { len: usize },
+}
+
+#[derive(Debug)]
+struct Routable {
+    config: CidConfig,
+    server_id: ServerId,
+    partition: Partition,
+    counter: Counter,
 }
 
 impl CidGenerator {
@@ -72,8 +80,8 @@ impl CidGenerator {
             Partition::Of256(_) => config.nonce_len() - 1,
         };
         let counter = Counter::new(share.min(MAX_COUNTER_LEN), config.is_encrypted(), &mut random);
-        let kind = Kind::Routable { config, server_id, partition, counter };
-        Ok(Self { random, kind, fallback_seed: None })
+        let routable = Box::new(Routable { config, server_id, partition, counter });
+        Ok(Self { random, kind: Kind::Routable(routable), fallback_seed: None })
     }
 
     /// A generator for a server without configuration: config bits 0b111, the length in the first
@@ -96,7 +104,7 @@ impl CidGenerator {
     #[must_use]
     pub const fn cid_len(&self) -> usize {
         match &self.kind {
-            Kind::Routable { config, .. } => config.cid_len(),
+            Kind::Routable(routable) => routable.config.cid_len(),
             Kind::Unroutable { len } => *len,
         }
     }
@@ -119,7 +127,8 @@ impl CidGenerator {
     fn generate_own(&mut self) -> Result<ConnectionId, NoncesExhausted> {
         let mut octets = [0u8; MAX_ENCODED_LEN + 1];
         match &mut self.kind {
-            Kind::Routable { config, server_id, partition, counter } => {
+            Kind::Routable(routable) => {
+                let Routable { config, server_id, partition, counter } = routable.as_mut();
                 let nonce = &mut octets[..config.nonce_len()];
                 let unique = counter.next().ok_or(NoncesExhausted)?;
                 let (front, back) = nonce.split_at_mut(nonce.len() - counter.len);
@@ -159,7 +168,7 @@ impl Counter {
         let mut key = [0; 16];
         random.fill(&mut key);
         let permutation = (!encrypted).then(|| FourPass::new(&Key::new(key), len));
-        let left = 1u64.checked_shl(8 * len as u32);
+        let left = if len < 8 { Some(1u64 << (8 * len)) } else { None };
         Self { len, next: u64::from_le_bytes(octets), left, permutation }
     }
 
@@ -263,8 +272,8 @@ mod tests {
     #[test]
     fn req_m12_who_cannot_handle_exhaustion_gets_unroutable_cids_after_it() {
         let mut generator = generator(4, None, Partition::Whole, 1).or_unroutable([2; 32]);
-        let Kind::Routable { counter, .. } = &mut generator.kind else { panic!("routable") };
-        counter.left = Some(1);
+        let Kind::Routable(routable) = &mut generator.kind else { panic!("routable") };
+        routable.counter.left = Some(1);
         assert_eq!(generator.generate().unwrap()[0] >> 5, 2);
         let after = generator.generate().unwrap();
         assert_eq!((after[0] >> 5, after.len()), (UNROUTABLE_BITS, 8));

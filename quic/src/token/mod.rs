@@ -1,0 +1,234 @@
+//! Address tokens that a load balancer mints and the servers behind it honour, in the two formats
+//! of draft-ietf-quic-retry-offload-00 and its working copy of 2026-05.
+//!
+//! After a Retry only the token can tell a server that never saw the first Initial which
+//! connection ID the client had drawn, and the server has to repeat it in its transport parameters
+//! (<https://www.rfc-editor.org/rfc/rfc9000.html#section-7.3>).
+//!
+//! - [`shared_state`]: the draft's encrypted token. It is bound to the client's address, so whoever
+//!   checks it has to see that address.
+//! - [`proxied`]: for balancers that rewrite addresses. The original connection ID is in the clear,
+//!   as in the draft's format without shared state; what follows it is sealed with a key shared by
+//!   balancer and servers. The balancer checks the address; a server trusts the seal, not a bit,
+//!   and learns the client's true address from it.
+//!
+//! The first bit of every token tells Retry tokens (0) from NEW_TOKEN tokens (1).
+
+pub mod proxied;
+pub mod shared_state;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use aes_gcm::{Aes128Gcm, KeyInit};
+
+use crate::ConnectionId;
+
+/// By how much the clocks of balancers and servers may differ.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(2);
+
+/// How many tokens may be made with one key (section 4.3 of the draft).
+pub const MAX_TOKENS_PER_KEY: u64 = 1 << 23;
+
+/// The lengths of a client's first destination connection ID
+/// (<https://www.rfc-editor.org/rfc/rfc9000.html#section-7.2>).
+const ORIGINAL_DCID_LEN: std::ops::RangeInclusive<usize> = 8..=20;
+
+const NONCE_LEN: usize = 12;
+const SEAL_LEN: usize = 16;
+/// The bit that sets NEW_TOKEN tokens apart.
+const NEW_TOKEN_BIT: u8 = 0x80;
+
+/// Keys by their sequence number. Any of them opens tokens; the one named at the time seals.
+#[derive(Clone, Default)]
+pub struct TokenKeys {
+    keys: Vec<TokenKey>,
+}
+
+/// One key and its sequence number, 0 to 127.
+#[derive(Clone)]
+pub struct TokenKey {
+    sequence: u8,
+    cipher: Aes128Gcm,
+    iv: [u8; NONCE_LEN],
+}
+
+impl TokenKey {
+    /// `None` when `sequence` needs more than seven bits.
+    #[must_use]
+    pub fn new(sequence: u8, key: [u8; 16], iv: [u8; 12]) -> Option<Self> {
+        let cipher = Aes128Gcm::new(&key.into());
+        (sequence < 0x80).then_some(Self { sequence, cipher, iv })
+    }
+
+    /// The sequence number.
+    #[must_use]
+    pub const fn sequence(&self) -> u8 {
+        self.sequence
+    }
+}
+
+impl std::fmt::Debug for TokenKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TokenKey({}, masked)", self.sequence)
+    }
+}
+
+impl std::fmt::Debug for TokenKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(&self.keys).finish()
+    }
+}
+
+impl TokenKeys {
+    /// Of two keys with the same sequence number the later one stays.
+    #[must_use]
+    pub fn new(keys: impl IntoIterator<Item = TokenKey>) -> Self {
+        let mut all = Self::default();
+        for key in keys {
+            all.keys.retain(|known| known.sequence != key.sequence);
+            all.keys.push(key);
+        }
+        all
+    }
+
+    /// The key with this sequence number.
+    #[must_use]
+    pub fn get(&self, sequence: u8) -> Option<&TokenKey> {
+        self.keys.iter().find(|key| key.sequence == sequence)
+    }
+}
+
+/// What a Retry token says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryClaim {
+    /// The connection ID that the client had drawn for its first Initial: 8 to 20 octets.
+    pub original_dcid: ConnectionId,
+    /// The client's true address and port.
+    pub client: SocketAddr,
+    /// When it ends, in whole seconds.
+    pub expires: SystemTime,
+}
+
+/// Why a token is not honoured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum InvalidToken {
+    /// It is of the other type: a NEW_TOKEN token where a Retry token was wanted, or the reverse.
+    #[error("the token is of the other type")]
+    Type,
+    /// It is shorter than its format.
+    #[error("the token ends early")]
+    Truncated,
+    /// No key has its sequence number.
+    #[error("there is no key with the token's sequence number")]
+    UnknownKey,
+    /// It was not sealed with the key, or not for this address and connection ID.
+    #[error("the seal does not match")]
+    Seal,
+    /// The original connection ID is not one that a client draws.
+    #[error("the original connection ID does not have 8 to 20 octets")]
+    OriginalDcidLength,
+    /// Its time is over.
+    #[error("the token has expired")]
+    Expired,
+    /// It was made for another address or port.
+    #[error("the token was made for another address")]
+    Address,
+}
+
+impl InvalidToken {
+    /// A word for metrics and logs.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Type => "type",
+            Self::Truncated => "truncated",
+            Self::UnknownKey => "unknown_key",
+            Self::Seal => "seal",
+            Self::OriginalDcidLength => "original_dcid_length",
+            Self::Expired => "expired",
+            Self::Address => "address",
+        }
+    }
+}
+
+/// Whether `token` says that it came in a NEW_TOKEN frame; `None` for an empty token.
+#[must_use]
+pub fn is_new_token(token: &[u8]) -> Option<bool> {
+    token.first().map(|first| first & NEW_TOKEN_BIT != 0)
+}
+
+/// The octets of a token, kept in place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    octets: [u8; Token::MAX_LEN],
+    len: usize,
+}
+
+impl Token {
+    /// Octets of the longest token that this module makes.
+    pub const MAX_LEN: usize = 128;
+
+    const fn new() -> Self {
+        Self { octets: [0; Self::MAX_LEN], len: 0 }
+    }
+
+    fn put(&mut self, octets: &[u8]) {
+        self.octets[self.len..self.len + octets.len()].copy_from_slice(octets);
+        self.len += octets.len();
+    }
+}
+
+impl std::ops::Deref for Token {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.octets[..self.len]
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Token({} octets)", self.len)
+    }
+}
+
+/// Whole seconds since 1970; times before count as 1970.
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn from_unix_seconds(seconds: u64) -> Result<SystemTime, InvalidToken> {
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or(InvalidToken::Expired)
+}
+
+fn check_time(expires: SystemTime, now: SystemTime) -> Result<(), InvalidToken> {
+    let latest = expires.checked_add(CLOCK_SKEW).ok_or(InvalidToken::Expired)?;
+    if now > latest { Err(InvalidToken::Expired) } else { Ok(()) }
+}
+
+/// An address in sixteen octets, IPv4 in the form that IPv6 has for it.
+fn to_sixteen(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+fn from_sixteen(octets: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(octets).to_canonical()
+}
+
+/// An address in sixteen octets as the draft wants it: IPv4 in the first four, the rest zero.
+fn draft_sixteen(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&Ipv4Addr::octets(&address));
+            octets
+        }
+        IpAddr::V6(address) => address.octets(),
+    }
+}
