@@ -18,9 +18,10 @@ use crate::{
     checked::{self, Admission, Config},
     document::{Backend, Document, HealthCheck, Listener, Pool, QuicLb, Route},
     keys::{self, KeyChoice},
-    leaf::{Identity, Name, PerConfig},
+    leaf::{Count, Identity, Name, PerConfig},
     mistake::{Mistakes, Place},
     read::{At, Given, List},
+    yaml::shown,
 };
 
 /// Listeners of one process; each costs a socket for each worker.
@@ -115,7 +116,7 @@ impl<'a> PoolNames<'a> {
             known.sort_unstable();
             known.truncate(10);
             let expected = format!("the name of a pool, such as {}", known.join(", "));
-            let found = format!("\"{}\", which no pool is called", name.value.0);
+            let found = format!("\"{}\", which no pool is called", shown(&name.value.0));
             mistakes.error(&name.place, found, expected);
         }
         found
@@ -342,7 +343,7 @@ fn make_backend(
 struct Layout<'a> {
     id: ConfigId,
     place: &'a Place,
-    server_id_length: Option<&'a At<crate::leaf::Count<1, 15>>>,
+    server_id_length: Option<&'a At<Count<1, 15>>>,
     /// `None` when that could not be read.
     encrypted: Option<bool>,
     config: Option<CidConfig>,
@@ -729,7 +730,7 @@ fn check_unique<'a, K: Eq + Hash + std::fmt::Display, T: 'a>(
                 free.insert(place);
             }
             Entry::Occupied(taken) => {
-                let found = format!("{} again", crate::yaml::shown(&taken.key().to_string()));
+                let found = format!("{} again", shown(&taken.key().to_string()));
                 mistakes.error(place, found, format!("a unique {what}"));
                 mistakes.see_also(taken.get());
             }

@@ -6,7 +6,7 @@ use crate::{
     Surroundings,
     document::QuicLb,
     leaf::{Secret, Text},
-    mistake::Mistakes,
+    mistake::{Mistakes, Place},
     read::{At, Given},
     yaml::shown,
 };
@@ -70,7 +70,7 @@ pub(crate) fn find(
 fn place_of_given<'a, T>(
     name: &'static str,
     given: &'a Given<T>,
-) -> Option<(&'static str, &'a crate::mistake::Place)> {
+) -> Option<(&'static str, &'a Place)> {
     given.here().map(|at| (name, &at.place))
 }
 

@@ -94,7 +94,7 @@ impl Read for Endpoint {
             let (found, expected) = if text.parse::<IpAddr>().is_ok() {
                 (format!("{}, which has no port", found()), expected.to_owned())
             } else if looks_like_host_name(text) {
-                let expected = format!("{expected}: names are not resolved, addresses only");
+                let expected = format!("{expected}; names are not resolved");
                 (format!("the host name {}", found()), expected)
             } else {
                 (found(), expected.to_owned())
@@ -211,8 +211,8 @@ macro_rules! words {
 
         impl Read for $type {
             fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
-                let expected = concat!("one of", $(" \"", $word, "\""),*);
-                match text(node, place, expected, mistakes)? {
+                let expected = format!("one of \"{}\"", [$($word),*].join("\", \""));
+                match text(node, place, &expected, mistakes)? {
                     $($word => Some(Self::$value),)*
                     _ => {
                         mistakes.error(place, node.describe(), expected);
@@ -222,7 +222,7 @@ macro_rules! words {
             }
         }
 
-        inline_schema!(() $type, |_generator| json_schema!({ "enum": [$($word),*] }));
+        inline_schema!(() $type, |_generator| json_schema!({ "type": "string", "enum": [$($word),*] }));
     };
 }
 
@@ -253,10 +253,10 @@ impl Read for Identity {
         if server_id.is_none() {
             let found = match text.len() {
                 _ if !text.bytes().all(|b| b.is_ascii_hexdigit()) => node.describe(),
-                digits if digits % 2 == 1 => format!("{digits} hex digits, an odd number"),
-                digits => format!("{digits} hex digits"),
+                0 => "an empty text".to_owned(),
+                digits if digits % 2 == 1 => format!("an odd number of hex digits, {digits}"),
+                digits => format!("{digits} hex digits, more than {}", 2 * MAX_SERVER_ID_LEN),
             };
-            let expected = format!("{expected}, {} at most", 2 * MAX_SERVER_ID_LEN);
             mistakes.error(place, found, expected);
         }
         server_id.map(Self)

@@ -43,11 +43,12 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
 #[must_use]
 pub fn display_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
-    if millis.is_multiple_of(1_000) {
-        format!("{}s", millis / 1_000)
-    } else {
-        format!("{millis}ms")
+    for (unit, factor) in [("h", 3_600_000), ("s", 1_000)] {
+        if millis > 0 && millis.is_multiple_of(factor) {
+            return format!("{}{unit}", millis / factor);
+        }
     }
+    format!("{millis}ms")
 }
 
 fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
@@ -87,8 +88,8 @@ mod tests {
 
     #[test]
     fn durations_survive_being_written() {
-        for duration in [Duration::ZERO, Duration::from_millis(1_500), Duration::from_secs(180)] {
-            assert_eq!(parse_duration(&display_duration(duration)), Ok(duration));
+        for text in ["0ms", "1500ms", "180s", "24h"] {
+            assert_eq!(parse_duration(text).map(display_duration).as_deref(), Ok(text));
         }
     }
 }

@@ -317,7 +317,8 @@ impl Tree {
             Inside::Mapping(entries, key) => match key.take() {
                 None => *key = Some(node),
                 Some(key) => {
-                    if matches!(&node.content, Content::Scalar { text, .. } if text.is_empty()) {
+                    if matches!(&node.content, Content::Scalar { text, plain: true } if text.is_empty())
+                    {
                         // A value that is not there has no place worth pointing at.
                         (node.line, node.column) = (key.line, key.column);
                     }
@@ -380,9 +381,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_looked_at_is_one_mistake_with_its_place() {
-        assert_eq!(first_mistake("a: [1, 2\nb: 3\n"), "");
+        assert!(first_mistake("a: [1, 2\nb: 3\n").starts_with("2:2: error"));
         assert!(first_mistake("a: \"b\n").contains("syntax error"));
-        assert!(first_mistake(&"[".repeat(MAX_DEPTH + 1)).contains("inside each other"));
+        let nested = |depth| "[".repeat(depth) + &"]".repeat(depth);
+        parsed(&nested(MAX_DEPTH));
+        assert!(first_mistake(&nested(MAX_DEPTH + 1)).contains("inside each other"));
         assert!(first_mistake(&"- ".repeat(MAX_DEPTH + 1)).contains("inside each other"));
         assert!(first_mistake("").contains("an empty file"));
         assert!(first_mistake("# nothing\n").contains("an empty file"));

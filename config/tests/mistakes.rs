@@ -1,0 +1,589 @@
+//! Every mistake is reported, all of them at once, each where it stands. In the texts, `§` marks
+//! the places.
+
+mod common;
+
+use common::{contract_with, mistakes, mistakes_at_marks, read};
+
+const NONE: [&str; 0] = [];
+
+#[test]
+fn many_mistakes_of_all_kinds_are_reported_together() {
+    let marked = r#"
+listeners:
+  - name: edge
+    §adress: "127.0.0.1:4433"
+    pool: web
+  - name: §edge
+    address: §localhost:4433
+    pool: web
+    §pool: web
+  - §just text
+pools:
+  - name: web
+    quic_lb:
+      - config_id: §7
+        server_id_length: §"2"
+        nonce_length: §06
+        key: §"8f95f09245765f80256934e50c66207"
+      - { config_id: 1, server_id_length: 2, nonce_length: §18, key_env: §UNSET }
+    backends:
+      - name: a
+        address: §"127.0.0.1:0"
+        server_id: §0001
+      - name: §a
+        address: §[1]
+        server_id: §"00012"
+        weight: §0
+        state: §drained
+      -
+        §§§server_id:
+  - name: §web
+    backends: §[]
+admin:
+  address: §10.0.0.1
+workers: §0
+limits: {flows: §1e3, remembered: §"5"}
+timeouts: {flow_idle: §5, drain: §"10 s", §idle: 1s}
+log: {level: §verbose, format: §true}
+retry: {mode: §always}
+§limts: {}
+"#;
+    let paths = [
+        "listeners[0].adress",
+        "listeners[1].name",
+        "listeners[1].address",
+        "listeners[1].pool",
+        "listeners[2]",
+        "pools[0].quic_lb[0].config_id",
+        "pools[0].quic_lb[0].server_id_length",
+        "pools[0].quic_lb[0].nonce_length",
+        "pools[0].quic_lb[0].key",
+        "pools[0].quic_lb[1].nonce_length",
+        "pools[0].quic_lb[1].key_env",
+        "pools[0].backends[0].address",
+        "pools[0].backends[0].server_id",
+        "pools[0].backends[1].name",
+        "pools[0].backends[1].address",
+        "pools[0].backends[1].server_id",
+        "pools[0].backends[1].weight",
+        "pools[0].backends[1].state",
+        "pools[0].backends[2]",
+        "pools[0].backends[2]",
+        "pools[0].backends[2].server_id",
+        "pools[1].name",
+        "pools[1].backends",
+        "admin.address",
+        "workers",
+        "limits.flows",
+        "limits.remembered",
+        "timeouts.flow_idle",
+        "timeouts.drain",
+        "timeouts.idle",
+        "log.level",
+        "log.format",
+        "retry.mode",
+        "limts",
+    ];
+    mistakes_at_marks(marked, &paths);
+
+    let report = read(&marked.replace('§', "")).expect_err("many mistakes");
+    assert_eq!(report.errors(), paths.len());
+    let printed = report.to_string();
+    assert!(
+        printed.starts_with(
+            "lb.yaml:4:5: error at listeners[0].adress\n  found:    the unknown key \"adress\"\n  \
+             expected: \"address\", if that is meant; otherwise one of name, address, pool, routes\n"
+        ),
+        "{printed}"
+    );
+    assert!(
+        printed.contains(
+            "lb.yaml:6:11: error at listeners[1].name\n  found:    edge again\n  expected: a \
+             unique name\n  see also: line 3, column 11 (listeners[0].name)\n"
+        ),
+        "{printed}"
+    );
+}
+
+#[test]
+fn wrong_keys_are_named_with_what_would_do() {
+    for (instead_of_weight, path, found, expected) in [
+        ("§wieght: 2", "wieght", "the unknown key \"wieght\"", "\"weight\", if that is meant"),
+        ("§port: 2", "port", "the unknown key \"port\"", "one of name, address, server_id"),
+        ("§<<: {weight: 2}", "<<", "the unknown key \"<<\"", "one of name, address, server_id"),
+        ("§name: c", "name", "the key \"name\" again", "each key once"),
+        ("§[a]: c", "", "a list as a key", "a word"),
+        ("§weight:", "weight", "nothing", "a whole number from 1 to 1000"),
+    ] {
+        let text = contract_with("weight: 2", instead_of_weight);
+        let path = format!("pools[0].backends[1].{path}");
+        one_mistake(&text, path.trim_end_matches('.'), found, expected);
+    }
+    let without_pool = contract_with("    pool: web\n", "").replace("name: edge", "§name: edge");
+    let expected = "`pool`: The name of the pool that new connections go to";
+    one_mistake(&without_pool, "listeners[0]", "no key \"pool\"", expected);
+}
+
+#[test]
+fn wrong_names_are_told_from_wrong_types() {
+    let expected = "1 to 63 letters, digits, '-', '_' or '.', the first a letter or digit";
+    let in_quotes = format!("{expected}, in quotes");
+    for (name, found, expected) in [
+        ("{a: b}", "a mapping", expected),
+        ("[a]", "a list", expected),
+        ("7", "the number 7", &in_quotes),
+        ("true", "true", &in_quotes),
+        ("~", "nothing", expected),
+        ("\"a b\"", "\"a b\"", expected),
+        ("-x", "\"-x\"", expected),
+        ("''", "\"\"", expected),
+        ("ä", "\"ä\"", expected),
+        ("\"a\\n\"", "\"a\\n\"", expected),
+    ] {
+        let text = contract_with("name: edge", &format!("name: §{name}"));
+        one_mistake(&text, "listeners[0].name", found, expected);
+    }
+    let with = |len| contract_with("name: edge", &format!("name: {}", "x".repeat(len)));
+    assert_eq!(places(&with(63)), NONE);
+    assert_eq!(places(&with(64)), ["listeners[0].name at 2:11"]);
+}
+
+#[test]
+fn addresses_are_of_one_host_and_have_a_port() {
+    let form = "\"IP:port\" or \"[IPv6]:port\"";
+    for (address, found, expected) in [
+        ("127.0.0.1", "\"127.0.0.1\", which has no port", form),
+        ("::1", "\"::1\", which has no port", form),
+        ("a.example:1", "the host name \"a.example:1\"", "; names are not resolved"),
+        ("localhost", "the host name \"localhost\"", "; names are not resolved"),
+        ("1.1.1.1:65536", "\"1.1.1.1:65536\"", form),
+        ("127.0.0.1:0", "\"127.0.0.1:0\", port 0", "a port from 1 to 65535"),
+        ("0.0.0.0:5001", "the unspecified address 0.0.0.0", "the address of one host"),
+        ("[::]:5001", "the unspecified address ::", "the address of one host"),
+        ("224.0.0.1:1", "224.0.0.1, which is many hosts", "the address of one host"),
+        ("255.255.255.255:1", "255.255.255.255, which is many", "the address of one host"),
+        ("[ff02::1]:1", "ff02::1, which is many hosts", "the address of one host"),
+        ("[::ffff:1.2.3.4]:1", "the IPv4 address 1.2.3.4 inside an IPv6", "1.2.3.4 itself"),
+        ("127.0.0.1:4433", "127.0.0.1:4433, where a listener is", "the address of a server"),
+    ] {
+        let text = contract_with("\"127.0.0.1:5001\"", &format!("§\"{address}\""));
+        one_mistake(&text, "pools[0].backends[0].address", found, expected);
+    }
+    let text = contract_with("\"127.0.0.1:5002\"", "§\"127.0.0.1:5001\"");
+    one_mistake(&text, "pools[0].backends[1].address", "5001 again", "a unique address");
+}
+
+#[test]
+fn a_listener_on_all_addresses_covers_backends_on_loopback() {
+    let text = contract_with("127.0.0.1:4433", "0.0.0.0:5001");
+    let path = "pools[0].backends[0].address";
+    one_mistake(&text.replacen("\"127.0.0.1:5001", "§\"127.0.0.1:5001", 1), path, "listener", "");
+    assert_eq!(places(&contract_with("127.0.0.1:4433", "[::]:5001")), NONE);
+}
+
+#[test]
+fn numbers_are_whole_decimal_and_within_bounds() {
+    let expected = "a whole number from 1 to 1000";
+    let unquoted = "a whole number from 1 to 1000, without quotes";
+    for (weight, found, expected) in [
+        ("0", "the number 0", expected),
+        ("1001", "the number 1001", expected),
+        ("99999999999999999999", "the number 99999999999999999999", expected),
+        ("-1", "the number -1", expected),
+        ("+1", "the number +1", expected),
+        ("2.0", "the number 2.0", expected),
+        ("0x2", "the number 0x2", expected),
+        ("02", "the number 02", expected),
+        ("'2'", "\"2\"", unquoted),
+        ("''", "\"\"", expected),
+        ("heavy", "\"heavy\"", expected),
+        ("{}", "a mapping", expected),
+    ] {
+        let text = contract_with("weight: 2", &format!("weight: §{weight}"));
+        one_mistake(&text, "pools[0].backends[1].weight", found, expected);
+    }
+    for weight in ["1", "1000"] {
+        assert_eq!(places(&contract_with("weight: 2", &format!("weight: {weight}"))), NONE);
+    }
+}
+
+#[test]
+fn durations_have_a_unit_and_bounds() {
+    let expected = "a duration with its unit (ms, s, m or h) from \"0ms\" to \"1h\"";
+    for (drain, found) in [
+        ("30", "30, which has no unit"),
+        ("2h", "\"2h\""),
+        ("\"10 s\"", "\"10 s\""),
+        ("3601s", "\"3601s\""),
+        ("[]", "a list"),
+        ("true", "true"),
+    ] {
+        let text = contract_with("admin:", &format!("timeouts: {{drain: §{drain}}}\nadmin:"));
+        one_mistake(&text, "timeouts.drain", found, expected);
+    }
+    for drain in ["0s", "1h", "3600s", "\"200ms\""] {
+        let text = contract_with("admin:", &format!("timeouts: {{drain: {drain}}}\nadmin:"));
+        assert_eq!(places(&text), NONE, "{drain}");
+    }
+}
+
+#[test]
+fn lengths_fit_a_connection_id() {
+    let with = |server_id: u8, nonce: &str| {
+        let digits = |last: u8| format!("{:0>1$}", last, 2 * usize::from(server_id));
+        contract_with("server_id_length: 2", &format!("server_id_length: {server_id}"))
+            .replace("nonce_length: 6", &format!("nonce_length: {nonce}"))
+            .replace("0001", &digits(1))
+            .replace("0002", &digits(2))
+    };
+    let path = "pools[0].quic_lb[0].nonce_length";
+    assert_eq!(places(&with(2, "17")), NONE);
+    one_mistake(&with(2, "§18"), path, "18 octets after 2 octets", "at most 19 octets");
+    assert_eq!(places(&with(15, "4")), NONE);
+    one_mistake(&with(15, "§5"), path, "5 octets after 15 octets", "at most 19 octets");
+    one_mistake(&with(2, "§3"), path, "the number 3", "a whole number from 4 to 18");
+}
+
+#[test]
+fn config_ids_are_unique_in_a_pool() {
+    let text = "
+listeners: [{name: l, address: '127.0.0.1:1', pool: p}]
+pools:
+  - name: p
+    quic_lb:
+      - {config_id: 0, server_id_length: 2, nonce_length: 4}
+      - {config_id: §0, server_id_length: 2, nonce_length: 4}
+    backends: [{name: a, address: '127.0.0.1:2', server_id: '0001'}]
+";
+    one_mistake(text, "pools[0].quic_lb[1].config_id", "0 again", "a unique config ID");
+}
+
+#[test]
+fn server_ids_are_hex_of_the_right_length() {
+    let digits = "two hex digits for each octet that server_id_length says";
+    for (server_id, found, expected) in [
+        ("0001", "the number 0001", ", in quotes"),
+        ("\"00011\"", "an odd number of hex digits, 5", digits),
+        ("\"000g\"", "\"000g\"", digits),
+        ("\"\"", "an empty text", digits),
+        ("\"00000000000000000000000000000001\"", "32 hex digits, more than 30", digits),
+        ("\"01\"", "a server ID of 1 octet", "2 octets, as server_id_length says"),
+        ("\"000001\"", "a server ID of 3 octets", "2 octets, as server_id_length says"),
+        ("[\"0001\"]", "a list", digits),
+    ] {
+        let text = contract_with("server_id: \"0001\"", &format!("server_id: §{server_id}"));
+        one_mistake(&text, "pools[0].backends[0].server_id", found, expected);
+    }
+    let shared = contract_with("\"0002\"", "§\"0001\"");
+    let found = "server ID 0001 of another backend under config ID 0";
+    one_mistake(&shared, "pools[0].backends[1].server_id", found, "of its own");
+    let missing = contract_with("        server_id: \"0002\"\n", "");
+    let missing = missing.replace("name: b", "§name: b");
+    let expected = "`server_id` or `server_ids`: 2 octets for config ID 0";
+    one_mistake(&missing, "pools[0].backends[1]", "a backend without server ID", expected);
+    let both = contract_with("weight: 2", "server_ids: §{0: '0002'}");
+    one_mistake(&both, "pools[0].backends[1].server_ids", "`server_ids` beside", "one of the two");
+}
+
+#[test]
+fn pools_without_configurations_have_no_server_ids() {
+    for (given, key) in
+        [("server_id: §'01'", "server_id"), ("server_ids: §{0: '01'}", "server_ids")]
+    {
+        let text = format!(
+            "
+listeners: [{{name: l, address: '127.0.0.1:1', pool: p}}]
+pools: [{{name: p, backends: [{{name: a, address: '127.0.0.1:2', {given}}}]}}]
+"
+        );
+        let path = format!("pools[0].backends[0].{key}");
+        one_mistake(&text, &path, "a pool without `quic_lb`", "no server ID");
+    }
+}
+
+#[test]
+fn server_ids_follow_the_lengths_of_each_configuration() {
+    let text = |ids: &str| {
+        format!(
+            "
+listeners: [{{name: l, address: '127.0.0.1:1', pool: p}}]
+pools:
+  - name: p
+    quic_lb:
+      - {{config_id: 2, server_id_length: 3, nonce_length: 4}}
+      - {{config_id: 1, server_id_length: 2, nonce_length: 4}}
+    backends:
+      - {{name: a, address: '127.0.0.1:2', {ids}}}
+"
+        )
+    };
+    assert_eq!(places(&text("server_ids: {1: '0102', 2: '010203'}")), NONE);
+    for (ids, path, expected) in [
+        ("server_id: §'0102'", "server_id", "3 octets for config ID 2, 2 octets for config ID 1"),
+        ("server_ids: §{1: '0102'}", "server_ids", "2: a server ID of 3 octets"),
+        ("server_ids: {1: '0102', 2: §'0102'}", "server_ids.2", "3 octets, as server_id_length"),
+        ("server_ids: {1: '0102', 2: '010203', 3: §'01'}", "server_ids.3", "of the pool: 2, 1"),
+        ("server_ids: {1: '0102', 2: '010203', §'1': ''}", "server_ids.1", "each config ID once"),
+        ("server_ids: {1: '0102', 2: '010203', §7: ''}", "server_ids.7", "from 0 to 6"),
+        ("server_ids: {1: '0102', 2: '010203', §x: ''}", "server_ids.x", "from 0 to 6"),
+        ("server_ids: §['0102', '010203']", "server_ids", "a mapping from config IDs"),
+    ] {
+        one_mistake(&text(ids), &format!("pools[0].backends[0].{path}"), "", expected);
+    }
+}
+
+// https://datatracker.ietf.org/doc/html/draft-ietf-quic-load-balancers-21
+#[test]
+fn clear_and_encrypted_configurations_share_no_server_ids() {
+    let text = |a: &str, b: &str| {
+        format!(
+            "
+listeners: [{{name: l, address: '127.0.0.1:1', pool: p}}]
+pools:
+  - name: p
+    quic_lb:
+      - {{config_id: 0, server_id_length: 2, nonce_length: 4}}
+      - {{config_id: 1, server_id_length: 2, nonce_length: 4, key_env: LB_KEY}}
+    backends:
+      - {{name: a, address: '127.0.0.1:2', {a}}}
+      - {{name: b, address: '127.0.0.1:3', {b}}}
+"
+        )
+    };
+    let a = "server_ids: {0: '0a01', 1: '0001'}";
+    assert_eq!(places(&text(a, "server_ids: {0: '0a02', 1: '0002'}")), NONE);
+
+    let same = text("server_id: §'0001'", "server_id: '0002'");
+    let path = "pools[0].backends[0].server_id";
+    one_mistake(&same, path, "which is encrypted, and 1 more", "`server_ids` with other server");
+
+    let crossed = text(a, "server_ids: {0: §'0001', 1: '0002'}");
+    let path = "pools[0].backends[1].server_ids.0";
+    let [mistake] = &mistakes_at_marks(&crossed, &[path])[..] else { panic!("one mistake") };
+    let related = mistake.related.as_ref().expect("the other place");
+    assert_eq!(related.path, "pools[0].backends[0].server_ids.1");
+}
+
+#[test]
+fn pools_behind_one_listener_have_config_ids_of_their_own() {
+    let text = |routes: &str, second: &str| {
+        format!(
+            "
+listeners:
+  - {{name: l, address: '127.0.0.1:1', pool: p{routes}}}
+  - {{name: m, address: '127.0.0.1:2', pool: q}}
+pools:
+  - name: p
+    quic_lb: [{{config_id: 0, server_id_length: 2, nonce_length: 4}}]
+    backends: [{{name: a, address: '127.0.0.1:3', server_id: '0001'}}]
+  - name: q
+    quic_lb: [{{config_id: {second}, server_id_length: 2, nonce_length: 4}}]
+    backends: [{{name: a, address: '127.0.0.1:4', server_id: '0001'}}]
+"
+        )
+    };
+    assert_eq!(places(&text("", "0")), NONE, "different listeners");
+    let routes = ", routes: §[{alpn: h3, pool: q}, {alpn: moq, pool: q}]";
+    mistakes_at_marks(&text(routes, "1"), &["listeners[0].routes"]);
+    let paths = ["listeners[0].routes", "pools[1].quic_lb[0].config_id"];
+    let mistakes = mistakes_at_marks(&text(routes, "§0"), &paths);
+    assert!(mistakes[1].found.contains("another pool behind listeners[0]"), "{}", mistakes[1]);
+}
+
+#[test]
+fn routes_are_checked_before_they_are_refused() {
+    let routes = "pool: web
+    routes:
+      §- §{pool: web}
+      - {pool: §nowhere, alpn: h3}
+      - {alpn: §h3, server_name: x, pool: web}
+      - {alpn: moq, server_name: §x, pool: web}
+      - {server_name: x.example, pool: web, §port: 3}
+      - §{server_name: §''}";
+    // A second protocol beside a server name is one mistake, the name again another.
+    let routes = routes.replace("{alpn: §h3", "{alpn: §§h3").replace("alpn: moq", "alpn: §moq");
+    let paths = [
+        "listeners[0].routes",
+        "listeners[0].routes[0]",
+        "listeners[0].routes[1].pool",
+        "listeners[0].routes[2].alpn",
+        "listeners[0].routes[2].alpn",
+        "listeners[0].routes[3].alpn",
+        "listeners[0].routes[3].server_name",
+        "listeners[0].routes[4].port",
+        "listeners[0].routes[5]",
+        "listeners[0].routes[5].server_name",
+    ];
+    mistakes_at_marks(&contract_with("pool: web", &routes), &paths);
+}
+
+#[test]
+fn a_pool_that_does_not_exist_is_named_with_those_that_do() {
+    let text = contract_with("pool: web", "pool: §wed");
+    one_mistake(&text, "listeners[0].pool", "\"wed\", which no pool is called", "such as web");
+}
+
+#[test]
+fn what_this_version_does_not_do_is_refused_with_an_alternative() {
+    for (from, to, path) in [
+        ("pool: web", "pool: web\n    routes: §[{alpn: h3, pool: web}]", "listeners[0].routes"),
+        ("  - name: web", "  - health_check: §{}\n    name: web", "pools[0].health_check"),
+        ("admin:", "retry: {mode: §auto}\nadmin:", "retry.mode"),
+    ] {
+        one_mistake(&contract_with(from, to), path, "which this version does not do yet", "");
+    }
+    for to in ["retry: {mode: off}\nadmin:", "retry: {mode: \"off\"}\nadmin:", "retry: {}\nadmin:"]
+    {
+        assert_eq!(places(&contract_with("admin:", to)), NONE, "{to}");
+    }
+    let slow = "  - health_check: §{interval: 1s, timeout: §2s}\n    name: web";
+    let paths = ["pools[0].health_check", "pools[0].health_check.timeout"];
+    mistakes_at_marks(&contract_with("  - name: web", slow), &paths);
+}
+
+#[test]
+fn backends_need_a_source_address_of_their_family() {
+    let with = |sources: &str| {
+        contract_with("    backends:", &format!("    source_addresses: {sources}\n    backends:"))
+    };
+    assert_eq!(places(&with("[\"127.0.0.1\", \"::1\"]")), NONE);
+    assert_eq!(places(&with("[]")), NONE);
+    let paths = ["pools[0].backends[0].address", "pools[0].backends[1].address"];
+    let marked = with("[\"::1\"]").replace("address: \"127.0.0.1:5", "address: §\"127.0.0.1:5");
+    mistakes_at_marks(&marked, &paths);
+    let paths = [1, 2, 3, 4].map(|nth| format!("pools[0].source_addresses[{nth}]"));
+    let paths: Vec<_> = paths.iter().map(String::as_str).collect();
+    let marked = with("[\"127.0.0.1\", §\"127.0.0.1\", §\"0.0.0.0\", §\"127.0.0.1:1\", §5]");
+    mistakes_at_marks(&marked, &paths);
+}
+
+#[test]
+fn warnings_let_the_file_load() {
+    for (from, to, path, found) in [
+        ("\"127.0.0.1:9090\"", "§\"0.0.0.0:9090\"", "admin.address", "other hosts may reach"),
+        (
+            "admin:",
+            "timeouts: {flow_idle: 5s, flow_unanswered: §6s}\nadmin:",
+            "timeouts.flow_unanswered",
+            "a longer time than flow_idle",
+        ),
+        (
+            "admin:",
+            "  - §{name: idle, backends: [{name: x, address: \"127.0.0.1:1\"}]}\nadmin:",
+            "pools[1]",
+            "a pool that no listener sends to",
+        ),
+        (
+            "\"8f95f09245765f80256934e50c66207f\"",
+            "§\"00000000000000000000000000000000\"",
+            "pools[0].quic_lb[0].key",
+            "a key of zeros",
+        ),
+    ] {
+        let marked = contract_with(from, to);
+        let warnings = mistakes_at_marks(&marked, &[&format!("warning {path}")]);
+        assert!(warnings[0].found.contains(found), "{}", warnings[0]);
+        assert!(read(&marked.replace('§', "")).is_ok());
+    }
+}
+
+#[test]
+fn a_pool_that_only_drains_is_worth_a_warning() {
+    let text = "
+listeners: [{name: l, address: '127.0.0.1:1', pool: p}]
+pools: [{name: p, backends: §[{name: a, address: '127.0.0.1:2', state: draining}]}]
+";
+    one_mistake(text, "warning pools[0].backends", "none takes new connections", "state: active");
+}
+
+#[test]
+fn the_space_of_server_ids_is_judged_on_both_sides_of_its_bound() {
+    let pool = |mark: &str, backends: usize| {
+        let mut text = format!(
+            "
+listeners: [{{name: l, address: '127.0.0.1:1', pool: p}}]
+pools:
+  - name: p
+    quic_lb: [{{config_id: 0, server_id_length: {mark}2, nonce_length: 4}}]
+    backends:
+"
+        );
+        for nth in 0..backends {
+            let port = 1_000 + nth;
+            text += &format!(
+                "      - {{name: b{nth}, address: '127.0.0.1:{port}', server_id: '{nth:04x}'}}\n"
+            );
+        }
+        text
+    };
+    assert_eq!(places(&pool("", 256)), NONE);
+    let path = "warning pools[0].quic_lb[0].server_id_length";
+    one_mistake(&pool("§", 257), path, "2 octets to tell 257 server IDs apart", "3 or more");
+}
+
+#[test]
+fn numbers_of_listeners_and_backends_are_bounded() {
+    let text = |listeners: usize, backends: usize| {
+        let mut text = "listeners:\n".to_owned();
+        for nth in 0..listeners {
+            text += &format!("  - {{name: l{nth}, address: '127.0.0.1:{}', pool: p0}}\n", nth + 1);
+        }
+        for pool in 0..2 {
+            let section = if pool == 0 { "pools:\n" } else { "" };
+            text += &format!("{section}  - name: p{pool}\n    backends:\n");
+            for nth in (pool..backends).step_by(2) {
+                text += &format!("      - {{name: b{nth}, address: '10.0.0.1:{}'}}\n", nth + 1);
+            }
+        }
+        text
+    };
+    let errors = |text: &str| {
+        let is_error = |place: &String| !place.starts_with("warning");
+        places(text).into_iter().filter(is_error).collect::<Vec<_>>()
+    };
+    assert_eq!(errors(&text(64, 4096)), NONE);
+    assert_eq!(errors(&text(65, 4096)), ["listeners at 2:3"]);
+    assert_eq!(errors(&text(1, 4097)), ["pools[1].backends at 2057:7"]);
+    mistakes_at_marks("listeners: §[]\npools: §[]\n", &["listeners", "pools"]);
+}
+
+#[test]
+fn the_top_of_the_file_is_checked_too() {
+    assert_eq!(places(""), ["file"]);
+    mistakes_at_marks("§- a\n", &[""]);
+    mistakes_at_marks("§§{}", &["", ""]);
+    mistakes_at_marks("listeners: §[\n", &[""]);
+}
+
+#[test]
+fn a_byte_order_mark_and_carriage_returns_do_no_harm() {
+    let text = format!("\u{feff}{}", common::CONTRACT.replace('\n', "\r\n"));
+    assert_eq!(places(&text), NONE);
+}
+
+#[test]
+fn aliases_may_save_typing() {
+    let text = "
+listeners: [{name: l, address: '127.0.0.1:1', pool: p}, {name: m, address: '127.0.0.1:2', pool: q}]
+pools:
+  - name: p
+    quic_lb: &ids [{config_id: 0, server_id_length: 2, nonce_length: 4}]
+    backends: &backends [{name: a, address: '127.0.0.1:3', server_id: '0001'}]
+  - name: q
+    quic_lb: *ids
+    backends: *backends
+";
+    assert_eq!(places(text), NONE);
+}
+
+/// Asserts that `marked` has one mistake, at its mark, and what it says.
+fn one_mistake(marked: &str, path: &str, found: &str, expected: &str) {
+    let mistakes = mistakes_at_marks(marked, &[path]);
+    assert!(mistakes[0].found.contains(found), "{}", mistakes[0]);
+    assert!(mistakes[0].expected.contains(expected), "{}", mistakes[0]);
+}
+
+fn places(text: &str) -> Vec<String> {
+    mistakes(text).iter().map(common::place).collect()
+}
