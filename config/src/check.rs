@@ -5,7 +5,7 @@
 //! come out.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     hash::Hash,
     net::{IpAddr, SocketAddr},
     num::{NonZeroU32, NonZeroUsize},
@@ -55,14 +55,7 @@ pub(crate) fn check(
     let checked_listeners = check_listeners(listeners, &pool_names, mistakes);
     check_config_ids_of_listeners(listeners, pools, &pool_names, mistakes);
     check_loops(listeners, pools, mistakes);
-    for (index, pool) in pools.items.iter().enumerate() {
-        let used = checked_listeners.iter().any(|listener| listener.pools.contains(&index));
-        let known = checked_listeners.iter().all(|listener| listener.complete);
-        if !used && known && !listeners.incomplete {
-            let found = "a pool that no listener sends to";
-            mistakes.warning(&pool.place, found, "a listener with this `pool`, or no such pool");
-        }
-    }
+    check_use(listeners, pools, &checked_listeners, mistakes);
     let admin = check_admin(document, mistakes);
     let timeouts = check_timeouts(document, mistakes);
     if mistakes.has_errors() {
@@ -196,6 +189,25 @@ fn check_routes(
         pools.push(None);
     }
     pools
+}
+
+/// Warns of pools that nobody reaches, unless it is unknown who reaches what.
+fn check_use(
+    listeners: &List<Listener>,
+    pools: &List<Pool>,
+    checked: &[CheckedListener],
+    mistakes: &mut Mistakes,
+) {
+    if listeners.incomplete || checked.iter().any(|listener| !listener.complete) {
+        return;
+    }
+    let used: HashSet<usize> = checked.iter().flat_map(|l| &l.pools).copied().collect();
+    for (index, pool) in pools.items.iter().enumerate() {
+        if !used.contains(&index) {
+            let found = "a pool that no listener sends to";
+            mistakes.warning(&pool.place, found, "a listener with this `pool`, or no such pool");
+        }
+    }
 }
 
 /// A connection ID says nothing about the pool: behind one listener, its config ID has to.
@@ -661,6 +673,9 @@ impl<'a> Identities<'a> {
 fn check_loops(listeners: &List<Listener>, pools: &List<Pool>, mistakes: &mut Mistakes) {
     let listening: Vec<&At<_>> =
         listeners.items.iter().filter_map(|listener| listener.value.address.as_ref()).collect();
+    if listening.len() > MAX_LISTENERS {
+        return;
+    }
     let backends = pools.items.iter().filter_map(|pool| pool.value.backends.as_ref());
     for backend in backends.flat_map(|backends| &backends.value.items) {
         let Some(address) = &backend.value.address else { continue };

@@ -1,0 +1,261 @@
+//! Keys come from the file, another file or the environment, and are never printed.
+
+mod common;
+
+use std::fs;
+
+use common::{CONTRACT, KEY, contract_with, mistakes_at_marks, read, read_beside};
+use proptest::prelude::*;
+use quic_lb_config::{Config, load};
+
+const LINE: &str = "key: \"8f95f09245765f80256934e50c66207f\"";
+const OTHER: &str = "f09245765f80256934e50c66207f8f95";
+
+#[test]
+fn all_sources_of_a_key_are_worth_the_same() {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join("web.key"), format!("{KEY}\n")).expect("a key file");
+    restrict(&directory.path().join("web.key"));
+    let from_file = contract_with(LINE, "key_file: web.key");
+    let loaded = read_beside(&from_file, directory.path()).expect("a configuration");
+    assert_eq!(loaded.warnings, []);
+    let expected = config(CONTRACT).digest();
+    assert_eq!(loaded.config.digest(), expected);
+    assert_eq!(config(&contract_with(LINE, "key_env: LB_KEY")).digest(), expected);
+    assert_eq!(config(&CONTRACT.replace(KEY, &KEY.to_uppercase())).digest(), expected);
+    assert_ne!(config(&CONTRACT.replace(KEY, OTHER)).digest(), expected);
+}
+
+#[test]
+fn a_file_beside_the_configuration_is_found_whatever_the_working_directory() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let key_file = directory.path().join("web.key");
+    fs::write(&key_file, KEY).expect("a key file");
+    restrict(&key_file);
+    let file = directory.path().join("lb.yaml");
+    fs::write(&file, contract_with(LINE, "key_file: web.key")).expect("a file");
+    assert!(load(&file).is_ok());
+    let absolute = format!("key_file: {}", key_file.display());
+    fs::write(&file, contract_with(LINE, &absolute)).expect("a file");
+    assert!(load(&file).is_ok());
+}
+
+#[test]
+fn a_key_that_cannot_be_had_is_one_clear_mistake() {
+    let directory = tempfile::tempdir().expect("a directory");
+    for (name, content) in
+        [("empty", &b""[..]), ("short", b"8f95f0"), ("odd", b"8f95g"), ("binary", b"\xff\xfe")]
+    {
+        fs::write(directory.path().join(name), content).expect("a file");
+        restrict(&directory.path().join(name));
+    }
+    for (given, found) in [
+        ("key_file: missing", "\"missing\", which cannot be read: No such file or directory"),
+        ("key_file: .", "\".\", which cannot be read: it is not a regular file"),
+        ("key_file: /dev/zero", "\"/dev/zero\", which cannot be read: it is not a regular file"),
+        ("key_file: empty", "\"empty\" with no characters"),
+        ("key_file: short", "\"short\" with 6 hex digits"),
+        ("key_file: odd", "\"odd\" with 5 characters, of which number 5 is no hex digit"),
+        ("key_file: binary", "\"binary\", which cannot be read: it is not text"),
+        ("key_file: ''", "an empty text"),
+        ("key_env: UNSET", "\"UNSET\", which is not set in the environment"),
+        (
+            "key_env: LB_BAD",
+            "\"LB_BAD\", a variable with 17 characters, of which number 1 is no hex",
+        ),
+        ("key: secret", "6 characters, of which number 1 is no hex digit"),
+        ("key: [secret]", "a list"),
+        ("key: 12345678901234567890123456789012", "a number"),
+        ("key:", "nothing"),
+        ("key_file: 8f95f09245765f80256934e50c66207f", "what looks like the key itself"),
+        ("key_env: 8f95f09245765f80256934e50c66207f", "what looks like the key itself"),
+    ] {
+        let report = read_beside(&contract_with(LINE, given), directory.path()).expect_err(given);
+        let [mistake] = &report.mistakes[..] else { panic!("{given}: {report}") };
+        assert!(mistake.found.starts_with(found), "{given}: {mistake}");
+        assert!(!report.to_string().contains("ecret"), "{report}");
+        assert!(!report.to_string().contains("8f95f09245"), "{report}");
+    }
+}
+
+#[test]
+fn one_key_has_one_source() {
+    for (given, second) in [
+        ("key_env: §LB_KEY\n        key: \"8f95f09245765f80256934e50c66207f\"", "key_env"),
+        ("key_file: a\n        key_env: §LB_KEY", "key_env"),
+    ] {
+        let path = format!("pools[0].quic_lb[0].{second}");
+        let mistakes = mistakes_at_marks(&contract_with(LINE, given), &[&path]);
+        assert_eq!(mistakes[0].expected, "one of `key`, `key_file` and `key_env`");
+    }
+}
+
+#[test]
+fn a_weak_or_open_key_is_worth_a_warning() {
+    let zero = read(&contract_with(LINE, "key_env: LB_ZERO")).expect("a configuration");
+    assert!(zero.warnings[0].found.contains("a key of zeros"), "{}", zero.warnings[0]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_key_file_that_others_can_read_is_worth_a_warning() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().expect("a directory");
+    let key_file = directory.path().join("web.key");
+    fs::write(&key_file, KEY).expect("a key file");
+    for (mode, warnings) in [(0o600, 0), (0o640, 0), (0o644, 1)] {
+        fs::set_permissions(&key_file, fs::Permissions::from_mode(mode)).expect("our file");
+        let text = contract_with(LINE, "key_file: web.key");
+        let loaded = read_beside(&text, directory.path()).expect("a configuration");
+        assert_eq!(loaded.warnings.len(), warnings, "mode {mode:o}");
+    }
+}
+
+#[test]
+fn the_masked_document_shows_everything_but_keys() {
+    let document = config(CONTRACT).masked_document();
+    let expected = serde_json::json!({
+        "listeners": [{ "name": "edge", "address": "127.0.0.1:4433", "pool": "web" }],
+        "pools": [{
+            "name": "web",
+            "quic_lb": [
+                { "config_id": 0, "server_id_length": 2, "nonce_length": 6, "key": "masked" },
+            ],
+            "backends": [
+                {
+                    "name": "a", "address": "127.0.0.1:5001", "weight": 1, "state": "active",
+                    "server_ids": { "0": "0001" },
+                },
+                {
+                    "name": "b", "address": "127.0.0.1:5002", "weight": 2, "state": "active",
+                    "server_ids": { "0": "0002" },
+                },
+            ],
+            "source_addresses": [],
+        }],
+        "admin": { "address": "127.0.0.1:9090" },
+        "limits": { "flows": 50000, "remembered": 262_144 },
+        "timeouts": { "flow_idle": "180s", "flow_unanswered": "10s", "drain": "30s" },
+        "log": { "level": "info", "format": "text" },
+        "retry": { "mode": "off" },
+    });
+    assert_eq!(document, expected);
+}
+
+/// Written as a file again, a masked document differs from what was read by its keys alone.
+#[test]
+fn the_masked_document_is_a_document() {
+    let original = common::FULL.to_owned() + "workers: 3\n";
+    let document = config(&original).masked_document();
+    let unmasked = document.to_string().replace("\"masked\"", &format!("{KEY:?}"));
+    let again = config(&unmasked);
+    assert_eq!(again.masked_document(), document);
+    assert_eq!(again.digest(), config(&original).digest());
+}
+
+#[test]
+fn the_digest_covers_what_routing_depends_on_and_nothing_else() {
+    let digest = config(CONTRACT).digest();
+    assert_eq!(digest.len(), 16);
+    assert!(digest.chars().all(|c| c.is_ascii_hexdigit()));
+    let other = |from, to| config(&contract_with(from, to)).digest();
+    for (from, to) in [
+        ("127.0.0.1:9090", "127.0.0.1:9091"),
+        ("admin:", "workers: 2\nlimits: {flows: 7}\nlog: {level: debug}\nadmin:"),
+        ("admin:", "timeouts: {drain: 1s}\nadmin:"),
+        ("name: edge", "name: front"),
+    ] {
+        assert_eq!(other(from, to), digest, "{to}");
+    }
+    for (from, to) in [
+        ("127.0.0.1:4433", "127.0.0.1:4434"),
+        ("127.0.0.1:5001", "127.0.0.1:5003"),
+        ("name: b", "name: c"),
+        ("server_id: \"0002\"", "server_id: \"0003\""),
+        ("weight: 2", "weight: 3"),
+        ("weight: 2", "state: draining"),
+        ("nonce_length: 6", "nonce_length: 7"),
+        ("config_id: 0", "config_id: 1"),
+        (LINE, "# in the clear"),
+    ] {
+        assert_ne!(other(from, to), digest, "{to}");
+    }
+    let mut reordered = config(CONTRACT);
+    reordered.pools[0].backends.reverse();
+    assert_eq!(reordered.digest(), digest);
+}
+
+proptest! {
+    /// Whatever slip of the hand there is, no part of the key gets out.
+    #[test]
+    fn no_edit_of_a_file_brings_its_key_to_light(edits in edits(CONTRACT.len())) {
+        let text = edited(CONTRACT, &edits);
+        let printed = match read(&text) {
+            Ok(loaded) => {
+                format!("{:?} {}", loaded, loaded.config.masked_document())
+            }
+            Err(report) => format!("{report} {report:?}"),
+        };
+        // Eight digits in a row do not come from elsewhere.
+        for at in 0..=KEY.len() - 8 {
+            prop_assert!(!printed.contains(&KEY[at..at + 8]), "{printed}\n{text}");
+        }
+    }
+}
+
+/// A place, how many octets to take away there, and what to put there.
+type Edit = (usize, usize, &'static str);
+
+fn edits(len: usize) -> impl Strategy<Value = Vec<Edit>> {
+    let pieces = prop::sample::select(vec![
+        "",
+        "",
+        " ",
+        "\n",
+        "\n  ",
+        "\"",
+        "'",
+        ":",
+        ": ",
+        "- ",
+        "#",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        "*",
+        "&a ",
+        "!",
+        "|\n",
+        "x",
+        "key_env: ",
+        "name: ",
+        "server_id: ",
+    ]);
+    prop::collection::vec((0..len, 0..6_usize, pieces), 1..4)
+}
+
+fn edited(text: &str, edits: &[Edit]) -> String {
+    let mut text = text.as_bytes().to_vec();
+    for (at, taken, put) in edits {
+        let at = (*at).min(text.len());
+        let end = (at + taken).min(text.len());
+        text.splice(at..end, put.bytes());
+    }
+    String::from_utf8(text).expect("the contract is ASCII")
+}
+
+fn config(text: &str) -> Config {
+    read(text).unwrap_or_else(|report| panic!("{report}")).config
+}
+
+fn restrict(path: &std::path::Path) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("our file");
+    }
+    #[cfg(not(unix))]
+    let _ = path;
+}
