@@ -222,7 +222,10 @@ macro_rules! words {
             }
         }
 
-        inline_schema!(() $type, |_generator| json_schema!({ "type": "string", "enum": [$($word),*] }));
+        inline_schema!(() $type, |_generator| json_schema!({
+            "type": "string",
+            "enum": [$($word),*],
+        }));
     };
 }
 
