@@ -14,14 +14,22 @@
 //! | [`memory`] | what all workers remember together |
 //! | [`verdict`] | rules, reasons, verdicts: the vocabulary of decisions |
 //! | [`counters`] | what a worker counts |
+//! | [`control`] | reload, health, admin interface, the life of the process |
+//! | [`metrics`] | what `/metrics` shows |
+//! | [`logging`] | log records |
+//! | [`cli`] | the command line |
 #![deny(unsafe_code)]
 
+pub mod cli;
+pub mod control;
 pub mod counters;
 #[cfg(test)]
 mod fixtures;
 mod flows;
 pub mod forwarder;
+pub mod logging;
 pub mod maglev;
 pub mod memory;
+pub mod metrics;
 pub mod routing;
 pub mod verdict;

@@ -1,2 +1,7 @@
 //! The `quic-lb` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    quic_lb::cli::main()
+}

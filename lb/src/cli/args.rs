@@ -1,0 +1,261 @@
+//! What may be typed, and what is meant by it.
+//!
+//! [`Args`] is what clap reads; completions and manual pages come from the same definitions. Where
+//! what was typed and what is meant differ, there is one conversion, here.
+
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
+
+use clap::{Args as Arguments, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+use quic::routable::ConfigId;
+
+/// A load balancer for QUIC: every packet reaches the server that holds its connection.
+#[derive(Debug, Parser)]
+#[command(name = "quic-lb", version, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = "\
+Examples:
+  quic-lb check --config lb.yaml
+  quic-lb run --config lb.yaml
+  quic-lb cid decode --config lb.yaml 0720b1d07b359d3c
+  quic-lb explain --config lb.yaml --pcap trace.pcap")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the balancer.
+    ///
+    /// SIGHUP or a changed file reloads the configuration; a file with mistakes is refused as a
+    /// whole and everything goes on as before. SIGTERM and SIGINT drain: /readyz says no, forwarding
+    /// goes on until no flow is left or timeouts.drain is over. A second signal ends at once.
+    #[command(after_help = "\
+Examples:
+  quic-lb run --config /etc/quic-lb/lb.yaml
+  RUST_LOG=quic_lb=debug quic-lb run --config lb.yaml   more than the file says")]
+    Run(ConfigFile),
+    /// Check a configuration file: exit 0, or 1 with every mistake.
+    #[command(after_help = "\
+Examples:
+  quic-lb check --config lb.yaml
+  quic-lb check --config new.yaml && mv new.yaml lb.yaml   a running balancer reloads it")]
+    Check(ConfigFile),
+    /// Decode and encode routable connection IDs.
+    #[command(subcommand)]
+    Cid(Cid),
+    /// Say which rule sends a datagram where, and why.
+    ///
+    /// Runs the forwarder itself, with nothing remembered at first. With --pcap every datagram of the
+    /// capture to the port of a listener is explained in turn, and changes what is remembered for the
+    /// next one, as do the servers' answers in the capture.
+    #[command(after_help = "\
+Examples:
+  quic-lb explain --config lb.yaml --from 192.0.2.7:50000 4007c4605e4504cc4f
+  quic-lb explain --config lb.yaml --pcap trace.pcapng
+  tcpdump -i any -w - -c 100 udp port 4433 | quic-lb explain --config lb.yaml --pcap /dev/stdin")]
+    Explain(ExplainArgs),
+    /// Print a random key for connection IDs, 32 hex digits.
+    #[command(after_help = "\
+Examples:
+  quic-lb keygen
+  (umask 077; quic-lb keygen > web-0.key)     for key_file:")]
+    Keygen,
+    /// Print the JSON schema of the configuration file, for editors.
+    #[command(after_help = "\
+Examples:
+  quic-lb schema > quic-lb.schema.json
+  # then, as the first line of lb.yaml:
+  # yaml-language-server: $schema=quic-lb.schema.json")]
+    Schema,
+    /// Print a completion script for a shell.
+    #[command(after_help = "\
+Examples:
+  quic-lb completions bash > /etc/bash_completion.d/quic-lb
+  quic-lb completions zsh > \"${fpath[1]}/_quic-lb\"")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the manual page of this program or of one of its commands.
+    #[command(after_help = "\
+Examples:
+  quic-lb man | man -l -
+  quic-lb man cid decode > quic-lb-cid-decode.1")]
+    Man {
+        /// The command; none for the program.
+        command: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cid {
+    /// Say which server each connection ID names, or why none.
+    ///
+    /// Octets behind the end of a connection ID are ignored, as on the wire.
+    #[command(after_help = "\
+Examples:
+  quic-lb cid decode --config lb.yaml 0720b1d07b359d3c
+  quic-lb cid decode --config lb.yaml --pool web --json 07c4605e4504cc4f e1020304
+  quic-lb cid decode --config lb.yaml $(quic-lb cid encode --config lb.yaml --backend a)")]
+    Decode(DecodeArgs),
+    /// Print a connection ID that names a backend.
+    #[command(after_help = "\
+Examples:
+  quic-lb cid encode --config lb.yaml --backend a
+  quic-lb cid encode --config lb.yaml --backend web/a --config-id 1 --nonce ee080dbf48c0")]
+    Encode(EncodeArgs),
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct ConfigFile {
+    /// The configuration file (YAML).
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct DecodeArgs {
+    #[command(flatten)]
+    pub(crate) file: ConfigFile,
+    /// Decode as this pool does; all pools are tried otherwise.
+    #[arg(long, value_name = "POOL")]
+    pub(crate) pool: Option<String>,
+    /// Print a JSON array with one object for each connection ID.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Connection IDs in hex.
+    #[arg(required = true, value_name = "HEX")]
+    pub(crate) cids: Vec<Hex>,
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct EncodeArgs {
+    #[command(flatten)]
+    pub(crate) file: ConfigFile,
+    /// The backend: NAME, or POOL/NAME where several pools have that name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) backend: String,
+    /// The configuration to encode with; needed where the pool has several.
+    #[arg(long, value_name = "N", value_parser = config_id)]
+    pub(crate) config_id: Option<ConfigId>,
+    /// The nonce in hex; random otherwise.
+    #[arg(long, value_name = "HEX")]
+    pub(crate) nonce: Option<Hex>,
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct ExplainArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// The listener that the datagrams arrive on; otherwise each one, or, with --pcap, the one that
+    /// they were sent to.
+    #[arg(long, value_name = "NAME")]
+    listener: Option<String>,
+    /// The client's address and port.
+    #[arg(long, value_name = "ADDR", required_unless_present = "pcap", conflicts_with = "pcap")]
+    from: Option<SocketAddr>,
+    /// Explain the datagrams of a capture (pcap or pcapng).
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pcap: Option<PathBuf>,
+    /// The UDP payload in hex.
+    #[arg(value_name = "HEX-DATAGRAM", required_unless_present = "pcap", conflicts_with = "pcap")]
+    datagram: Option<Hex>,
+}
+
+/// What `explain` is to explain.
+#[derive(Debug)]
+pub(crate) struct Explain {
+    pub(crate) config: PathBuf,
+    pub(crate) listener: Option<String>,
+    pub(crate) subject: Subject,
+}
+
+#[derive(Debug)]
+pub(crate) enum Subject {
+    Datagram { from: SocketAddr, octets: Vec<u8> },
+    Capture(PathBuf),
+}
+
+impl From<ExplainArgs> for Explain {
+    fn from(typed: ExplainArgs) -> Self {
+        let ExplainArgs { file, listener, from, pcap, datagram } = typed;
+        let subject = match (pcap, from, datagram) {
+            (Some(capture), ..) => Subject::Capture(capture),
+            (None, Some(from), Some(Hex(octets))) => Subject::Datagram { from, octets },
+            (None, ..) => unreachable!("clap wants both when there is no --pcap"),
+        };
+        Self { config: file.config, listener, subject }
+    }
+}
+
+/// Octets, typed in hex; colons and white space between them do not matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hex(pub(crate) Vec<u8>);
+
+impl FromStr for Hex {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut digits = Vec::with_capacity(text.len());
+        for character in text.chars().filter(|c| *c != ':' && !c.is_ascii_whitespace()) {
+            let digit = character.to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+            digits.push(digit.ok_or_else(|| format!("{character:?} is not a hex digit"))?);
+        }
+        let (octets, []) = digits.as_chunks::<2>() else {
+            return Err(format!("{} hex digits are half an octet too many", digits.len()));
+        };
+        Ok(Self(octets.iter().map(|[high, low]| high << 4 | low).collect()))
+    }
+}
+
+impl fmt::Display for Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|octet| write!(f, "{octet:02x}"))
+    }
+}
+
+fn config_id(text: &str) -> Result<ConfigId, String> {
+    let id = text.parse().ok().and_then(ConfigId::new);
+    id.ok_or_else(|| "a config ID is a number from 0 to 6".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn hex_is_read_with_and_without_separators() {
+        let octets = Ok(Hex(vec![0x07, 0xc4, 0x60]));
+        assert_eq!("07c460".parse(), octets);
+        assert_eq!("07:C4:60".parse(), octets);
+        assert_eq!(" 07c4 60\n".parse(), octets);
+        assert_eq!("".parse(), Ok(Hex(vec![])));
+        assert_eq!("07c".parse::<Hex>(), Err("3 hex digits are half an octet too many".into()));
+        assert_eq!("0g".parse::<Hex>(), Err("'g' is not a hex digit".into()));
+    }
+
+    #[test]
+    fn a_datagram_needs_its_sender_and_a_capture_must_not_have_one() {
+        let parse = |args: &[&str]| {
+            let all = ["quic-lb", "explain", "--config", "f"].iter().chain(args);
+            Args::try_parse_from(all).map_err(|error| error.kind())
+        };
+        use clap::error::ErrorKind::{ArgumentConflict, MissingRequiredArgument};
+        assert!(parse(&["--from", "192.0.2.1:5", "40"]).is_ok());
+        assert!(parse(&["--pcap", "f"]).is_ok());
+        assert!(parse(&["--pcap", "f", "--listener", "edge"]).is_ok());
+        assert_eq!(parse(&["40"]).err(), Some(MissingRequiredArgument));
+        assert_eq!(parse(&["--from", "192.0.2.1:5"]).err(), Some(MissingRequiredArgument));
+        assert_eq!(parse(&[]).err(), Some(MissingRequiredArgument));
+        assert_eq!(parse(&["--pcap", "f", "40"]).err(), Some(ArgumentConflict));
+        assert_eq!(parse(&["--pcap", "f", "--from", "192.0.2.1:5"]).err(), Some(ArgumentConflict));
+    }
+}

@@ -1,0 +1,269 @@
+//! `explain`: runs the forwarder on a datagram, or on a capture, and prints what each rule saw.
+
+use std::{
+    collections::HashMap,
+    io::Write,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use quic::{
+    header::{self, Kind, LongType, Version},
+    invariants::{Malformed, Packet},
+};
+use quic_lb_config::{Config, Listener};
+
+use super::{
+    Failure,
+    args::{Explain, Hex, Subject},
+    capture::{self, Captured, End},
+    count,
+};
+use crate::{
+    forwarder::{ClientPath, Datagram, Explanation, FlowLimits, Forwarder},
+    memory::Memory,
+    routing::{BackendState, Registry, Routing},
+    verdict::{DropReason, FlowId, Rule, Verdict},
+};
+
+/// More flows than a capture that people look at has; the limit of the file may be far above.
+const MAX_FLOWS: usize = 1 << 16;
+
+pub(super) fn explain(
+    config: &Config,
+    explain: &Explain,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
+    let wanted = match &explain.listener {
+        None => None,
+        Some(name) => Some(listener(config, name)?),
+    };
+    let mut desk = Desk::new(config);
+    match &explain.subject {
+        Subject::Datagram { from, octets } => {
+            let path = ClientPath { client: *from, local: None };
+            let listeners = match wanted {
+                Some(listener) => listener..listener + 1,
+                None => 0..config.listeners.len(),
+            };
+            for listener in listeners {
+                let len = count(octets.len(), "octet");
+                let name = &config.listeners[listener].name;
+                writeln!(out, "{len} from {from} to listener {name}")?;
+                desk.print(Duration::ZERO, listener, &Datagram { path, octets }, out)?;
+            }
+            Ok(())
+        }
+        Subject::Capture(file) => {
+            let mut explained = 0;
+            let end = capture::read(file, |captured| {
+                explained += usize::from(desk.captured(captured, wanted, out)?);
+                Ok(())
+            })?;
+            if end == End::CutOff {
+                writeln!(out, "the file ends inside a frame")?;
+            }
+            if explained == 0 {
+                let ports: Vec<_> =
+                    config.listeners.iter().map(|l| l.address.port().to_string()).collect();
+                let ports = ports.join(", ");
+                writeln!(out, "no UDP datagram in the capture goes to a listener (port {ports})")?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// A forwarder, and what it takes to feed it from a capture.
+struct Desk<'a> {
+    config: &'a Config,
+    routing: Arc<Routing>,
+    forwarder: Forwarder,
+    epoch: Instant,
+    first: Option<Duration>,
+    /// The flow of each handshake (listener, client, the client's connection ID), so that the
+    /// server's answers find it.
+    handshakes: HashMap<(usize, SocketAddr, Vec<u8>), FlowId>,
+}
+
+impl<'a> Desk<'a> {
+    fn new(config: &'a Config) -> Self {
+        let epoch = Instant::now();
+        let mut registry = Registry::default();
+        let routing = Routing::new(config, &mut registry, |_, _| BackendState::Active);
+        let routing = Arc::new(routing);
+        let limits = FlowLimits {
+            max_flows: config.limits.flows.get().min(MAX_FLOWS),
+            idle: config.timeouts.flow_idle,
+            unanswered: config.timeouts.flow_unanswered,
+        };
+        let remembered = config.limits.remembered.get().min(MAX_FLOWS);
+        let memory = Memory::new(remembered, config.timeouts.flow_idle, epoch);
+        let forwarder = Forwarder::new(limits, Arc::clone(&routing), Arc::new(memory));
+        Self { config, routing, forwarder, epoch, first: None, handshakes: HashMap::new() }
+    }
+
+    /// Explains a datagram to a listener and takes note of those to clients. Says whether it was
+    /// one of the former.
+    fn captured(
+        &mut self,
+        captured: &Captured<'_>,
+        wanted: Option<usize>,
+        out: &mut impl Write,
+    ) -> Result<bool, Failure> {
+        let &Captured { frame, time, source, destination, octets, wire_len } = captured;
+        let time = time.saturating_sub(*self.first.get_or_insert(time));
+        if let Some(listener) = self.listener_at(destination, wanted) {
+            let name = &self.config.listeners[listener].name;
+            let (seconds, len) = (time.as_secs_f64(), count(wire_len, "octet"));
+            write!(out, "frame {frame}, {seconds:.6} s: {len} from {source} to listener {name}")?;
+            if octets.len() < wire_len {
+                write!(out, ", of which {} are in the capture", octets.len())?;
+            }
+            writeln!(out)?;
+            let unspecified = self.config.listeners[listener].address.ip().is_unspecified();
+            let local = unspecified.then_some(destination.ip());
+            let datagram = Datagram { path: ClientPath { client: source, local }, octets };
+            self.print(time, listener, &datagram, out)?;
+            self.decide(time, listener, &datagram);
+            return Ok(true);
+        }
+        if let Some(listener) = self.listener_at(source, wanted) {
+            self.returned(time, listener, destination, octets);
+        }
+        Ok(false)
+    }
+
+    /// The listener that a datagram with this address belongs to. Captures are also made on other
+    /// hosts and in front of address translation: the port decides, the address where it can.
+    fn listener_at(&self, address: SocketAddr, wanted: Option<usize>) -> Option<usize> {
+        let candidates = || {
+            let all = self.config.listeners.iter().enumerate();
+            all.filter(|(index, listener)| {
+                wanted.is_none_or(|wanted| wanted == *index)
+                    && listener.address.port() == address.port()
+            })
+        };
+        let exact = |(_, listener): &(usize, &Listener)| listener.address == address;
+        let family =
+            |(_, listener): &(usize, &Listener)| listener.address.is_ipv4() == address.is_ipv4();
+        let best = candidates().find(exact).or_else(|| candidates().find(family));
+        best.or_else(|| candidates().next()).map(|(index, _)| index)
+    }
+
+    fn print(
+        &self,
+        time: Duration,
+        listener: usize,
+        datagram: &Datagram<'_>,
+        out: &mut impl Write,
+    ) -> Result<(), Failure> {
+        if datagram.octets.is_empty() {
+            writeln!(out, "  packet 1: {}", Malformed::Empty)?;
+        }
+        for (nth, packet) in (1..).zip(header::packets(datagram.octets)) {
+            let packet = match &packet {
+                Ok(packet) => describe(packet),
+                Err(_) if nth > 1 => "the rest is no QUIC packet".to_owned(),
+                Err(malformed) => malformed.to_string(),
+            };
+            writeln!(out, "  packet {nth}: {packet}")?;
+        }
+        let Explanation { steps, answer } =
+            self.forwarder.explain(self.epoch + time, listener, datagram);
+        for (nth, rule) in (1..).zip(Rule::ALL) {
+            let label = rule.label();
+            match steps.iter().find(|step| step.rule == rule) {
+                Some(step) => {
+                    let answer = match step.backend.and_then(|id| self.routing.backend(id)) {
+                        Some(backend) => format!("backend {}", backend.name),
+                        None => "no answer".to_owned(),
+                    };
+                    writeln!(out, "  rule {nth} {label:<15} {}: {answer}", step.saw)?;
+                }
+                None => writeln!(out, "  rule {nth} {label:<15} not asked")?,
+            }
+        }
+        match answer {
+            Ok(answer) => {
+                let Some(backend) = self.routing.backend(answer.backend) else { return Ok(()) };
+                let pool = &self.routing.pools[backend.pool].name;
+                let (name, address, rule) = (&backend.name, backend.address, answer.rule.label());
+                writeln!(
+                    out,
+                    "  verdict: forward to backend {name} of pool {pool} at {address} by rule {rule}"
+                )?;
+            }
+            Err(reason) => writeln!(out, "  verdict: drop, {}", reason.label())?,
+        }
+        Ok(())
+    }
+
+    /// Lets the forwarder take the datagram, so that the next ones find what it remembers.
+    fn decide(&mut self, time: Duration, listener: usize, datagram: &Datagram<'_>) {
+        let now = self.epoch + time;
+        let mut verdicts = [Verdict::Drop(DropReason::Empty)];
+        let mut expired = vec![];
+        self.forwarder.sweep(now, &mut expired);
+        self.handshakes.retain(|_, flow| !expired.contains(flow));
+        self.forwarder.decide_batch(now, listener, &[*datagram], &mut verdicts);
+        if let [Verdict::Forward { flow, .. }] = verdicts
+            && let Ok(Packet::Long(header)) = Packet::read(datagram.octets)
+            && self.handshakes.len() < MAX_FLOWS
+        {
+            let key = (listener, datagram.path.client, header.scid.to_vec());
+            self.handshakes.insert(key, flow);
+        }
+    }
+
+    /// Lets the forwarder learn from a server's long header.
+    fn returned(&mut self, time: Duration, listener: usize, client: SocketAddr, octets: &[u8]) {
+        let Ok(Packet::Long(header)) = Packet::read(octets) else { return };
+        let key = (listener, client, header.dcid.to_vec());
+        if let Some(&flow) = self.handshakes.get(&key) {
+            self.forwarder.returned(self.epoch + time, flow, octets);
+        }
+    }
+}
+
+fn listener(config: &Config, name: &str) -> Result<usize, Failure> {
+    config.listeners.iter().position(|listener| listener.name == name).ok_or_else(|| {
+        let names: Vec<_> = config.listeners.iter().map(|l| l.name.as_str()).collect();
+        let names = names.join(", ");
+        Failure::other(format_args!("there is no listener \"{name}\"; there is {names}"))
+    })
+}
+
+fn describe(packet: &Packet<'_>) -> String {
+    let header = match packet {
+        Packet::Short(header) => {
+            return format!(
+                "short header, {} behind the first octet",
+                count(header.rest.len(), "octet")
+            );
+        }
+        Packet::Long(header) => header,
+    };
+    let kind = match header.kind() {
+        Kind::VersionNegotiation => "Version Negotiation".to_owned(),
+        Kind::UnknownVersion => format!("long header of version {:#010x}", header.version),
+        Kind::Known(version, kind) => {
+            let kind = match kind {
+                LongType::Initial => "Initial",
+                LongType::ZeroRtt => "0-RTT",
+                LongType::Handshake => "Handshake",
+                LongType::Retry => "Retry",
+            };
+            let version = match version {
+                Version::V1 => 1,
+                Version::V2 => 2,
+            };
+            format!("{kind} of version {version}")
+        }
+    };
+    let cid = |cid: &[u8]| {
+        if cid.is_empty() { "(empty)".to_owned() } else { Hex(cid.to_vec()).to_string() }
+    };
+    format!("{kind}, DCID {}, SCID {}", cid(header.dcid), cid(header.scid))
+}

@@ -1,0 +1,222 @@
+//! The admin interface over HTTP: metrics, health, backends, the masked configuration, a page.
+//!
+//! It knows no users and no passwords, and is meant for loopback or a management network. What it
+//! takes is bounded: connections, the size of a request's head, the time for it, the life of a
+//! connection; no request has a body that is read. Commands that a browser sends on behalf of some
+//! other page are refused.
+
+use std::{convert::Infallible, net::TcpListener, pin::pin, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{Path, Request, State},
+    http::{HeaderValue, Method, StatusCode, header},
+    middleware::{self, Next},
+    response::{Html, IntoResponse, Response},
+    routing::{get, post},
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use quic_lb_config::Admission;
+use serde_json::{Map, Value, json};
+use tokio::{net::TcpStream, sync::Semaphore, time};
+use tracing::{debug, warn};
+
+use super::{
+    Shared, page,
+    plane::{BackendView, Stage, word},
+};
+
+/// Far above a few scrapers and operators.
+const MAX_CONNECTIONS: usize = 64;
+/// For the head of a request, its first one and the ones that follow.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// For the head of a request, in octets.
+const MAX_HEAD: usize = 16 * 1024;
+/// Keeps a reader that does not read from holding a connection for ever.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(600);
+/// To finish an answer when that is over.
+const LAST_ANSWER: Duration = Duration::from_secs(10);
+
+/// Serves for as long as the process lives.
+pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return warn!(%error, "no admin interface"),
+    };
+    let router = router(shared);
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let router = router.clone();
+                tokio::spawn(async move {
+                    connection(stream, router).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely; those come back.
+                warn!(%error, "admin connection not accepted");
+                time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router) {
+    let service = TowerToHyperService::new(router);
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    let outcome = match time::timeout(CONNECTION_LIFETIME, connection.as_mut()).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            connection.as_mut().graceful_shutdown();
+            time::timeout(LAST_ANSWER, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = outcome {
+        debug!(%error, "admin connection");
+    }
+}
+
+fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/", get(status_page))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/api/v1/config", get(config))
+        .route("/api/v1/backends", get(backends))
+        .route("/api/v1/backends/{pool}/{name}/drain", post(drain))
+        .route("/api/v1/backends/{pool}/{name}/activate", post(activate))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn(guard))
+        .with_state(shared)
+}
+
+/// Refuses commands from foreign pages, and adds what browsers should know about every answer.
+async fn guard(request: Request, next: Next) -> Result<Response, Infallible> {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    let mut response = if !reads && request.headers().contains_key(header::ORIGIN) {
+        error(StatusCode::FORBIDDEN, "commands are not taken from web pages")
+    } else {
+        next.run(request).await
+    };
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    Ok(response)
+}
+
+async fn status_page(State(shared): State<Arc<Shared>>) -> Html<String> {
+    let mut plane = shared.plane();
+    let (reading, views) = (plane.reading(), plane.views());
+    drop(plane);
+    Html(page::status(&reading, &views))
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(header::CONTENT_TYPE, format)], shared.metrics())
+}
+
+/// Whether this process does its work; if not, it should be replaced.
+async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
+    match shared.plane().stage() {
+        Stage::Running | Stage::Draining => Json(json!({ "healthy": true })).into_response(),
+        Stage::Broken => {
+            let body = Json(json!({ "healthy": false, "reason": "a worker has ended" }));
+            (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+        }
+    }
+}
+
+/// Whether this process should be sent anything new.
+async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
+    let reason = match shared.plane().stage() {
+        Stage::Running => return Json(json!({ "ready": true })).into_response(),
+        Stage::Draining => "draining",
+        Stage::Broken => "a worker has ended",
+    };
+    let body = Json(json!({ "ready": false, "reason": reason }));
+    (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+}
+
+async fn config(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    Json(shared.plane().config().masked_document())
+}
+
+async fn backends(State(shared): State<Arc<Shared>>) -> Json<Vec<Value>> {
+    let views = shared.plane().views();
+    Json(views.iter().map(backend_json).collect())
+}
+
+async fn drain(state: State<Arc<Shared>>, path: Path<(String, String)>) -> Response {
+    command(&state.0, &path.0, Admission::Draining)
+}
+
+async fn activate(state: State<Arc<Shared>>, path: Path<(String, String)>) -> Response {
+    command(&state.0, &path.0, Admission::Active)
+}
+
+fn command(shared: &Shared, (pool, name): &(String, String), wanted: Admission) -> Response {
+    let mut plane = shared.plane();
+    if !plane.command(pool, name, wanted) {
+        let sentence = format!("there is no backend \"{name}\" in a pool \"{pool}\"");
+        return error(StatusCode::NOT_FOUND, &sentence);
+    }
+    let views = plane.views();
+    let named = |view: &&BackendView| view.pool == *pool && view.backend.name == *name;
+    Json(views.iter().find(named).map(backend_json)).into_response()
+}
+
+fn backend_json(view: &BackendView) -> Value {
+    let BackendView { pool, backend, state, wanted, commanded, totals } = view;
+    let server_ids = backend.server_ids.iter();
+    let server_ids: Map<_, _> =
+        server_ids.map(|(id, server)| (id.to_string(), server.to_string().into())).collect();
+    json!({
+        "pool": pool,
+        "name": backend.name,
+        "address": backend.address,
+        "state": state.label(),
+        "wanted": word(*wanted),
+        "wanted_by": if *commanded { "operator" } else { "file" },
+        "weight": backend.weight,
+        "server_ids": server_ids,
+        "datagrams_forwarded": totals.forwarded,
+        "datagrams_returned": totals.returned,
+        "refused": totals.refused,
+    })
+}
+
+async fn not_found() -> Response {
+    error(
+        StatusCode::NOT_FOUND,
+        "there is /, /metrics, /healthz, /readyz, /api/v1/backends, /api/v1/config, and POST \
+         /api/v1/backends/{pool}/{name}/drain and /activate",
+    )
+}
+
+async fn method_not_allowed(method: Method) -> Response {
+    error(StatusCode::METHOD_NOT_ALLOWED, &format!("{method} is not possible here"))
+}
+
+fn error(status: StatusCode, sentence: &str) -> Response {
+    (status, Json(json!({ "error": sentence }))).into_response()
+}

@@ -1,0 +1,269 @@
+//! The control plane: the life of the process around the workers.
+//!
+//! [`run`] reads the configuration, starts the workers, and then looks after them on one thread of
+//! its own: reloads, health, the admin interface, signals. It shares with the workers a routing
+//! snapshot that it swaps, a memory that it sweeps and counters that it reads; it never waits for
+//! them, nor they for it.
+
+mod admin;
+mod health;
+mod page;
+mod plane;
+mod stub;
+mod systemd;
+mod watch;
+
+use std::{
+    fmt, io,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use quic_lb_config::{Config, Loaded, Report};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::{self, MissedTickBehavior},
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    control::stub as socket,
+    control::stub::{StartError, Workers},
+    logging::Logging,
+    memory::Memory,
+    metrics::Metrics,
+};
+use plane::{Plane, Stage};
+
+/// From one look at the health of backends and workers to the next.
+const TICK: Duration = Duration::from_millis(200);
+
+/// From one sweep of the memory to the next.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Descriptors for everything that is not a flow.
+const SPARE_DESCRIPTORS: u64 = 256;
+
+/// Runs the balancer as the file at `path` says, until a signal ends it.
+///
+/// # Errors
+///
+/// [`RunError`], when it could not start or had to stop.
+pub fn run(path: &Path) -> Result<(), RunError> {
+    let Loaded { config, warnings } = quic_lb_config::load(path).map_err(RunError::Config)?;
+    let logging = Logging::start(&config.log);
+    watch::log_mistakes(&warnings);
+    // Everything that can fail is tried before the first datagram is taken.
+    let admin = config.admin.map(bind_admin).transpose()?;
+    look_at_descriptors(&config);
+
+    let memory =
+        Memory::new(config.limits.remembered.get(), config.timeouts.flow_idle, Instant::now());
+    let memory = Arc::new(memory);
+    let mut plane = Plane::new(config, Arc::clone(&memory));
+    let routing = Arc::clone(plane.routing());
+    let workers = Workers::start(plane.config(), routing, Arc::clone(&memory))?;
+    plane.set_counters(workers.counters());
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(RunError::Runtime)?;
+    let outcome = runtime.block_on(look_after(path, plane, memory, &workers, admin, logging));
+    workers.stop();
+    // A configuration that is being read from a slow disk is not waited for.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Why the balancer does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration file has mistakes.
+    #[error("{0}")]
+    Config(Report),
+    /// The admin address cannot be had.
+    #[error("cannot listen on {address} for the admin interface: {}", Reason(error))]
+    Admin {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// The workers cannot be started.
+    #[error(transparent)]
+    Workers(#[from] StartError),
+    /// The control plane cannot be started.
+    #[error("cannot start the control plane: {}", Reason(.0))]
+    Runtime(io::Error),
+    /// A worker has ended by itself.
+    #[error("a worker has ended: {0}")]
+    WorkerEnded(String),
+}
+
+/// An error of the system, in its words and without its number.
+struct Reason<'a>(&'a io::Error);
+
+impl fmt::Display for Reason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.to_string();
+        f.write_str(text.split(" (os error").next().unwrap_or_default())?;
+        match self.0.kind() {
+            io::ErrorKind::AddrInUse => f.write_str("; another process listens there"),
+            io::ErrorKind::AddrNotAvailable => f.write_str("; this host does not have it"),
+            io::ErrorKind::PermissionDenied => {
+                f.write_str("; ports below 1024 need CAP_NET_BIND_SERVICE")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What the tasks of the control plane have in common.
+pub(crate) struct Shared {
+    plane: Arc<Mutex<Plane>>,
+    metrics: Metrics,
+}
+
+impl Shared {
+    fn new(plane: Plane) -> Self {
+        let plane = Arc::new(Mutex::new(plane));
+        let read = Arc::clone(&plane);
+        Self { plane, metrics: Metrics::new(move || locked(&read).reading()) }
+    }
+
+    /// The state. To be given back before anything is awaited.
+    fn plane(&self) -> MutexGuard<'_, Plane> {
+        locked(&self.plane)
+    }
+
+    /// What `/metrics` shows; the state must not be held meanwhile.
+    fn metrics(&self) -> String {
+        self.metrics.render()
+    }
+}
+
+fn locked(plane: &Mutex<Plane>) -> MutexGuard<'_, Plane> {
+    // The state is replaced piece by piece, each of them whole: a panic leaves nothing half done
+    // that would be worse than to stop.
+    plane.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn look_after(
+    path: &Path,
+    plane: Plane,
+    memory: Arc<Memory>,
+    workers: &Workers,
+    admin: Option<TcpListener>,
+    logging: Logging,
+) -> Result<(), RunError> {
+    let mut terminate = on(SignalKind::terminate())?;
+    let mut interrupt = on(SignalKind::interrupt())?;
+    let hangups = on(SignalKind::hangup())?;
+    announce(plane.config(), workers, admin.as_ref());
+    let shared = Arc::new(Shared::new(plane));
+    if let Some(admin) = admin {
+        tokio::spawn(admin::serve(admin, Arc::clone(&shared)));
+    }
+    tokio::spawn(watch::watch(path.to_owned(), Arc::clone(&shared), logging, hangups));
+    systemd::ready();
+
+    let mut ticks = time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next_sweep = Instant::now() + SWEEP;
+    let mut draining: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            _ = terminate.recv() => match draining {
+                None => draining = Some(begin_drain(&shared)),
+                Some(_) => return ended("second signal"),
+            },
+            _ = interrupt.recv() => match draining {
+                None => draining = Some(begin_drain(&shared)),
+                Some(_) => return ended("second signal"),
+            },
+        }
+        let now = Instant::now();
+        shared.plane().on_tick(now);
+        if let Some(reason) = workers.failure() {
+            shared.plane().set_stage(Stage::Broken);
+            error!(reason, "a worker has ended");
+            return Err(RunError::WorkerEnded(reason));
+        }
+        if now >= next_sweep {
+            next_sweep = now + SWEEP;
+            sweep(&memory, now);
+        }
+        if let Some(began) = draining {
+            // Asked anew each time: a reload may change how long draining takes.
+            let patience = shared.plane().config().timeouts.drain;
+            if shared.plane().flows() == 0 {
+                return ended("no flow is left");
+            }
+            if now.saturating_duration_since(began) >= patience {
+                return ended("time to drain is over");
+            }
+        }
+    }
+}
+
+fn begin_drain(shared: &Shared) -> Instant {
+    systemd::stopping();
+    let mut plane = shared.plane();
+    plane.set_stage(Stage::Draining);
+    let (flows, patience) = (plane.flows(), plane.config().timeouts.drain);
+    info!(flows, ?patience, "draining");
+    Instant::now()
+}
+
+fn ended(reason: &str) -> Result<(), RunError> {
+    info!(reason, "ended");
+    Ok(())
+}
+
+/// A full table takes tens of milliseconds, too long for the thread that answers scrapes.
+fn sweep(memory: &Arc<Memory>, now: Instant) {
+    let memory = Arc::clone(memory);
+    tokio::task::spawn_blocking(move || memory.sweep(now));
+}
+
+fn on(kind: SignalKind) -> Result<Signal, RunError> {
+    signal(kind).map_err(RunError::Runtime)
+}
+
+fn bind_admin(address: SocketAddr) -> Result<TcpListener, RunError> {
+    let listener = TcpListener::bind(address)
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .map_err(|error| RunError::Admin { address, error })?;
+    if !address.ip().is_loopback() {
+        warn!(%address, "the admin interface has no passwords and is not on loopback");
+    }
+    Ok(listener)
+}
+
+/// Takes as many descriptors as the system allows, and says so if that does not go with the limit
+/// on flows.
+fn look_at_descriptors(config: &Config) {
+    let flows = config.limits.flows.get() as u64;
+    match socket::raise_descriptor_limit() {
+        Ok(limit) if limit < flows.saturating_add(SPARE_DESCRIPTORS) => warn!(
+            descriptors = limit,
+            flows, "fewer descriptors than limits.flows: raise LimitNOFILE or lower limits.flows"
+        ),
+        Ok(_) => {}
+        Err(error) => warn!(%error, "the limit on descriptors is not known"),
+    }
+}
+
+/// One record for each address, so that whoever starts the process can read where it listens.
+fn announce(config: &Config, workers: &Workers, admin: Option<&TcpListener>) {
+    for (listener, address) in config.listeners.iter().zip(workers.local_addresses()) {
+        info!(listener = listener.name, %address, "listening");
+    }
+    if let Some(address) = admin.and_then(|admin| admin.local_addr().ok()) {
+        info!(%address, "admin interface");
+    }
+    let (version, digest) = (env!("CARGO_PKG_VERSION"), config.digest());
+    info!(version, digest, workers = workers.counters().len(), "running");
+}

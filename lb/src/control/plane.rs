@@ -1,0 +1,632 @@
+//! What the control plane knows and decides, without input or output: the configuration, what the
+//! operator said since, what the backends' health is, and the routing snapshot that follows.
+//!
+//! Everything that happens ends in a new snapshot, swapped in as a whole. No flow is touched by it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
+use quic_lb_config::{Admission, Backend, Config, Listener};
+use tracing::{info, warn};
+
+use super::health::{Health, Signal};
+use crate::{
+    counters::WorkerCounters,
+    memory::Memory,
+    metrics::{BackendReading, BackendTotals, ListenerReading, ListenerTotals, Reading, Reloads},
+    routing::{BackendId, BackendState, MAX_BACKENDS, Registry, Routing},
+};
+
+/// The names of a pool and of a backend in it.
+type Name = (String, String);
+
+/// The state of the control plane.
+#[derive(Debug)]
+pub(crate) struct Plane {
+    config: Config,
+    registry: Registry,
+    routing: Arc<ArcSwap<Routing>>,
+    memory: Arc<Memory>,
+    counters: Vec<Arc<WorkerCounters>>,
+    /// What the operator wants instead of what the file says.
+    commands: BTreeMap<Name, Admission>,
+    backends: HashMap<Name, Watched>,
+    baselines: Baselines,
+    reloads: Reloads,
+    stage: Stage,
+}
+
+/// Where the process is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Takes everything.
+    Running,
+    /// Goes on for a while, and should not be sent anything new.
+    Draining,
+    /// A worker has ended, which none should.
+    Broken,
+}
+
+/// What became of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Applied {
+    /// It is the running one.
+    Unchanged,
+    /// It is the running one from now on.
+    Changed,
+    /// It cannot become the running one while the process lives, for these reasons.
+    NeedsRestart(Vec<String>),
+}
+
+/// One backend as the admin interface shows it.
+#[derive(Clone, Debug)]
+pub(crate) struct BackendView {
+    pub(crate) pool: String,
+    pub(crate) backend: Backend,
+    pub(crate) state: BackendState,
+    pub(crate) wanted: Admission,
+    /// Whether the operator wants it, and not the file.
+    pub(crate) commanded: bool,
+    pub(crate) totals: BackendTotals,
+}
+
+/// A backend, and what was seen of it.
+#[derive(Debug)]
+struct Watched {
+    id: BackendId,
+    address: SocketAddr,
+    health: Health,
+    /// The counters when the last tick ended.
+    last: BackendTotals,
+}
+
+impl Plane {
+    /// The control plane of `config`, before there are workers.
+    pub(crate) fn new(config: Config, memory: Arc<Memory>) -> Self {
+        let mut registry = Registry::default();
+        let routing = Routing::new(&config, &mut registry, |_, _| BackendState::Active);
+        let mut plane = Self {
+            config,
+            registry,
+            routing: Arc::new(ArcSwap::from_pointee(routing)),
+            memory,
+            counters: vec![],
+            commands: BTreeMap::new(),
+            backends: HashMap::new(),
+            baselines: Baselines::default(),
+            reloads: Reloads::default(),
+            stage: Stage::Running,
+        };
+        plane.rebuild();
+        plane
+    }
+
+    /// Goes by the counters of these workers from now on.
+    pub(crate) fn set_counters(&mut self, counters: &[Arc<WorkerCounters>]) {
+        self.counters = counters.to_vec();
+    }
+
+    pub(crate) fn set_stage(&mut self, stage: Stage) {
+        self.stage = stage;
+    }
+
+    /// Replaces the configuration as a whole, or leaves all as it is.
+    pub(crate) fn apply(&mut self, config: Config) -> Applied {
+        if is_same(&self.config, &config) {
+            return Applied::Unchanged;
+        }
+        let reasons = needs_restart(&self.config, &config);
+        if !reasons.is_empty() {
+            self.reloads.rejected += 1;
+            return Applied::NeedsRestart(reasons);
+        }
+        self.config = config;
+        self.reloads.applied += 1;
+        self.rebuild();
+        Applied::Changed
+    }
+
+    /// Counts a file that could not even be read as a configuration.
+    pub(crate) const fn on_rejected(&mut self) {
+        self.reloads.rejected += 1;
+    }
+
+    /// Does what the operator says about a backend. It holds over reloads until the operator says
+    /// otherwise, or the process ends. `false` when there is no such backend.
+    pub(crate) fn command(&mut self, pool: &str, name: &str, wanted: Admission) -> bool {
+        let Some(backend) = find(&self.config, pool, name) else { return false };
+        let key = (pool.to_owned(), name.to_owned());
+        // What the file says already needs no command, unless one is to be taken back; a command to
+        // drain stays even then, so that an edit of the file does not end it by accident.
+        if backend.admission == wanted && wanted == Admission::Active {
+            self.commands.remove(&key);
+        } else {
+            self.commands.insert(key, wanted);
+        }
+        let wanted = word(wanted);
+        info!(pool, backend = name, wanted, "operator's command");
+        self.rebuild();
+        true
+    }
+
+    /// Looks at what the workers have seen of each backend since the last tick.
+    pub(crate) fn on_tick(&mut self, now: Instant) {
+        let mut changed = false;
+        for watched in self.backends.values_mut() {
+            let totals = BackendTotals::sum(&self.counters, watched.id.slot());
+            let seen = totals.since(watched.last);
+            watched.last = totals;
+            let before = watched.health.state();
+            watched.health = watched.health.on_tick(now, Signal::new(seen.returned, seen.refused));
+            changed |= watched.health.state() != before;
+        }
+        if changed {
+            self.rebuild();
+        }
+    }
+
+    pub(crate) const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) const fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// Where workers find the current snapshot.
+    pub(crate) const fn routing(&self) -> &Arc<ArcSwap<Routing>> {
+        &self.routing
+    }
+
+    /// Flows of all workers and listeners.
+    pub(crate) fn flows(&self) -> u64 {
+        let listeners = 0..self.config.listeners.len();
+        listeners.map(|index| ListenerTotals::sum(&self.counters, index).flows).sum()
+    }
+
+    /// Everything that is exported.
+    pub(crate) fn reading(&mut self) -> Reading {
+        let listener = |(index, listener): (usize, &Listener)| ListenerReading {
+            name: listener.name.clone(),
+            totals: ListenerTotals::sum(&self.counters, index),
+        };
+        let listeners = self.config.listeners.iter().enumerate().map(listener).collect();
+        let backend = |view: BackendView| BackendReading {
+            pool: view.pool,
+            name: view.backend.name,
+            state: view.state,
+            totals: view.totals,
+        };
+        let half = self.config.limits.remembered.get().div_ceil(2);
+        Reading {
+            listeners,
+            backends: self.views().into_iter().map(backend).collect(),
+            remembered: self.memory.sizes(),
+            remembered_limits: (half, half),
+            flow_limit: self.config.limits.flows.get(),
+            workers: self.counters.len(),
+            ready: self.stage == Stage::Running,
+            reloads: self.reloads,
+            digest: self.config.digest(),
+        }
+    }
+
+    /// Every backend, in the order of the configuration.
+    pub(crate) fn views(&mut self) -> Vec<BackendView> {
+        let Self { config, routing, counters, commands, backends, baselines, .. } = self;
+        let routing = routing.load();
+        let all = config.pools.iter().flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
+        all.filter_map(|(pool, backend)| {
+            let name = (pool.name.clone(), backend.name.clone());
+            let id = backends.get(&name)?.id;
+            let command = commands.get(&name).copied();
+            Some(BackendView {
+                pool: pool.name.clone(),
+                backend: backend.clone(),
+                state: routing.backend(id)?.state,
+                wanted: command.unwrap_or(backend.admission),
+                commanded: command.is_some(),
+                totals: baselines.totals(counters, id),
+            })
+        })
+        .collect()
+    }
+
+    /// Makes the snapshot that follows from all this, and says which backends changed their state.
+    fn rebuild(&mut self) {
+        let mut wanted = self.config.clone();
+        let mut known = HashMap::new();
+        for pool in &mut wanted.pools {
+            for backend in &mut pool.backends {
+                let name = (pool.name.clone(), backend.name.clone());
+                if let Some(command) = self.commands.get(&name) {
+                    backend.admission = *command;
+                }
+                known.insert(name, backend.address);
+            }
+        }
+        self.commands.retain(|name, _| known.contains_key(name));
+        self.backends.retain(|name, watched| known.get(name) == Some(&watched.address));
+
+        let observed = |pool: &str, name: &str| {
+            let watched = self.backends.get(&(pool.to_owned(), name.to_owned()));
+            watched.map_or(BackendState::Active, |watched| watched.health.state())
+        };
+        let before = self.routing.load_full();
+        let routing = Arc::new(Routing::new(&wanted, &mut self.registry, observed));
+        for backend in routing.backends() {
+            let pool = &routing.pools[backend.pool].name;
+            self.backends.entry((pool.clone(), backend.name.clone())).or_insert_with(|| {
+                self.baselines.begin(&self.counters, backend.id);
+                Watched {
+                    id: backend.id,
+                    address: backend.address,
+                    health: Health::default(),
+                    last: BackendTotals::sum(&self.counters, backend.id.slot()),
+                }
+            });
+            let was = before.backend(backend.id).map(|before| before.state);
+            if let Some(was) = was.filter(|was| *was != backend.state) {
+                report(pool, &backend.name, backend.address, was, backend.state);
+            }
+        }
+        self.routing.store(routing);
+    }
+}
+
+fn report(pool: &str, backend: &str, address: SocketAddr, was: BackendState, is: BackendState) {
+    let (was, state) = (was.label(), is.label());
+    match is {
+        BackendState::Active | BackendState::Draining => {
+            info!(pool, backend, %address, was, state, "backend changed its state");
+        }
+        BackendState::Down | BackendState::Miswired => {
+            warn!(pool, backend, %address, was, state, "backend gets no new connections");
+        }
+    }
+}
+
+/// What the counters of a slot showed when it was given to its present backend.
+#[derive(Debug, Default)]
+struct Baselines(HashMap<usize, (u16, BackendTotals)>);
+
+impl Baselines {
+    /// To be called when a backend appears. A backend that comes back goes on where it was.
+    fn begin(&mut self, counters: &[Arc<WorkerCounters>], id: BackendId) {
+        let known = self.0.get(&id.slot()).map(|(generation, _)| *generation);
+        if known == Some(id.generation()) {
+            return;
+        }
+        let baseline = match id.generation() {
+            0 => BackendTotals::default(),
+            _ => BackendTotals::sum(counters, id.slot()),
+        };
+        self.0.insert(id.slot(), (id.generation(), baseline));
+    }
+
+    fn totals(&self, counters: &[Arc<WorkerCounters>], id: BackendId) -> BackendTotals {
+        let baseline = self.0.get(&id.slot()).map(|(_, totals)| *totals).unwrap_or_default();
+        BackendTotals::sum(counters, id.slot()).since(baseline)
+    }
+}
+
+/// Whether two configurations are the same, keys included: the digest covers those.
+fn is_same(old: &Config, new: &Config) -> bool {
+    old.digest() == new.digest() && old.masked_document() == new.masked_document()
+}
+
+/// A sentence for each change that a running process cannot follow.
+fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
+    let mut reasons = vec![];
+    let mut changed = |what: &str, old: String, new: String| {
+        if old != new {
+            reasons.push(format!("{what} changes from {old} to {new}"));
+        }
+    };
+    let workers = |config: &Config| {
+        config.workers.map_or("one for each core".to_owned(), |workers| workers.to_string())
+    };
+    let admin = |config: &Config| {
+        config.admin.map_or("no address".to_owned(), |address| address.to_string())
+    };
+    changed("workers", workers(old), workers(new));
+    changed("admin.address", admin(old), admin(new));
+    changed("limits.flows", old.limits.flows.to_string(), new.limits.flows.to_string());
+    changed(
+        "limits.remembered",
+        old.limits.remembered.to_string(),
+        new.limits.remembered.to_string(),
+    );
+    let duration = |duration| format!("{duration:?}");
+    changed(
+        "timeouts.flow_idle",
+        duration(old.timeouts.flow_idle),
+        duration(new.timeouts.flow_idle),
+    );
+    changed(
+        "timeouts.flow_unanswered",
+        duration(old.timeouts.flow_unanswered),
+        duration(new.timeouts.flow_unanswered),
+    );
+    let format = |config: &Config| format!("{:?}", config.log.format).to_lowercase();
+    changed("log.format", format(old), format(new));
+    reasons.extend(listener_changes(&old.listeners, &new.listeners));
+    let backends: usize = new.pools.iter().map(|pool| pool.backends.len()).sum();
+    if backends > MAX_BACKENDS {
+        reasons.push(format!("there are {backends} backends, and at most {MAX_BACKENDS} can be"));
+    }
+    reasons
+}
+
+fn listener_changes(old: &[Listener], new: &[Listener]) -> Vec<String> {
+    let mut changes = vec![];
+    for Listener { name, address, .. } in old {
+        match new.iter().find(|listener| &listener.name == name) {
+            None => changes.push(format!("listener {name} is gone")),
+            Some(new) if new.address != *address => {
+                changes.push(format!("listener {name} moves from {address} to {}", new.address));
+            }
+            Some(_) => {}
+        }
+    }
+    for Listener { name, .. } in new {
+        if !old.iter().any(|listener| &listener.name == name) {
+            changes.push(format!("listener {name} is new"));
+        }
+    }
+    let names = |listeners: &[Listener]| -> Vec<_> {
+        listeners.iter().map(|listener| listener.name.clone()).collect()
+    };
+    if changes.is_empty() && names(old) != names(new) {
+        changes.push("the listeners are in another order".to_owned());
+    }
+    changes
+}
+
+fn find<'a>(config: &'a Config, pool: &str, name: &str) -> Option<&'a Backend> {
+    let pool = config.pools.iter().find(|candidate| candidate.name == pool)?;
+    pool.backends.iter().find(|backend| backend.name == name)
+}
+
+/// As it is written in the file.
+pub(crate) const fn word(admission: Admission) -> &'static str {
+    match admission {
+        Admission::Active => "active",
+        Admission::Draining => "draining",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::fixtures;
+
+    const TICK: Duration = Duration::from_millis(200);
+
+    struct Bench {
+        plane: Plane,
+        worker: Arc<WorkerCounters>,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let now = Instant::now();
+            let memory = Arc::new(Memory::new(100, Duration::from_secs(180), now));
+            let mut plane = Plane::new(fixtures::config(true), memory);
+            let worker = Arc::new(WorkerCounters::new(1));
+            plane.set_counters(&[Arc::clone(&worker)]);
+            Self { plane, worker, now }
+        }
+
+        fn tick(&mut self) {
+            self.now += TICK;
+            self.plane.on_tick(self.now);
+        }
+
+        fn reload(&mut self, change: impl FnOnce(&mut Config)) -> Applied {
+            let mut config = fixtures::config(true);
+            change(&mut config);
+            self.plane.apply(config)
+        }
+
+        fn view(&mut self, name: &str) -> BackendView {
+            self.plane.views().into_iter().find(|view| view.backend.name == name).unwrap()
+        }
+
+        fn state(&mut self, name: &str) -> BackendState {
+            self.view(name).state
+        }
+
+        fn slot(&self, name: &str) -> usize {
+            let routing = self.plane.routing().load();
+            routing.backends().find(|backend| backend.name == name).unwrap().id.slot()
+        }
+    }
+
+    #[test]
+    fn a_backend_that_refuses_goes_down_and_comes_back_when_it_answers() {
+        let mut bench = Bench::new();
+        let slot = bench.slot("a");
+        bench.worker.backends[slot].refused.add(3);
+        bench.tick();
+        assert_eq!(bench.state("a"), BackendState::Down);
+        assert_eq!(bench.state("b"), BackendState::Active);
+        bench.worker.backends[slot].returned.add(1);
+        bench.tick();
+        assert_eq!(bench.state("a"), BackendState::Active);
+    }
+
+    #[test]
+    fn health_survives_a_reload_and_ends_with_the_address() {
+        let mut bench = Bench::new();
+        let slot = bench.slot("a");
+        bench.worker.backends[slot].refused.add(3);
+        bench.tick();
+        let weigh = |config: &mut Config| {
+            config.pools[0].backends[0].weight = 7.try_into().unwrap();
+        };
+        assert_eq!(bench.reload(weigh), Applied::Changed);
+        assert_eq!(bench.state("a"), BackendState::Down);
+        let move_away = |config: &mut Config| config.pools[0].backends[0].address.set_port(6001);
+        assert_eq!(bench.reload(move_away), Applied::Changed);
+        assert_eq!(bench.state("a"), BackendState::Active);
+        assert_ne!(bench.slot("a"), slot);
+    }
+
+    #[test]
+    fn the_operators_command_holds_over_reloads_until_the_opposite() {
+        let mut bench = Bench::new();
+        assert!(bench.plane.command("web", "a", Admission::Draining));
+        assert_eq!(bench.state("a"), BackendState::Draining);
+        let weigh = |config: &mut Config| {
+            config.pools[0].backends[1].weight = 7.try_into().unwrap();
+        };
+        bench.reload(weigh);
+        assert_eq!(bench.state("a"), BackendState::Draining);
+        let view = bench.view("a");
+        assert_eq!((view.wanted, view.commanded), (Admission::Draining, true));
+        assert!(bench.plane.command("web", "a", Admission::Active));
+        let view = bench.view("a");
+        assert_eq!((view.state, view.commanded), (BackendState::Active, false));
+    }
+
+    #[test]
+    fn the_operator_can_activate_what_the_file_drains() {
+        let mut bench = Bench::new();
+        let drain =
+            |config: &mut Config| config.pools[0].backends[0].admission = Admission::Draining;
+        bench.reload(drain);
+        assert_eq!(bench.state("a"), BackendState::Draining);
+        assert!(bench.plane.command("web", "a", Admission::Active));
+        assert_eq!(bench.state("a"), BackendState::Active);
+        assert!(bench.view("a").commanded);
+    }
+
+    #[test]
+    fn a_command_to_nobody_changes_nothing() {
+        let mut bench = Bench::new();
+        let before = bench.plane.routing().load_full();
+        assert!(!bench.plane.command("web", "x", Admission::Draining));
+        assert!(!bench.plane.command("x", "a", Admission::Draining));
+        assert!(Arc::ptr_eq(&before, &bench.plane.routing().load_full()));
+    }
+
+    #[test]
+    fn a_command_ends_with_its_backend() {
+        let mut bench = Bench::new();
+        bench.plane.command("web", "a", Admission::Draining);
+        bench.reload(|config| drop(config.pools[0].backends.remove(0)));
+        assert_eq!(bench.reload(|_| {}), Applied::Changed);
+        assert_eq!(bench.state("a"), BackendState::Active);
+    }
+
+    #[test]
+    fn the_same_configuration_is_no_event() {
+        let mut bench = Bench::new();
+        let before = bench.plane.routing().load_full();
+        assert_eq!(bench.reload(|_| {}), Applied::Unchanged);
+        assert!(Arc::ptr_eq(&before, &bench.plane.routing().load_full()));
+        assert_eq!(bench.plane.reading().reloads, Reloads::default());
+    }
+
+    #[test]
+    fn a_new_key_alone_is_a_change() {
+        use quic::routable::{CidConfig, ConfigId, Key};
+        let mut bench = Bench::new();
+        let id = ConfigId::new(0).unwrap();
+        let other = CidConfig::new(id, 2, 6, Some(&Key::new([8; 16]))).unwrap();
+        assert_eq!(bench.reload(|c| c.pools[0].cid_configs = vec![other]), Applied::Changed);
+        assert_eq!(bench.plane.reading().reloads, Reloads { applied: 1, rejected: 0 });
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_refused_as_a_whole_and_named() {
+        let mut bench = Bench::new();
+        let before = bench.plane.routing().load_full();
+        let outcome = bench.reload(|config| {
+            config.workers = 4.try_into().ok();
+            config.admin = "127.0.0.1:9090".parse().ok();
+            config.limits.flows = 7.try_into().unwrap();
+            config.limits.remembered = 7.try_into().unwrap();
+            config.timeouts.flow_idle = Duration::from_secs(7);
+            config.timeouts.flow_unanswered = Duration::from_secs(7);
+            config.log.format = quic_lb_config::LogFormat::Json;
+            config.listeners[0].name = "other".into();
+            config.pools[0].backends.clear();
+        });
+        let Applied::NeedsRestart(reasons) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(
+            reasons,
+            [
+                "workers changes from one for each core to 4",
+                "admin.address changes from no address to 127.0.0.1:9090",
+                "limits.flows changes from 1000 to 7",
+                "limits.remembered changes from 1000 to 7",
+                "timeouts.flow_idle changes from 180s to 7s",
+                "timeouts.flow_unanswered changes from 10s to 7s",
+                "log.format changes from text to json",
+                "listener edge is gone",
+                "listener other is new",
+            ]
+        );
+        assert!(Arc::ptr_eq(&before, &bench.plane.routing().load_full()));
+        assert_eq!(bench.plane.reading().reloads, Reloads { applied: 0, rejected: 1 });
+    }
+
+    #[test]
+    fn listeners_may_not_move_or_change_places() {
+        let listener = |name: &str, port| Listener {
+            name: name.into(),
+            address: ([127, 0, 0, 1], port).into(),
+            pool: 0,
+        };
+        let old = [listener("a", 1), listener("b", 2)];
+        assert_eq!(listener_changes(&old, &old), Vec::<String>::new());
+        assert_eq!(
+            listener_changes(&old, &[listener("b", 2), listener("a", 1)]),
+            ["the listeners are in another order"]
+        );
+        assert_eq!(
+            listener_changes(&old, &[listener("a", 1), listener("b", 3)]),
+            ["listener b moves from 127.0.0.1:2 to 127.0.0.1:3"]
+        );
+    }
+
+    #[test]
+    fn a_backend_that_comes_back_counts_on_and_a_new_one_in_its_place_from_zero() {
+        let mut bench = Bench::new();
+        let slot = bench.slot("a");
+        bench.worker.backends[slot].forwarded.add(10);
+        bench.reload(|config| drop(config.pools[0].backends.remove(0)));
+        bench.reload(|config| config.pools[0].backends[1].weight = 7.try_into().unwrap());
+        assert_eq!(bench.view("a").totals.forwarded, 10);
+
+        let mut baselines = Baselines::default();
+        let counters = [Arc::clone(&bench.worker)];
+        let id = bench.plane.backends[&("web".to_owned(), "a".to_owned())].id;
+        baselines.0.insert(slot, (7, BackendTotals::default()));
+        baselines.begin(&counters, id);
+        assert_eq!(baselines.totals(&counters, id).forwarded, 10, "generation 0 starts at zero");
+        baselines.0.insert(slot, (1, BackendTotals::sum(&counters, slot)));
+        assert_eq!(baselines.totals(&counters, id).forwarded, 0);
+    }
+
+    #[test]
+    fn ready_is_said_while_running_only() {
+        let mut bench = Bench::new();
+        for (stage, ready) in
+            [(Stage::Running, true), (Stage::Draining, false), (Stage::Broken, false)]
+        {
+            bench.plane.set_stage(stage);
+            assert_eq!(bench.plane.reading().ready, ready);
+        }
+    }
+}

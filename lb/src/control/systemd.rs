@@ -1,0 +1,26 @@
+//! What the service manager is told, where there is one.
+
+use sd_notify::NotifyState;
+use tracing::debug;
+
+pub(super) fn ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+pub(super) fn reloading() {
+    // The time is for services of type notify-reload; without it those would wait for ever.
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(_) => tell(&[NotifyState::Reloading]),
+    }
+}
+
+pub(super) fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        debug!(%error, "the service manager was not told");
+    }
+}

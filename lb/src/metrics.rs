@@ -1,0 +1,590 @@
+//! What `/metrics` shows: every family with its help text, and the collector that turns one
+//! [`Reading`] of the counters into samples.
+//!
+//! Labels are names from the configuration and words of this program; never anything that a client
+//! can choose. Verdicts are read before arrivals, so that a scrape in the middle of traffic never
+//! shows more verdicts than datagrams; at rest their sum is equal.
+
+use std::{
+    fmt,
+    sync::{Arc, atomic},
+};
+
+use prometheus::{
+    IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    core::{Collector, Desc},
+    process_collector::ProcessCollector,
+    proto::MetricFamily,
+};
+
+use crate::{
+    counters::{BackendCounters, ListenerCounters, WorkerCounters},
+    routing::BackendState,
+    verdict::{DropReason, Rule},
+};
+
+const DATAGRAMS_RECEIVED: Family = Family::counter(
+    "quic_lb_datagrams_received_total",
+    &["listener"],
+    "Datagrams from clients. Each ends in exactly one of forwarded, dropped and replied.",
+);
+const DATAGRAMS_FORWARDED: Family = Family::counter(
+    "quic_lb_datagrams_forwarded_total",
+    &["listener", "rule"],
+    "Datagrams sent to backends, by the rule that found the backend.",
+);
+const DATAGRAMS_DROPPED: Family = Family::counter(
+    "quic_lb_datagrams_dropped_total",
+    &["listener", "reason"],
+    "Datagrams from clients that were not sent to any backend.",
+);
+const DATAGRAMS_REPLIED: Family = Family::counter(
+    "quic_lb_datagrams_replied_total",
+    &["listener", "kind"],
+    "Datagrams from clients that the balancer answered by itself. Always 0: this version answers none.",
+);
+const DATAGRAMS_RETURNED: Family = Family::counter(
+    "quic_lb_datagrams_returned_total",
+    &["listener"],
+    "Datagrams from backends that were sent to clients.",
+);
+const RETURN_FAILED: Family = Family::counter(
+    "quic_lb_return_failed_total",
+    &["listener"],
+    "Datagrams from backends that could not be sent to their clients.",
+);
+const BYTES: Family = Family::counter(
+    "quic_lb_bytes_total",
+    &["listener", "direction"],
+    "UDP payload octets: received from clients, returned to clients.",
+);
+const FLOWS: Family = Family::gauge(
+    "quic_lb_flows",
+    &["listener"],
+    "Client paths bound to a backend; each holds a descriptor and an upstream port.",
+);
+const FLOW_LIMIT: Family =
+    Family::gauge("quic_lb_flow_limit", &[], "Flows that all listeners together may have.");
+const PATH_CHANGES: Family = Family::counter(
+    "quic_lb_path_changes_total",
+    &["listener"],
+    "Routable connection IDs on a client path not seen with them: rebinding and migration.",
+);
+const REMEMBERED: Family = Family::gauge(
+    "quic_lb_remembered",
+    &["table"],
+    "Entries remembered by all workers together: handshakes in progress, and connection IDs of \
+     servers without routable ones.",
+);
+const REMEMBERED_LIMIT: Family = Family::gauge(
+    "quic_lb_remembered_limit",
+    &["table"],
+    "Entries that may be remembered; of a full table, new ones are refused.",
+);
+const BACKEND_DATAGRAMS: Family = Family::counter(
+    "quic_lb_backend_datagrams_total",
+    &["pool", "backend"],
+    "Datagrams sent to the backend.",
+);
+const BACKEND_RETURNED: Family = Family::counter(
+    "quic_lb_backend_returned_datagrams_total",
+    &["pool", "backend"],
+    "Datagrams received from the backend.",
+);
+const BACKEND_STATE: Family = Family::gauge(
+    "quic_lb_backend_state",
+    &["pool", "backend", "state"],
+    "1 for the state that the backend is in, 0 for the others.",
+);
+const HEALTH_PROBES: Family = Family::counter(
+    "quic_lb_health_probes_total",
+    &["pool", "backend", "result"],
+    "Signs of a backend's health by result. Passive ones only: \"refused\" counts the reports of \
+     the kernel that nobody listens at the backend's address.",
+);
+const RETRY_SENT: Family = Family::counter(
+    "quic_lb_retry_sent_total",
+    &[],
+    "Retry packets sent by the balancer. Always 0: this version sends none.",
+);
+const RETRY_TOKENS: Family = Family::counter(
+    "quic_lb_retry_tokens_total",
+    &["result"],
+    "Retry tokens checked by the balancer. Always 0: this version checks none.",
+);
+const CONFIG_RELOADS: Family = Family::counter(
+    "quic_lb_config_reloads_total",
+    &["result"],
+    "Changed configurations that were applied, or rejected as a whole.",
+);
+const CONFIG_INFO: Family = Family::gauge(
+    "quic_lb_config_info",
+    &["digest"],
+    "Always 1. Balancers with the same digest make the same decision for the same packet.",
+);
+const BUILD_INFO: Family = Family::gauge("quic_lb_build_info", &["version"], "Always 1.");
+const READY: Family = Family::gauge(
+    "quic_lb_ready",
+    &[],
+    "1 while /readyz says yes; 0 when a worker has ended or the process drains.",
+);
+const WORKERS: Family = Family::gauge("quic_lb_workers", &[], "Worker threads.");
+
+/// Every family of this program, in the order of a datagram's life.
+pub const FAMILIES: [Family; 23] = [
+    DATAGRAMS_RECEIVED,
+    DATAGRAMS_FORWARDED,
+    DATAGRAMS_DROPPED,
+    DATAGRAMS_REPLIED,
+    DATAGRAMS_RETURNED,
+    RETURN_FAILED,
+    BYTES,
+    FLOWS,
+    FLOW_LIMIT,
+    PATH_CHANGES,
+    REMEMBERED,
+    REMEMBERED_LIMIT,
+    BACKEND_DATAGRAMS,
+    BACKEND_RETURNED,
+    BACKEND_STATE,
+    HEALTH_PROBES,
+    RETRY_SENT,
+    RETRY_TOKENS,
+    CONFIG_RELOADS,
+    CONFIG_INFO,
+    BUILD_INFO,
+    READY,
+    WORKERS,
+];
+
+/// What is told about one metric name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Family {
+    /// The name, with the prefix of this program.
+    pub name: &'static str,
+    /// Whether it can go down.
+    pub kind: Kind,
+    /// The names of its labels.
+    pub labels: &'static [&'static str],
+    /// What it counts.
+    pub help: &'static str,
+}
+
+/// How a family behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Goes up, and starts at 0 with the process.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+}
+
+/// Everything that is exported, read at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// In the order of the configuration.
+    pub listeners: Vec<ListenerReading>,
+    /// Those of the current configuration.
+    pub backends: Vec<BackendReading>,
+    /// Handshakes remembered, learnt connection IDs.
+    pub remembered: (usize, usize),
+    /// How many there may be of each.
+    pub remembered_limits: (usize, usize),
+    /// Flows that all workers together may have.
+    pub flow_limit: usize,
+    /// Worker threads.
+    pub workers: usize,
+    /// What /readyz says.
+    pub ready: bool,
+    /// Reloads so far.
+    pub reloads: Reloads,
+    /// The digest of the configuration.
+    pub digest: String,
+}
+
+/// One listener.
+#[derive(Clone, Debug)]
+pub struct ListenerReading {
+    /// The label.
+    pub name: String,
+    /// The sums over all workers.
+    pub totals: ListenerTotals,
+}
+
+/// One backend.
+#[derive(Clone, Debug)]
+pub struct BackendReading {
+    /// The label.
+    pub pool: String,
+    /// The label.
+    pub name: String,
+    /// Whether it gets new connections.
+    pub state: BackendState,
+    /// The sums over all workers since the backend has been known.
+    pub totals: BackendTotals,
+}
+
+/// How reloads went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Reloads {
+    /// Became the running configuration.
+    pub applied: u64,
+    /// Changed nothing.
+    pub rejected: u64,
+}
+
+/// [`ListenerCounters`] of all workers, added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "named and documented like the counters")]
+pub struct ListenerTotals {
+    pub received: u64,
+    pub forwarded: [u64; Rule::ALL.len()],
+    pub dropped: [u64; DropReason::ALL.len()],
+    pub returned: u64,
+    pub return_failed: u64,
+    pub received_bytes: u64,
+    pub returned_bytes: u64,
+    pub flows: u64,
+    pub path_changes: u64,
+}
+
+impl ListenerTotals {
+    /// The sums for the listener with this index.
+    #[must_use]
+    pub fn sum(workers: &[Arc<WorkerCounters>], listener: usize) -> Self {
+        let mut totals = Self::default();
+        for counters in workers.iter().filter_map(|worker| worker.listeners.get(listener)) {
+            totals.add(counters);
+        }
+        totals
+    }
+
+    /// Datagrams from clients that have their verdict.
+    #[must_use]
+    pub fn verdicts(&self) -> u64 {
+        self.forwarded.iter().chain(&self.dropped).sum()
+    }
+
+    fn add(&mut self, counters: &ListenerCounters) {
+        for (total, counter) in self.forwarded.iter_mut().zip(&counters.forwarded) {
+            *total += counter.get();
+        }
+        for (total, counter) in self.dropped.iter_mut().zip(&counters.dropped) {
+            *total += counter.get();
+        }
+        atomic::fence(atomic::Ordering::SeqCst);
+        self.received += counters.received.get();
+        self.returned += counters.returned.get();
+        self.return_failed += counters.return_failed.get();
+        self.received_bytes += counters.received_bytes.get();
+        self.returned_bytes += counters.returned_bytes.get();
+        self.flows += counters.flows.get();
+        self.path_changes += counters.path_changes.get();
+    }
+}
+
+/// [`BackendCounters`] of all workers, added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "named and documented like the counters")]
+pub struct BackendTotals {
+    pub forwarded: u64,
+    pub returned: u64,
+    pub refused: u64,
+}
+
+impl BackendTotals {
+    /// The sums for the backend in this slot.
+    #[must_use]
+    pub fn sum(workers: &[Arc<WorkerCounters>], slot: usize) -> Self {
+        let mut totals = Self::default();
+        for counters in workers.iter().filter_map(|worker| worker.backends.get(slot)) {
+            let BackendCounters { forwarded, returned, refused } = counters;
+            totals.forwarded += forwarded.get();
+            totals.returned += returned.get();
+            totals.refused += refused.get();
+        }
+        totals
+    }
+
+    /// What has been added since `earlier`.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Self {
+        Self {
+            forwarded: self.forwarded.saturating_sub(earlier.forwarded),
+            returned: self.returned.saturating_sub(earlier.returned),
+            refused: self.refused.saturating_sub(earlier.refused),
+        }
+    }
+}
+
+/// The registry behind `/metrics`.
+pub struct Metrics {
+    registry: Registry,
+}
+
+impl Metrics {
+    /// Exports what `read` returns, and facts about this process.
+    #[must_use]
+    pub fn new(read: impl Fn() -> Reading + Send + Sync + 'static) -> Self {
+        let registry = Registry::new();
+        for collector in [
+            Box::new(Export::new(read)) as Box<dyn Collector>,
+            Box::new(ProcessCollector::for_self()),
+        ] {
+            registry.register(collector).expect("the names differ: a test collects them all");
+        }
+        Self { registry }
+    }
+
+    /// The text format of Prometheus.
+    #[must_use]
+    pub fn render(&self) -> String {
+        // It fails for families without samples alone, and the registry leaves those out.
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Family {
+    const fn counter(
+        name: &'static str,
+        labels: &'static [&'static str],
+        help: &'static str,
+    ) -> Self {
+        Self { name, kind: Kind::Counter, labels, help }
+    }
+
+    const fn gauge(
+        name: &'static str,
+        labels: &'static [&'static str],
+        help: &'static str,
+    ) -> Self {
+        Self { name, kind: Kind::Gauge, labels, help }
+    }
+
+    fn desc(&self) -> Desc {
+        let labels = self.labels.iter().map(|&label| label.to_owned()).collect();
+        Desc::new(self.name.to_owned(), self.help.to_owned(), labels, Default::default())
+            .expect("names and labels are valid: a test registers them all")
+    }
+
+    /// The family with these samples: values of the labels, value.
+    fn collect<'a, const LABELS: usize>(
+        &self,
+        samples: impl IntoIterator<Item = ([&'a str; LABELS], u64)>,
+    ) -> Vec<MetricFamily> {
+        const VALID: &str = "names and labels are valid: a test collects them all";
+        debug_assert_eq!(self.labels.len(), LABELS, "{}", self.name);
+        let options = Opts::new(self.name, self.help);
+        match self.kind {
+            Kind::Counter => {
+                let family = IntCounterVec::new(options, self.labels).expect(VALID);
+                for (labels, value) in samples {
+                    family.with_label_values(&labels).inc_by(value);
+                }
+                family.collect()
+            }
+            Kind::Gauge => {
+                let family = IntGaugeVec::new(options, self.labels).expect(VALID);
+                for (labels, value) in samples {
+                    let value = i64::try_from(value).unwrap_or(i64::MAX);
+                    family.with_label_values(&labels).set(value);
+                }
+                family.collect()
+            }
+        }
+    }
+}
+
+/// Builds all families anew from one reading at every scrape, so that backends and digests of
+/// former configurations leave nothing behind.
+struct Export<F> {
+    read: F,
+    descriptions: Vec<Desc>,
+}
+
+impl<F: Fn() -> Reading> Export<F> {
+    fn new(read: F) -> Self {
+        Self { read, descriptions: FAMILIES.iter().map(Family::desc).collect() }
+    }
+}
+
+impl<F: Fn() -> Reading + Send + Sync> Collector for Export<F> {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let reading = (self.read)();
+        [of_listeners(&reading), of_backends(&reading), of_the_process(&reading)].concat()
+    }
+}
+
+fn of_listeners(reading: &Reading) -> Vec<MetricFamily> {
+    let each = |value: fn(&ListenerTotals) -> u64| {
+        reading.listeners.iter().map(move |of| ([of.name.as_str()], value(&of.totals)))
+    };
+    let forwarded = reading.listeners.iter().flat_map(|of| {
+        let rules = Rule::ALL.iter().zip(of.totals.forwarded);
+        rules.map(|(rule, value)| ([of.name.as_str(), rule.label()], value))
+    });
+    let dropped = reading.listeners.iter().flat_map(|of| {
+        let reasons = DropReason::ALL.iter().zip(of.totals.dropped);
+        reasons.map(|(reason, value)| ([of.name.as_str(), reason.label()], value))
+    });
+    let bytes = reading.listeners.iter().flat_map(|of| {
+        [("received", of.totals.received_bytes), ("returned", of.totals.returned_bytes)]
+            .map(|(direction, value)| ([of.name.as_str(), direction], value))
+    });
+    let replied = reading.listeners.iter().map(|of| ([of.name.as_str(), "retry"], 0));
+    [
+        DATAGRAMS_RECEIVED.collect(each(|totals| totals.received)),
+        DATAGRAMS_FORWARDED.collect(forwarded),
+        DATAGRAMS_DROPPED.collect(dropped),
+        DATAGRAMS_REPLIED.collect(replied),
+        DATAGRAMS_RETURNED.collect(each(|totals| totals.returned)),
+        RETURN_FAILED.collect(each(|totals| totals.return_failed)),
+        BYTES.collect(bytes),
+        FLOWS.collect(each(|totals| totals.flows)),
+        PATH_CHANGES.collect(each(|totals| totals.path_changes)),
+    ]
+    .concat()
+}
+
+fn of_backends(reading: &Reading) -> Vec<MetricFamily> {
+    let each = |value: fn(&BackendTotals) -> u64| {
+        reading
+            .backends
+            .iter()
+            .map(move |of| ([of.pool.as_str(), of.name.as_str()], value(&of.totals)))
+    };
+    let states = reading.backends.iter().flat_map(|of| {
+        BackendState::ALL.map(|state| {
+            ([of.pool.as_str(), of.name.as_str(), state.label()], u64::from(state == of.state))
+        })
+    });
+    let refused = each(|totals| totals.refused)
+        .map(|([pool, backend], value)| ([pool, backend, "refused"], value));
+    [
+        BACKEND_DATAGRAMS.collect(each(|totals| totals.forwarded)),
+        BACKEND_RETURNED.collect(each(|totals| totals.returned)),
+        BACKEND_STATE.collect(states),
+        HEALTH_PROBES.collect(refused),
+    ]
+    .concat()
+}
+
+fn of_the_process(reading: &Reading) -> Vec<MetricFamily> {
+    let (handshakes, connection_ids) = reading.remembered;
+    let (handshake_limit, connection_id_limit) = reading.remembered_limits;
+    let by_table = |handshakes: usize, connection_ids: usize| {
+        [(["handshakes"], handshakes as u64), (["connection_ids"], connection_ids as u64)]
+    };
+    let Reloads { applied, rejected } = reading.reloads;
+    [
+        FLOW_LIMIT.collect([([], reading.flow_limit as u64)]),
+        REMEMBERED.collect(by_table(handshakes, connection_ids)),
+        REMEMBERED_LIMIT.collect(by_table(handshake_limit, connection_id_limit)),
+        RETRY_SENT.collect([([], 0)]),
+        RETRY_TOKENS.collect([(["valid"], 0), (["invalid"], 0)]),
+        CONFIG_RELOADS.collect([(["applied"], applied), (["rejected"], rejected)]),
+        CONFIG_INFO.collect([([reading.digest.as_str()], 1)]),
+        BUILD_INFO.collect([([env!("CARGO_PKG_VERSION")], 1)]),
+        READY.collect([([], u64::from(reading.ready))]),
+        WORKERS.collect([([], reading.workers as u64)]),
+    ]
+    .concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_declared_family_is_exported_and_no_other() {
+        let text = Metrics::new(reading).render();
+        let ours = text.lines().filter_map(|line| line.strip_prefix("# HELP quic_lb_"));
+        let exported: BTreeSet<_> = ours.filter_map(|line| line.split(' ').next()).collect();
+        let declared: BTreeSet<_> =
+            FAMILIES.iter().map(|family| family.name.strip_prefix("quic_lb_").unwrap()).collect();
+        assert_eq!(exported, declared);
+        assert!(text.contains("process_resident_memory_bytes"));
+    }
+
+    #[test]
+    fn the_verdicts_on_all_workers_add_up_to_the_datagrams_received() {
+        let workers: Vec<_> = (0..3).map(|_| Arc::new(WorkerCounters::new(2))).collect();
+        for worker in &workers {
+            let edge = &worker.listeners[1];
+            for (n, rule) in (1..).zip(Rule::ALL) {
+                edge.received.add(n);
+                edge.forward(rule, n);
+            }
+            for (n, reason) in (1..).zip(DropReason::ALL) {
+                edge.received.add(n);
+                edge.drop(reason, n);
+            }
+        }
+        let totals = ListenerTotals::sum(&workers, 1);
+        assert_eq!(totals.received, 3 * (15 + 36));
+        assert_eq!(totals.verdicts(), totals.received);
+        assert_eq!(ListenerTotals::sum(&workers, 0), ListenerTotals::default());
+    }
+
+    #[test]
+    fn samples_carry_the_labels_of_the_contract() {
+        let text = Metrics::new(reading).render();
+        for line in [
+            "quic_lb_datagrams_received_total{listener=\"edge\"} 12",
+            "quic_lb_datagrams_forwarded_total{listener=\"edge\",rule=\"four_tuple_scid\"} 7",
+            "quic_lb_datagrams_dropped_total{listener=\"edge\",reason=\"flow_limit\"} 5",
+            "quic_lb_bytes_total{direction=\"returned\",listener=\"edge\"} 99",
+            "quic_lb_backend_datagrams_total{backend=\"a\",pool=\"web\"} 7",
+            "quic_lb_backend_state{backend=\"a\",pool=\"web\",state=\"down\"} 1",
+            "quic_lb_backend_state{backend=\"a\",pool=\"web\",state=\"active\"} 0",
+            "quic_lb_health_probes_total{backend=\"a\",pool=\"web\",result=\"refused\"} 3",
+            "quic_lb_config_reloads_total{result=\"rejected\"} 2",
+            "quic_lb_config_info{digest=\"0123\"} 1",
+            "quic_lb_remembered{table=\"connection_ids\"} 9",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn names_from_the_configuration_cannot_break_the_format() {
+        let read = || {
+            let mut reading = reading();
+            reading.listeners[0].name = "a\"b\\c\nd".into();
+            reading
+        };
+        let text = Metrics::new(read).render();
+        assert!(text.contains(r#"{listener="a\"b\\c\nd"} 12"#), "{text}");
+    }
+
+    fn reading() -> Reading {
+        let mut edge = ListenerTotals { received: 12, returned_bytes: 99, ..Default::default() };
+        edge.forwarded[Rule::FourTupleScid as usize] = 7;
+        edge.dropped[DropReason::FlowLimit as usize] = 5;
+        Reading {
+            listeners: vec![ListenerReading { name: "edge".into(), totals: edge }],
+            backends: vec![BackendReading {
+                pool: "web".into(),
+                name: "a".into(),
+                state: BackendState::Down,
+                totals: BackendTotals { forwarded: 7, returned: 0, refused: 3 },
+            }],
+            remembered: (8, 9),
+            reloads: Reloads { applied: 1, rejected: 2 },
+            digest: "0123".into(),
+            ..Default::default()
+        }
+    }
+}
