@@ -1,1 +1,36 @@
-//! Shared helpers of the quic-lb test suites.
+//! Real QUIC through the real balancer, and what it takes to tell whether anything went wrong.
+//!
+//! The servers of these tests are quinn's, each with its own UDP socket that is looked over
+//! ([`audit`]): every connection ID that any server issues is known to all of them, so a datagram
+//! that arrives at another server than the one that issued its connection ID is counted where it
+//! arrives. The balancer is the binary `quic-lb`, in a process of its own, and is asked for its
+//! metrics like any operator would ask.
+//!
+//! # Map
+//!
+//! | module | what it is for |
+//! | --- | --- |
+//! | [`site`] | balancer, servers and certificate of one scenario; where to start reading |
+//! | [`document`] | the YAML of a scenario |
+//! | [`balancer`] | the process: start, reload, kill, ask |
+//! | [`metrics`] | what `/metrics` says |
+//! | [`origin`] | a quinn server that answers echo and download requests |
+//! | [`client`] | a quinn client that rebinds and migrates, and checks what it gets |
+//! | [`audit`] | who issued which connection ID, and what arrived where |
+//! | [`nat`] | a NAT that forgets its bindings when told to |
+//! | [`noise`] | datagrams that nobody should send |
+//! | [`pattern`] | content that can be checked at any offset |
+//! | [`certificate`] | the certificate of a scenario |
+#![forbid(unsafe_code)]
+
+pub mod audit;
+pub mod balancer;
+pub mod certificate;
+pub mod client;
+pub mod document;
+pub mod metrics;
+pub mod nat;
+pub mod noise;
+pub mod origin;
+pub mod pattern;
+pub mod site;
