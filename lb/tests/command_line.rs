@@ -1,0 +1,450 @@
+//! The commands that run and end, through the real binary.
+
+#![allow(clippy::unwrap_used, reason = "a failed test is a fine message")]
+
+mod support;
+
+use serde_json::Value;
+use support::{CONTRACT, Folder, KEY, quic_lb, quic_lb_cut_off, quic_lb_reading};
+
+#[test]
+fn check_takes_the_contracts_example() {
+    let out = Folder::with(CONTRACT).run(&["check"], &[]).done();
+    assert!(out.contains("1 listener, 1 pool, 2 backends"), "{out}");
+}
+
+#[test]
+fn check_prints_five_mistakes_with_their_lines() {
+    let lines = [
+        "listeners:",
+        "  - name: edge",
+        "    address: nowhere",
+        "    pool: web",
+        "pools:",
+        "  - name: web",
+        "    quic_lb:",
+        "      - config_id: 9",
+        "        server_id_length: 2",
+        "        nonce_length: 6",
+        "    backends:",
+        "      - name: a",
+        "        address: \"127.0.0.1:5001\"",
+        "        server_id: \"0001\"",
+        "        wieght: 3",
+        "timeouts:",
+        "  flow_idle: 30",
+        "log:",
+        "  level: loud",
+    ];
+    let folder = Folder::with(&lines.join("\n"));
+    let complaint = folder.run(&["check"], &[]).failed(1);
+    let config = folder.config();
+    for line in [3, 8, 15, 17, 19] {
+        let place = format!("{}:{line}:", config.display());
+        assert!(complaint.contains(&place), "no mistake in line {line}:\n{complaint}");
+    }
+    assert!(complaint.ends_with("5 errors\n"), "{complaint}");
+}
+
+#[test]
+fn a_missing_file_and_an_unreadable_key_are_named() {
+    let folder = Folder::with(CONTRACT);
+    let missing = folder.path().join("missing.yaml");
+    let complaint = quic_lb(&["check", "--config", missing.to_str().unwrap()]).failed(1);
+    assert!(complaint.contains("missing.yaml"), "{complaint}");
+    assert!(complaint.contains("No such file"), "{complaint}");
+
+    let config = CONTRACT.replace(&format!("key: \"{KEY}\""), "key_file: absent.key");
+    for command in ["check", "run"] {
+        let complaint = Folder::with(&config).run(&[command], &[]).failed(1);
+        assert!(complaint.contains(":12:"), "{complaint}");
+        assert!(complaint.contains("absent.key"), "{complaint}");
+    }
+}
+
+/// The rows of draft-ietf-quic-load-balancers-21, appendix with test vectors: config ID, key,
+/// server ID, nonce, connection ID.
+const VECTORS: [(u8, Option<&str>, &str, &str, &str); 5] = [
+    (0, None, "c4605e", "4504cc4f", "07c4605e4504cc4f"),
+    (0, Some(KEY), "ed793a", "ee080dbf", "0720b1d07b359d3c"),
+    (1, Some(KEY), "ed793a51d49b8f5fab65", "ee080dbf48", "2fcc381bc74cb4fbad2823a3d1f8fed2"),
+    (2, Some(KEY), "ed793a51d49b8f5f", "ee080dbf48c0d1e5", "504dd2d05a7b0de9b2b9907afb5ecf8cc3"),
+    (
+        3,
+        Some(KEY),
+        "ed793a51d49b8f5fab",
+        "ee080dbf48c0d1e55d",
+        "725779c9cc86beb3a3a4a3ca96fce4bfe0cdbc",
+    ),
+];
+
+/// One pool `clear` with the vector in the clear, one pool `web` with all the others; their backend
+/// is called `v`.
+fn vectors() -> Folder {
+    let section = |(id, key, server_id, nonce, _): &(u8, Option<&str>, &str, &str, &str)| {
+        let key = key.map(|key| format!("\n        key: \"{key}\"")).unwrap_or_default();
+        format!(
+            "      - config_id: {id}\n        server_id_length: {}\n        nonce_length: {}{key}\n",
+            server_id.len() / 2,
+            nonce.len() / 2
+        )
+    };
+    let clear = section(&VECTORS[0]);
+    let encrypted: String = VECTORS[1..].iter().map(section).collect();
+    let ids: Vec<_> =
+        VECTORS[1..].iter().map(|(id, _, sid, ..)| format!("{id}: \"{sid}\"")).collect();
+    Folder::with(&format!(
+        "listeners:
+  - name: edge
+    address: \"127.0.0.1:4433\"
+    pool: web
+  - name: other
+    address: \"127.0.0.1:4434\"
+    pool: clear
+pools:
+  - name: clear
+    quic_lb:
+{clear}    backends:
+      - name: v
+        address: \"127.0.0.1:5001\"
+        server_id: \"c4605e\"
+  - name: web
+    quic_lb:
+{encrypted}    backends:
+      - name: v
+        address: \"127.0.0.1:5002\"
+        server_ids: {{ {} }}
+",
+        ids.join(", ")
+    ))
+}
+
+#[test]
+fn cid_decode_names_config_server_and_backend_of_every_published_vector() {
+    let folder = vectors();
+    for (config_id, key, server_id, _, cid) in VECTORS {
+        let pool = if key.is_some() { "web" } else { "clear" };
+        let rows = decode(&folder, &[cid]);
+        let [row] = rows.as_slice() else { panic!("{rows:?}") };
+        assert_eq!(row["cid"], cid);
+        assert_eq!(row["routable"], true);
+        assert_eq!(row["config_id"], config_id);
+        assert_eq!(row["server_id"], server_id);
+        assert_eq!((&row["pool"], &row["backend"]), (&pool.into(), &"v".into()));
+        assert_eq!(row["reason"], Value::Null);
+
+        let text = folder.run(&["cid", "decode"], &["--pool", pool, cid]).done();
+        let expected = format!("{cid}: config {config_id}, server ID {server_id}, backend v");
+        assert!(text.starts_with(&expected), "{text}");
+    }
+}
+
+#[test]
+fn cid_decode_ignores_what_follows_and_separators() {
+    let folder = vectors();
+    let rows = decode(&folder, &["07:20:b1:d0:7b:35:9d:3c:aa:bb"]);
+    assert_eq!(rows[0]["server_id"], "ed793a");
+}
+
+#[test]
+fn cid_decode_names_the_reason_of_what_is_unroutable() {
+    let folder = Folder::with(CONTRACT);
+    for (cid, reason, config_id) in [
+        ("e1020304", "config bits are 0b111", Value::Null),
+        ("21020304", "no configuration with ID 1", 1.into()),
+        ("08010203", "more octets than there are", 0.into()),
+        ("", "empty", Value::Null),
+    ] {
+        let rows = decode(&folder, &[cid]);
+        assert_eq!(rows[0]["routable"], false);
+        assert_eq!(rows[0]["backend"], Value::Null);
+        assert_eq!(rows[0]["config_id"], config_id);
+        assert!(rows[0]["reason"].as_str().unwrap().contains(reason), "{rows:?}");
+        let text = folder.run(&["cid", "decode"], &[cid]).done();
+        assert!(text.contains("unroutable: ") && text.contains(reason), "{text}");
+    }
+    // A server ID that nobody has: encoded with the same key for another fleet.
+    let other = Folder::with(&CONTRACT.replace("0001", "0909"));
+    let cid = other.run(&["cid", "encode"], &["--backend", "a"]).done();
+    let rows = decode(&folder, &[cid.trim()]);
+    assert_eq!(rows[0]["routable"], false);
+    assert_eq!(rows[0]["server_id"], "0909");
+    assert_eq!(rows[0]["reason"], "no backend of the pool has server ID 0909");
+}
+
+#[test]
+fn cid_decode_keeps_the_order_of_its_arguments() {
+    let folder = Folder::with(CONTRACT);
+    let cids: Vec<_> = ["a", "b", "a"]
+        .iter()
+        .map(|name| folder.run(&["cid", "encode"], &["--backend", name]).done().trim().to_owned())
+        .collect();
+    let rows = decode(&folder, &[&cids[0], &cids[1], "e0", &cids[2]]);
+    let backends: Vec<_> = rows.iter().map(|row| row["backend"].as_str()).collect();
+    assert_eq!(backends, [Some("a"), Some("b"), None, Some("a")]);
+}
+
+#[test]
+fn what_is_encoded_decodes_to_the_same_backend() {
+    let folder = vectors();
+    for (config_id, _, _, nonce, cid) in &VECTORS[1..] {
+        let id = config_id.to_string();
+        let encode = |more: &[&str]| {
+            let args = [&["--backend", "web/v", "--config-id", &id], more].concat();
+            folder.run(&["cid", "encode"], &args).done().trim().to_owned()
+        };
+        assert_eq!(encode(&["--nonce", nonce]), *cid);
+        let (first, second) = (encode(&[]), encode(&[]));
+        assert_ne!(first, second, "nonces are random");
+        let rows = decode(&folder, &[&first, &second]);
+        assert!(rows.iter().all(|row| row["backend"] == "v" && row["config_id"] == *config_id));
+    }
+}
+
+#[test]
+fn cid_encode_asks_back_where_it_would_have_to_guess() {
+    let folder = vectors();
+    for (args, expected) in [
+        (
+            &["--backend", "v"][..],
+            "several pools have a backend \"v\": say which with clear/v, web/v",
+        ),
+        (&["--backend", "web/v"], "choose one with --config-id: 0, 1, 2, 3"),
+        (&["--backend", "web/v", "--config-id", "5"], "pool web has no configuration with ID 5"),
+        (&["--backend", "x"], "there is no backend \"x\"; there is clear/v, web/v"),
+        (&["--backend", "clear/v", "--nonce", "00"], "wants a nonce of 4 octets, not 1"),
+    ] {
+        let complaint = folder.run(&["cid", "encode"], args).failed(1);
+        assert!(complaint.contains(expected), "{complaint}");
+        assert_eq!(complaint.lines().count(), 1, "{complaint}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_told_apart_from_failure() {
+    let folder = Folder::with(CONTRACT);
+    folder.run(&["cid", "decode"], &["07xy"]).failed(2);
+    folder.run(&["cid", "decode"], &[]).failed(2);
+    folder.run(&["cid", "encode"], &["--backend", "a", "--config-id", "7"]).failed(2);
+    folder.run(&["explain"], &["4000"]).failed(2);
+    folder.run(&["explain"], &["--from", "here", "4000"]).failed(2);
+    folder.run(&["run"], &["--now"]).failed(2);
+    quic_lb(&["cid", "decode", "07"]).failed(2);
+    quic_lb(&[]).failed(2);
+}
+
+#[test]
+fn explain_follows_a_routable_short_header() {
+    let folder = Folder::with(CONTRACT);
+    let cid = folder.run(&["cid", "encode"], &["--backend", "b"]).done();
+    let datagram = format!("40{}00112233", cid.trim());
+    let out = folder.run(&["explain"], &["--from", "192.0.2.7:50000", &datagram]).done();
+    assert!(out.contains("short header"), "{out}");
+    assert!(out.contains("rule 1 cid             config 0, server ID 0002: backend b"), "{out}");
+    assert!(out.contains("rule 2 four_tuple_scid not asked"), "{out}");
+    let verdict = "verdict: forward to backend b of pool web at 127.0.0.1:5002 by rule cid";
+    assert!(out.contains(verdict), "{out}");
+}
+
+#[test]
+fn explain_names_coalesced_packets_all_rules_and_the_verdict() {
+    let out = Folder::with(CONTRACT)
+        .run(&["explain"], &["--from", "[2001:db8::7]:50000", &hex(&first_flight())])
+        .done();
+    for expected in [
+        "packet 1: Initial of version 1, DCID 0101010101010101, SCID aaaa",
+        "packet 2: 0-RTT of version 1, DCID 0101010101010101, SCID aaaa",
+        "rule 1 cid ",
+        "rule 2 four_tuple_scid this 4-tuple and source connection ID are not remembered",
+        "rule 3 dcid ",
+        "rule 4 four_tuple ",
+        "rule 5 fallback        hashed the destination connection ID: backend ",
+        "by rule fallback",
+    ] {
+        assert!(out.contains(expected), "no {expected:?} in\n{out}");
+    }
+    let truncated = Folder::with(CONTRACT)
+        .run(&["explain"], &["--from", "192.0.2.7:50000", "c00000000108"])
+        .done();
+    assert!(truncated.contains("verdict: drop, malformed"), "{truncated}");
+}
+
+#[test]
+fn explain_takes_a_listener_by_name_or_all_of_them() {
+    let folder = vectors();
+    let args = ["--from", "192.0.2.7:50000", "4007c4605e4504cc4f"];
+    let all = folder.run(&["explain"], &args).done();
+    assert!(all.contains("to listener edge") && all.contains("to listener other"), "{all}");
+    let args = [&args[..2], &["--listener", "other"], &args[2..]].concat();
+    let one = folder.run(&["explain"], &args).done();
+    assert!(!one.contains("to listener edge"), "{one}");
+    assert!(one.contains("server ID c4605e: backend v"), "{one}");
+    let nobody = folder.run(&["explain"], &["--listener", "x", "--from", "192.0.2.7:5", "40"]);
+    assert_eq!(nobody.failed(1), "quic-lb: there is no listener \"x\"; there is edge, other\n");
+}
+
+#[test]
+fn explain_reads_a_capture_and_remembers_along_the_way() {
+    let folder = Folder::with(CONTRACT);
+    let hello = first_flight();
+    let capture = pcap(&[
+        udp(50000, 4433, &hello),
+        udp(53, 50000, b"something else"),
+        udp(50000, 4433, &hello),
+        udp(50001, 4433, &[]),
+    ]);
+    let path = folder.write("trace.pcap", &capture);
+    let out = folder.run(&["explain"], &["--pcap", path.to_str().unwrap()]).done();
+    let verdicts: Vec<_> = out.lines().filter(|line| line.contains("verdict: ")).collect();
+    assert_eq!(verdicts.len(), 3, "{out}");
+    assert!(verdicts[0].ends_with("by rule fallback"), "{out}");
+    assert!(verdicts[1].ends_with("by rule four_tuple_scid"), "{out}");
+    assert!(verdicts[2].ends_with("drop, empty"), "{out}");
+    assert!(out.contains("frame 3, 2.000000 s: "), "{out}");
+
+    let config = folder.config();
+    let from_stdin = ["explain", "--config", config.to_str().unwrap(), "--pcap", "/dev/stdin"];
+    assert_eq!(quic_lb_reading(&capture, &from_stdin).done(), out);
+}
+
+/// Servers without routable connection IDs: what they answer in the capture is learnt.
+#[test]
+fn explain_learns_from_the_servers_in_a_capture() {
+    let config = "
+listeners: [{ name: edge, address: \"127.0.0.1:4433\", pool: old }]
+pools:
+  - name: old
+    backends:
+      - { name: a, address: \"127.0.0.1:5001\" }
+      - { name: b, address: \"127.0.0.1:5002\" }
+";
+    let folder = Folder::with(config);
+    let server_cid = [7u8; 8];
+    let answer = [&[0xc0, 0, 0, 0, 1, 2, 0xaa, 0xaa, 8][..], &server_cid, &[0, 1, 0]].concat();
+    let short = [&[0x40][..], &server_cid, &[0; 20]].concat();
+    let capture = pcap(&[
+        udp(50000, 4433, &first_flight()),
+        udp(4433, 50000, &answer),
+        udp(60000, 4433, &short),
+    ]);
+    let path = folder.write("trace.pcap", &capture);
+    let out = folder.run(&["explain"], &["--pcap", path.to_str().unwrap()]).done();
+    let backend = |line: &str| line.split(' ').nth(6).unwrap().to_owned();
+    let verdicts: Vec<_> = out.lines().filter(|line| line.contains("verdict: ")).collect();
+    assert_eq!(verdicts.len(), 2, "{out}");
+    assert!(verdicts[1].ends_with("by rule dcid"), "{out}");
+    assert_eq!(backend(verdicts[0]), backend(verdicts[1]), "{out}");
+}
+
+#[test]
+fn explain_says_when_a_capture_holds_nothing_for_it() {
+    let folder = Folder::with(CONTRACT);
+    let path = folder.write("trace.pcap", &pcap(&[udp(1, 2, b"x")]));
+    let out = folder.run(&["explain"], &["--pcap", path.to_str().unwrap()]).done();
+    assert_eq!(out, "no UDP datagram in the capture goes to a listener (port 4433)\n");
+    let config = folder.config();
+    let complaint = folder.run(&["explain"], &["--pcap", config.to_str().unwrap()]).failed(1);
+    assert!(complaint.contains("neither a pcap nor a pcapng file"), "{complaint}");
+}
+
+#[test]
+fn keygen_makes_keys_that_differ_and_that_the_file_takes() {
+    let (first, second) = (quic_lb(&["keygen"]).done(), quic_lb(&["keygen"]).done());
+    assert_ne!(first, second);
+    assert_eq!(first.trim().len(), 32);
+    Folder::with(&CONTRACT.replace(KEY, first.trim())).run(&["check"], &[]).done();
+}
+
+#[test]
+fn the_schema_is_json_that_knows_the_sections() {
+    let schema: Value = serde_json::from_str(&quic_lb(&["schema"]).done()).unwrap();
+    for section in ["listeners", "pools", "admin", "limits", "timeouts", "log"] {
+        assert!(schema["properties"][section].is_object(), "{section}");
+    }
+}
+
+#[test]
+fn completions_and_manual_pages_come_for_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        assert!(quic_lb(&["completions", shell]).done().contains("keygen"), "{shell}");
+    }
+    for command in [
+        &["run"][..],
+        &["check"],
+        &["cid", "decode"],
+        &["cid", "encode"],
+        &["explain"],
+        &["keygen"],
+    ] {
+        let page = quic_lb(&[&["man"], command].concat()).done();
+        assert!(page.contains(&format!("quic\\-lb\\-{}", command.join("\\-"))), "{page}");
+        assert!(page.contains("Examples:"), "{page}");
+        let help = quic_lb(&[command, &["--help"]].concat()).done();
+        assert!(help.contains("Examples:"), "{help}");
+    }
+    assert!(quic_lb(&["man"]).done().contains("SUBCOMMANDS"));
+    assert!(quic_lb(&["man", "nonsense"]).failed(1).contains("no command \"nonsense\""));
+}
+
+#[test]
+fn a_reader_that_has_read_enough_is_no_error() {
+    assert_eq!(quic_lb_cut_off(10, &["schema"]), (Some(0), String::new()));
+}
+
+#[test]
+fn no_command_prints_a_key() {
+    let folder = Folder::with(CONTRACT);
+    let cid = folder.run(&["cid", "encode"], &["--backend", "a"]).done();
+    let datagram = format!("40{}", cid.trim());
+    for (command, args) in [
+        (&["check"][..], &[][..]),
+        (&["cid", "decode"], &["--json", cid.trim()]),
+        (&["explain"], &["--from", "192.0.2.7:50000", &datagram]),
+    ] {
+        let ended = folder.run(command, args);
+        assert!(!ended.out.contains(KEY) && !ended.err.contains(KEY), "{ended:?}");
+    }
+    // Nor of a file that is wrong, wherever the key stands.
+    for (from, to) in [("key:", "kay:"), ("server_id_length: 2", "server_id_length: 99")] {
+        let complaint = Folder::with(&CONTRACT.replace(from, to)).run(&["check"], &[]).failed(1);
+        assert!(!complaint.contains(KEY), "{complaint}");
+    }
+}
+
+fn decode(folder: &Folder, cids: &[&str]) -> Vec<Value> {
+    let out = folder.run(&["cid", "decode"], &[&["--json"], cids].concat()).done();
+    serde_json::from_str(&out).unwrap()
+}
+
+/// An Initial and a 0-RTT packet of version 1 that share connection IDs.
+fn first_flight() -> Vec<u8> {
+    let ids = [&[8][..], &[1; 8], &[2, 0xaa, 0xaa]].concat();
+    let initial = [&[0xc0, 0, 0, 0, 1][..], &ids, &[0, 4], &[0; 4]].concat();
+    let early = [&[0xd0, 0, 0, 0, 1][..], &ids, &[4], &[0; 4]].concat();
+    [initial, early].concat()
+}
+
+fn hex(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+}
+
+/// A raw IPv4 packet.
+fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+    let builder = etherparse::PacketBuilder::ipv4([127, 0, 0, 1], [127, 0, 0, 1], 64);
+    let mut packet = vec![];
+    builder.udp(from, to).write(&mut packet, payload).unwrap();
+    packet
+}
+
+/// A capture of raw IP packets, one second apart.
+fn pcap(packets: &[Vec<u8>]) -> Vec<u8> {
+    let mut file = vec![0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    file.extend(65535u32.to_le_bytes());
+    file.extend(101u32.to_le_bytes());
+    for (second, packet) in (1_700_000_000u32..).zip(packets) {
+        let len = u32::try_from(packet.len()).unwrap().to_le_bytes();
+        file.extend([second.to_le_bytes(), [0; 4], len, len].concat());
+        file.extend(packet);
+    }
+    file
+}

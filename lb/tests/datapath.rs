@@ -1,0 +1,523 @@
+//! Workers between clients and backends on loopback, with datagrams made by hand.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    collections::HashSet,
+    net::{SocketAddr, UdpSocket},
+    num::{NonZeroU32, NonZeroUsize},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use quic::routable::{CidConfig, ConfigId, Key, ServerId};
+use quic_lb::{
+    counters::{BackendCounters, ListenerCounters},
+    memory::Memory,
+    routing::{BackendState, Registry, Routing},
+    socket::{Departure, Ecn, Peer, Received, Receiver, SLOTS, Sender, Sharing, Socket},
+    verdict::{DropReason, Rule},
+    worker::{StartError, Workers},
+};
+use quic_lb_config::{Admission, Backend, Config, Limits, Listener, Log, Pool, Timeouts};
+
+/// Counts what every thread of this program allocates.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call goes on to the system's allocator unchanged.
+#[expect(unsafe_code, reason = "the only way to see allocations")]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, SeqCst);
+        // SAFETY: as our caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as our caller promises.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Tests run one at a time: allocations are counted for the whole program.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+struct Balancer {
+    workers: Workers,
+    routing: Arc<Routing>,
+}
+
+impl Balancer {
+    fn start(config: &Config) -> Self {
+        Self::try_start(config).unwrap()
+    }
+
+    fn try_start(config: &Config) -> Result<Self, StartError> {
+        let state = |_: &str, _: &str| BackendState::Active;
+        let routing = Arc::new(Routing::new(config, &mut Registry::default(), state));
+        let memory = Memory::new(config.limits.remembered.get(), Duration::from_secs(60), Instant::now());
+        let swap = Arc::new(ArcSwap::new(Arc::clone(&routing)));
+        Ok(Self { workers: Workers::start(config, swap, Arc::new(memory))?, routing })
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.workers.local_addresses()[0]
+    }
+
+    fn sum(&self, of: impl Fn(&ListenerCounters) -> u64) -> u64 {
+        self.workers.counters().iter().flat_map(|worker| &worker.listeners).map(of).sum()
+    }
+
+    fn of_backend(&self, name: &str, of: impl Fn(&BackendCounters) -> u64) -> u64 {
+        let backend = self.routing.backends().find(|backend| backend.name == name).unwrap();
+        let slot = backend.id.slot();
+        self.workers.counters().iter().map(|worker| of(&worker.backends[slot])).sum()
+    }
+
+    fn dropped(&self, reason: DropReason) -> u64 {
+        self.sum(|listener| listener.dropped[reason as usize].get())
+    }
+
+    fn forwarded(&self) -> u64 {
+        self.sum(|listener| listener.forwarded.iter().map(|counter| counter.get()).sum())
+    }
+
+    fn received(&self) -> u64 {
+        self.sum(|listener| listener.received.get())
+    }
+
+    fn flows(&self) -> u64 {
+        self.sum(|listener| listener.flows.get())
+    }
+
+    /// Waits for `received` datagrams, and for each to be accounted for.
+    fn settle(&self, received: u64) {
+        let all = || self.forwarded() + DropReason::ALL.map(|reason| self.dropped(reason)).iter().sum::<u64>();
+        wait_until("every datagram is received", || self.received() >= received);
+        wait_until("every datagram has a verdict", || self.received() == all());
+        assert_eq!(self.received(), received);
+    }
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "in vain: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Sends everything back until it is dropped.
+struct Echo {
+    address: SocketAddr,
+    peers: Arc<Mutex<HashSet<SocketAddr>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Echo {
+    fn start(address: &str) -> Self {
+        let address: SocketAddr = address.parse().unwrap();
+        let (bound, ready) = std::sync::mpsc::channel();
+        let (stop, peers) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(HashSet::new())));
+        let (stopped, seen) = (Arc::clone(&stop), Arc::clone(&peers));
+        let thread = thread::spawn(move || {
+            let socket = Socket::listener(address, Sharing::First).unwrap();
+            bound.send(socket.local_address().unwrap()).unwrap();
+            let (mut receiver, mut sender) = (Receiver::new(), Sender::new());
+            while !stopped.load(SeqCst) {
+                let got = receiver.receive(&socket, 0..SLOTS, Peer::Asked).unwrap();
+                for slot in 0..got {
+                    let message = receiver.received(slot);
+                    seen.lock().unwrap().insert(message.from);
+                    let mut outgoing = sender.compose();
+                    outgoing.push(&answer(message), [receiver.octets(slot, 0..message.len)]);
+                    outgoing.send(&socket, 0).unwrap();
+                }
+                if got == 0 {
+                    thread::sleep(Duration::from_micros(200));
+                }
+            }
+        });
+        Self { address: ready.recv().unwrap(), peers, stop, thread: Some(thread) }
+    }
+
+    fn peers(&self) -> usize {
+        self.peers.lock().unwrap().len()
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.stop.store(true, SeqCst);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+fn answer(message: &Received) -> Departure {
+    Departure {
+        to: Some(message.from),
+        from: None,
+        ecn: (message.ecn != Ecn::NOT_ECT).then_some(message.ecn),
+        segment: (message.datagrams() > 1).then(|| u16::try_from(message.segment).unwrap()),
+        ipv6: message.from.is_ipv6(),
+    }
+}
+
+fn cid_config() -> CidConfig {
+    CidConfig::new(ConfigId::new(0).unwrap(), 2, 6, Some(&Key::new([9; 16]))).unwrap()
+}
+
+fn server_id(n: usize) -> ServerId {
+    ServerId::new(&[0, u8::try_from(n).unwrap()]).unwrap()
+}
+
+fn config(listener: &str, backends: &[SocketAddr]) -> Config {
+    let backend = |(n, address): (usize, &SocketAddr)| Backend {
+        name: format!("b{n}"),
+        address: *address,
+        server_ids: vec![(cid_config().id(), server_id(n))],
+        weight: NonZeroU32::MIN,
+        admission: Admission::Active,
+    };
+    Config {
+        workers: NonZeroUsize::new(1),
+        listeners: vec![Listener { name: "edge".into(), address: listener.parse().unwrap(), pool: 0 }],
+        pools: vec![Pool {
+            name: "web".into(),
+            cid_configs: vec![cid_config()],
+            backends: backends.iter().enumerate().map(backend).collect(),
+            source_addresses: vec![],
+        }],
+        admin: None,
+        limits: Limits { flows: 1000.try_into().unwrap(), remembered: 1000.try_into().unwrap() },
+        timeouts: Timeouts {
+            flow_idle: Duration::from_secs(60),
+            flow_unanswered: Duration::from_secs(60),
+            drain: Duration::from_secs(1),
+        },
+        log: Log { level: Default::default(), format: Default::default() },
+    }
+}
+
+/// A short header for backend `n`, then a counter, then a pattern, `len` octets in all.
+fn packet(n: usize, number: u32, len: usize) -> Vec<u8> {
+    let cid = cid_config().encode(&server_id(n), &[1, 2, 3, 4, 5, 6]).unwrap();
+    let mut octets = vec![0x40];
+    octets.extend_from_slice(&cid);
+    octets.extend_from_slice(&number.to_be_bytes());
+    octets.extend((octets.len()..len).map(|at| (at as u8).wrapping_mul(number as u8 | 1)));
+    octets.truncate(len);
+    octets
+}
+
+fn client(address: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(if address.is_ipv6() { "[::1]:0" } else { "127.0.0.1:0" }).unwrap();
+    socket.connect(address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+fn receive(socket: &UdpSocket) -> Vec<u8> {
+    let mut octets = vec![0; 65_536];
+    let len = socket.recv(&mut octets).unwrap();
+    octets.truncate(len);
+    octets
+}
+
+#[test]
+fn datagrams_and_their_boundaries_pass_both_ways_in_both_families() {
+    let _alone = alone();
+    for (listen, backend) in [("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:0", "[::1]:0"), ("127.0.0.1:0", "[::1]:0"), ("0.0.0.0:0", "127.0.0.1:0")] {
+        let echo = Echo::start(backend);
+        let balancer = Balancer::start(&config(listen, &[echo.address]));
+        let mut address = balancer.address();
+        if address.ip().is_unspecified() {
+            address.set_ip([127, 0, 0, 5].into());
+        }
+        let client = client(address);
+        let lengths = [1200, 1200, 1200, 700, 1200, 1, 30, 1200, 1472, 30, 30];
+        for (number, len) in (0..).zip(lengths) {
+            client.send(&packet(0, number, len)).unwrap();
+        }
+        let mut got: Vec<_> = lengths.iter().map(|_| receive(&client)).collect();
+        let mut sent: Vec<_> = (0..).zip(lengths).map(|(number, len)| packet(0, number, len)).collect();
+        // One octet carries no connection ID, and yet there is only one backend for it to go to.
+        // Datagrams of one flow keep their order.
+        assert!(got == sent, "{listen} -> {backend}: not what was sent");
+        got.clear();
+        sent.clear();
+        balancer.settle(lengths.len() as u64);
+        assert_eq!(balancer.dropped(DropReason::SendFailed), 0);
+        assert_eq!(balancer.sum(|l| l.returned.get()), lengths.len() as u64);
+        let octets: usize = lengths.iter().sum();
+        assert_eq!(balancer.sum(|l| l.received_bytes.get()), octets as u64);
+        assert_eq!(balancer.sum(|l| l.returned_bytes.get()), octets as u64);
+        assert_eq!(balancer.of_backend("b0", |b| b.forwarded.get()), lengths.len() as u64);
+        assert_eq!(balancer.of_backend("b0", |b| b.returned.get()), lengths.len() as u64);
+        assert_eq!((balancer.flows(), echo.peers()), (1, 1));
+    }
+}
+
+#[test]
+fn joined_datagrams_arrive_as_they_were_sent_with_their_marks() {
+    let _alone = alone();
+    for loopback in ["127.0.0.1:0", "[::1]:0"] {
+        let echo = Echo::start(loopback);
+        let balancer = Balancer::start(&config(loopback, &[echo.address]));
+        let address = balancer.address();
+        let local = SocketAddr::new(Socket::source_towards(address).unwrap(), 0);
+        let client = Socket::upstream(local, address, quic_lb::socket::PortUse::Exclusive).unwrap();
+        let mut sent = Vec::new();
+        let mut number = 0;
+        let mut sender = Sender::new();
+        let mut receiver = Receiver::new();
+        let mut got = Vec::new();
+        for (segment, count, last, ecn) in [
+            (1200, 40, 1200, Ecn::ECT_0),
+            (1200, 3, 40, Ecn::ECT_0),
+            (100, 64, 100, Ecn::CE),
+            (300, 10, 7, Ecn::NOT_ECT),
+            (1200, 1, 1200, Ecn::ECT_1),
+        ] {
+            let octets: Vec<u8> = (0..count)
+                .flat_map(|at| {
+                    number += 1;
+                    let octets = packet(0, number, if at + 1 == count { last } else { segment });
+                    sent.push((octets.clone(), ecn));
+                    octets
+                })
+                .collect();
+            let mut outgoing = sender.compose();
+            let departure = Departure {
+                to: None,
+                from: None,
+                ecn: Some(ecn),
+                segment: (count > 1).then(|| u16::try_from(segment).unwrap()),
+                ipv6: address.is_ipv6(),
+            };
+            outgoing.push(&departure, [octets.as_slice()]);
+            outgoing.send(&client, 0).unwrap();
+            let start = Instant::now();
+            while got.len() < sent.len() {
+                assert!(start.elapsed() < PATIENCE, "{} of {} came back", got.len(), sent.len());
+                for slot in 0..receiver.receive(&client, 0..SLOTS, Peer::Known).unwrap() {
+                    let message = *receiver.received(slot);
+                    let octets = receiver.octets(slot, 0..message.len);
+                    got.extend(octets.chunks(message.segment).map(|d| (d.to_vec(), message.ecn)));
+                }
+            }
+        }
+        assert!(got == sent, "{loopback}: not what was sent");
+        balancer.settle(sent.len() as u64);
+        assert_eq!(balancer.sum(|l| l.forwarded[Rule::Cid as usize].get()), sent.len() as u64);
+    }
+}
+
+#[test]
+fn each_client_path_and_backend_has_a_port_of_its_own() {
+    let _alone = alone();
+    let echoes: Vec<Echo> = (0..3).map(|_| Echo::start("127.0.0.1:0")).collect();
+    let addresses: Vec<_> = echoes.iter().map(|echo| echo.address).collect();
+    let mut config = config("127.0.0.1:0", &addresses);
+    config.workers = NonZeroUsize::new(3);
+    let balancer = Balancer::start(&config);
+    let clients: Vec<_> = (0..20).map(|_| client(balancer.address())).collect();
+    for round in 0..3 {
+        for client in &clients {
+            for backend in 0..3 {
+                client.send(&packet(backend, round, 200)).unwrap();
+            }
+            let mut got: Vec<_> = (0..3).map(|_| receive(client)).collect();
+            let mut sent: Vec<_> = (0..3).map(|backend| packet(backend, round, 200)).collect();
+            got.sort();
+            sent.sort();
+            assert!(got == sent);
+        }
+    }
+    balancer.settle(180);
+    assert_eq!(balancer.flows(), 60);
+    assert_eq!(balancer.sum(|l| l.path_changes.get()), 60);
+    for echo in &echoes {
+        assert_eq!(echo.peers(), 20);
+    }
+}
+
+#[test]
+fn datagrams_without_octets_are_dropped_and_counted_and_starve_nobody() {
+    let _alone = alone();
+    let echo = Echo::start("127.0.0.1:0");
+    let balancer = Balancer::start(&config("127.0.0.1:0", &[echo.address]));
+    let client = client(balancer.address());
+    for _ in 0..100 {
+        client.send(&[]).unwrap();
+    }
+    client.send(&packet(0, 1, 100)).unwrap();
+    assert_eq!(receive(&client), packet(0, 1, 100));
+    balancer.settle(101);
+    assert_eq!(balancer.dropped(DropReason::Empty), 100);
+}
+
+#[test]
+fn a_backend_may_answer_with_nothing_in_a_datagram() {
+    let _alone = alone();
+    let backend = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let balancer = Balancer::start(&config("127.0.0.1:0", &[backend.local_addr().unwrap()]));
+    let client = client(balancer.address());
+    client.send(&packet(0, 1, 100)).unwrap();
+    let (_, peer) = backend.recv_from(&mut [0; 2000]).unwrap();
+    for answer in [&[][..], &[1, 2, 3], &[], &[4, 5, 6], &[7]] {
+        backend.send_to(answer, peer).unwrap();
+    }
+    let got: Vec<_> = (0..5).map(|_| receive(&client)).collect();
+    assert_eq!(got, [&[][..], &[1, 2, 3], &[], &[4, 5, 6], &[7]]);
+}
+
+#[test]
+fn a_backend_that_refuses_is_noted_and_others_go_on() {
+    let _alone = alone();
+    let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let echo = Echo::start("127.0.0.1:0");
+    let balancer = Balancer::start(&config("127.0.0.1:0", &[gone, echo.address]));
+    let client = client(balancer.address());
+    for number in 0..20 {
+        client.send(&packet(0, number, 300)).unwrap();
+        client.send(&packet(1, number, 300)).unwrap();
+        assert_eq!(receive(&client), packet(1, number, 300));
+    }
+    balancer.settle(40);
+    assert!(balancer.of_backend("b0", |b| b.refused.get()) > 0);
+    assert_eq!(balancer.of_backend("b1", |b| b.refused.get()), 0);
+    assert_eq!(balancer.forwarded(), 40);
+}
+
+#[test]
+fn idle_flows_end_and_their_sockets_close() {
+    let _alone = alone();
+    let echo = Echo::start("127.0.0.1:0");
+    let mut config = config("127.0.0.1:0", &[echo.address]);
+    config.timeouts.flow_idle = Duration::from_millis(200);
+    let balancer = Balancer::start(&config);
+    let descriptors = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let open = tasks.map(|task| std::fs::read_dir(task.path().join("fd")).map_or(0, Iterator::count));
+        open.max().unwrap()
+    };
+    let before = descriptors();
+    let clients: Vec<_> = (0..200).map(|_| client(balancer.address())).collect();
+    for client in &clients {
+        client.send(&packet(0, 1, 100)).unwrap();
+        receive(client);
+    }
+    assert_eq!(balancer.flows(), 200);
+    assert!(descriptors() >= before + 200);
+    drop(clients);
+    wait_until("the flows end", || balancer.flows() == 0);
+    wait_until("their sockets close", || descriptors() <= before + 1);
+    // The balancer goes on, with new flows in the old slots.
+    let again = client(balancer.address());
+    again.send(&packet(0, 2, 100)).unwrap();
+    assert_eq!(receive(&again), packet(0, 2, 100));
+}
+
+#[test]
+fn at_the_limit_new_flows_are_refused_and_established_ones_go_on() {
+    let _alone = alone();
+    let echo = Echo::start("127.0.0.1:0");
+    let mut config = config("127.0.0.1:0", &[echo.address]);
+    config.limits.flows = 16.try_into().unwrap();
+    let balancer = Balancer::start(&config);
+    assert_eq!(balancer.workers.flow_capacity(), 16);
+    let clients: Vec<_> = (0..40).map(|_| client(balancer.address())).collect();
+    for client in &clients {
+        client.send(&packet(0, 1, 100)).unwrap();
+    }
+    balancer.settle(40);
+    assert_eq!((balancer.flows(), balancer.dropped(DropReason::FlowLimit)), (16, 24));
+    for client in &clients[..16] {
+        receive(client);
+        client.send(&packet(0, 2, 100)).unwrap();
+        assert_eq!(receive(client), packet(0, 2, 100));
+    }
+}
+
+#[test]
+fn what_is_too_big_for_the_link_is_counted_as_that() {
+    let _alone = alone();
+    let echo = Echo::start("[::1]:0");
+    // IPv4 leaves 20 octets more than IPv6 does on a loopback of 65,536 octets.
+    let balancer = Balancer::start(&config("127.0.0.1:0", &[echo.address]));
+    let client = client(balancer.address());
+    client.send(&packet(0, 1, 65_500)).unwrap();
+    client.send(&packet(0, 2, 1_000)).unwrap();
+    assert_eq!(receive(&client), packet(0, 2, 1_000));
+    balancer.settle(2);
+    assert_eq!(balancer.dropped(DropReason::TooBig), 1);
+}
+
+#[test]
+fn an_address_that_is_taken_is_reported_in_one_sentence() {
+    let _alone = alone();
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let config = config(&address.to_string(), &[address]);
+    let error = Balancer::try_start(&config).map(|_| ()).unwrap_err();
+    assert!(matches!(error, StartError::Listen { address: at, .. } if at == address));
+    let text = error.to_string();
+    assert!(text.starts_with(&format!("cannot listen on {address}: the address is in use;")), "{text}");
+    // A balancer does not silently share its addresses with another one either.
+    drop(taken);
+    let first = Balancer::start(&config);
+    assert!(Balancer::try_start(&config).is_err());
+    drop(first);
+    assert!(Balancer::try_start(&config).is_ok());
+}
+
+#[test]
+fn in_steady_state_nothing_is_allocated() {
+    let _alone = alone();
+    // Sinks that do not allocate either: std sockets with fixed buffers.
+    let backend = UdpSocket::bind("127.0.0.1:0").unwrap();
+    backend.set_read_timeout(Some(PATIENCE)).unwrap();
+    let balancer = Balancer::start(&config("127.0.0.1:0", &[backend.local_addr().unwrap()]));
+    let clients: Vec<_> = (0..50).map(|_| client(balancer.address())).collect();
+    let packet = packet(0, 1, 1_200);
+    let mut buffer = [0; 2_000];
+    let mut round = |per_client: usize| {
+        for client in &clients {
+            for _ in 0..per_client {
+                client.send(&packet).unwrap();
+            }
+            for _ in 0..per_client {
+                let (len, peer) = backend.recv_from(&mut buffer).unwrap();
+                backend.send_to(&buffer[..len], peer).unwrap();
+            }
+            for _ in 0..per_client {
+                client.recv(&mut buffer).unwrap();
+            }
+        }
+    };
+    round(20);
+    // A sweep grows the list of expired flows; let one pass.
+    thread::sleep(Duration::from_millis(250));
+    let before = ALLOCATIONS.load(SeqCst);
+    for _ in 0..10 {
+        round(20);
+    }
+    assert_eq!(ALLOCATIONS.load(SeqCst) - before, 0);
+    balancer.settle(11 * 20 * 50);
+}
