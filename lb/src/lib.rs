@@ -14,6 +14,8 @@
 //! | [`memory`] | what all workers remember together |
 //! | [`verdict`] | rules, reasons, verdicts: the vocabulary of decisions |
 //! | [`counters`] | what a worker counts |
+//! | [`worker`] | the threads that carry the datagrams |
+//! | [`socket`] | UDP sockets: batches, offloads, ECN |
 //! | [`control`] | reload, health, admin interface, the life of the process |
 //! | [`metrics`] | what `/metrics` shows |
 //! | [`logging`] | log records |
@@ -32,4 +34,7 @@ pub mod maglev;
 pub mod memory;
 pub mod metrics;
 pub mod routing;
+pub mod socket;
+mod upstream;
 pub mod verdict;
+pub mod worker;

@@ -1,0 +1,621 @@
+//! The loop of one worker.
+//!
+//! Each round asks the poller once, reads the clock once, serves the listeners that have something
+//! and the flows whose backends have answered, and does a little of the housekeeping. The poller is
+//! level-triggered: what a round leaves behind when its budget ends is reported again, and the
+//! kernel takes ready sockets in turns, so that nothing has to be remembered and nobody starves.
+//! Every receive counts against the budgets, whether it brought octets or not.
+
+use std::{
+    collections::VecDeque,
+    io, mem,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use arc_swap::{ArcSwap, Cache};
+
+use super::{
+    Birth, Shared,
+    plan::{Bundle, NO_RUN, Run},
+    transmit::{Sent, Transmitter},
+};
+use crate::{
+    counters::WorkerCounters,
+    forwarder::{BATCH, ClientPath, Datagram, Forwarder},
+    routing::Routing,
+    socket::{Departure, Ecn, Peer, Poller, Ready, Received, Receiver, SLOTS, Socket},
+    upstream::{Lease, Ports},
+    verdict::{DropReason, FlowId, Opening, Rule, Verdict},
+};
+
+/// The longest that a worker sleeps, and the time from one sweep of its flows to the next.
+const TICK: Duration = Duration::from_millis(100);
+/// How many ready sockets one round serves.
+const READY: usize = 256;
+/// How many full batches one round takes from one listener.
+const LISTENER_BATCHES: usize = 4;
+/// How many messages one round takes from one flow.
+const FLOW_MESSAGES: usize = 8;
+/// Runs that one batch is split into at most before it is sent.
+const RUNS: usize = 1_024;
+/// Sockets of ended flows that one round closes: closing is slow, and many flows end together.
+const CLOSINGS: usize = 32;
+/// No flow of the batch has this queue.
+const NO_QUEUE: u16 = u16::MAX;
+/// Tokens below this are listeners, all others flows.
+const FIRST_FLOW: u64 = 1 << 32;
+
+/// One worker at work.
+pub(super) struct Datapath {
+    shared: Arc<Shared>,
+    routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
+    /// The one that the forwarder has.
+    snapshot: Arc<Routing>,
+    forwarder: Forwarder,
+    listeners: Vec<Listener>,
+    upstreams: Vec<Upstream>,
+    ports: Ports,
+    poller: Poller,
+    receiver: Receiver,
+    transmitter: Transmitter,
+    forward: ForwardPlan,
+    back: ReturnPlan,
+    closing: VecDeque<(Socket, Lease)>,
+    expired: Vec<FlowId>,
+    counters: Arc<WorkerCounters>,
+    max_flows: usize,
+}
+
+struct Listener {
+    socket: Socket,
+    ipv6: bool,
+}
+
+/// The socket of a flow, by its number.
+struct Upstream {
+    link: Link,
+    /// How the socket marks datagrams that do not say.
+    ecn: Ecn,
+    ipv6: bool,
+    /// Where its datagrams of the current batch are.
+    queue: u16,
+    listener: u16,
+    backend: u16,
+}
+
+enum Link {
+    Open(Socket, Lease),
+    /// There is none: this is what becomes of datagrams that wanted one.
+    Missing(DropReason),
+}
+
+/// What a batch from a listener becomes: the datagrams of each flow, in order.
+struct ForwardPlan {
+    runs: Vec<Run>,
+    queues: Vec<Queue>,
+    bundles: Vec<Bundle>,
+    /// Memory for the datagrams that are decided about together; empty in between.
+    question: Vec<Datagram<'static>>,
+    places: Vec<Place>,
+}
+
+#[derive(Clone, Copy)]
+struct Queue {
+    flow: FlowId,
+    first: u16,
+    last: u16,
+}
+
+/// Where a datagram is.
+#[derive(Clone, Copy)]
+struct Place {
+    slot: u8,
+    ecn: Ecn,
+    start: u16,
+    len: u16,
+}
+
+/// What the backends sent, slot by slot.
+struct ReturnPlan {
+    filled: usize,
+    flows: [FlowId; SLOTS],
+    runs: Vec<Run>,
+    bundles: Vec<Bundle>,
+}
+
+impl Datapath {
+    pub(super) fn new(birth: &Birth, sockets: Vec<Socket>, max_flows: usize) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        let mut listeners = Vec::with_capacity(sockets.len());
+        for (token, socket) in sockets.into_iter().enumerate() {
+            poller.watch(&socket, token as u64)?;
+            let ipv6 = socket.local_address()?.is_ipv6();
+            listeners.push(Listener { socket, ipv6 });
+        }
+        let mut routing = Cache::new(Arc::clone(&birth.routing));
+        let snapshot = Arc::clone(routing.load());
+        let limits = birth.shared.limits(max_flows);
+        Ok(Self {
+            shared: Arc::clone(&birth.shared),
+            routing,
+            snapshot: Arc::clone(&snapshot),
+            forwarder: Forwarder::new(limits, snapshot, Arc::clone(&birth.memory)),
+            listeners,
+            upstreams: Vec::new(),
+            ports: Ports::default(),
+            poller,
+            receiver: Receiver::new(),
+            transmitter: Transmitter::new(),
+            forward: ForwardPlan::new(),
+            back: ReturnPlan::new(),
+            closing: VecDeque::new(),
+            expired: Vec::new(),
+            counters: Arc::clone(&birth.counters),
+            max_flows,
+        })
+    }
+
+    pub(super) fn run(&mut self) -> io::Result<()> {
+        let mut ready = Ready::new(READY);
+        let mut next_sweep = Instant::now() + TICK;
+        let mut patience = TICK;
+        while !self.shared.stop.load(Relaxed) {
+            self.poller.wait(&mut ready, patience)?;
+            let now = Instant::now();
+            self.transmitter.begin();
+            self.refresh_routing();
+            self.serve(now, &ready);
+            if now >= next_sweep {
+                self.sweep(now);
+                next_sweep = now + TICK;
+            }
+            self.close_some();
+            patience = match self.closing.is_empty() {
+                true => next_sweep.saturating_duration_since(now),
+                false => Duration::ZERO,
+            };
+        }
+        Ok(())
+    }
+
+    fn refresh_routing(&mut self) {
+        let current = self.routing.load();
+        if !Arc::ptr_eq(current, &self.snapshot) {
+            self.snapshot = Arc::clone(current);
+            self.forwarder.set_routing(Arc::clone(current));
+        }
+    }
+
+    fn serve(&mut self, now: Instant, ready: &Ready) {
+        for at in 0..ready.len() {
+            if let Some(flow) = ready.token(at).checked_sub(FIRST_FLOW) {
+                #[expect(clippy::cast_possible_truncation, reason = "flows are numbered by u32")]
+                self.collect(now, FlowId(flow as u32));
+            }
+        }
+        self.send_back();
+        // With so many flows that the list was cut, listeners may have been left out of it.
+        let all = ready.is_full();
+        let reported = (0..ready.len()).map(|at| ready.token(at)).filter(|t| *t < FIRST_FLOW);
+        let reported = reported.fold(0u64, |set, token| set | 1 << (token & 63));
+        for listener in 0..self.listeners.len() {
+            if all || reported & 1 << (listener & 63) != 0 {
+                self.serve_listener(now, listener);
+            }
+        }
+    }
+
+    fn serve_listener(&mut self, now: Instant, listener: usize) {
+        for _ in 0..LISTENER_BATCHES {
+            let socket = &self.listeners[listener].socket;
+            // An error is not about any datagram: a listener is not connected to anyone.
+            let received = self.receiver.receive(socket, 0..SLOTS, Peer::Asked).unwrap_or(0);
+            self.forward(now, listener, received);
+            if received < SLOTS {
+                break;
+            }
+        }
+    }
+
+    /// Carries the first `received` slots from a listener to the backends.
+    fn forward(&mut self, now: Instant, listener: usize, received: usize) {
+        let (mut datagrams, mut octets) = (0u64, 0u64);
+        for slot in 0..received {
+            let message = *self.receiver.received(slot);
+            datagrams += message.datagrams() as u64;
+            octets += message.len as u64;
+            for place in places(slot, &message) {
+                self.forward.places.push(place);
+                if self.forward.places.len() == BATCH {
+                    self.decide(now, listener);
+                }
+            }
+        }
+        self.decide(now, listener);
+        self.send_forward(listener);
+        let counters = &self.counters.listeners[listener];
+        counters.received.add(datagrams);
+        counters.received_bytes.add(octets);
+    }
+
+    /// Asks the forwarder about the datagrams in the places that have been gathered, and puts
+    /// them where its verdicts say.
+    fn decide(&mut self, now: Instant, listener: usize) {
+        let mut verdicts = [Verdict::Drop(DropReason::Empty); BATCH];
+        let places = mem::take(&mut self.forward.places);
+        let mut question = recycled(mem::take(&mut self.forward.question));
+        question.extend(places.iter().map(|place| {
+            let message = self.receiver.received(usize::from(place.slot));
+            let path = ClientPath { client: message.from, local: message.local };
+            Datagram { path, octets: place.octets(&self.receiver) }
+        }));
+        self.forwarder.decide_batch(now, listener, &question, &mut verdicts);
+        self.forward.question = recycled(question);
+        for (place, verdict) in places.iter().zip(verdicts) {
+            if self.forward.runs.len() == RUNS {
+                self.send_forward(listener);
+            }
+            match verdict {
+                Verdict::Drop(reason) => self.drop(listener, reason),
+                Verdict::Forward { flow, rule, opening } => {
+                    if opening != Opening::Existing {
+                        self.open(now, listener, flow, opening);
+                    }
+                    match self.upstreams[flow.index()].link {
+                        Link::Open(..) => self.enqueue(flow, rule, *place),
+                        Link::Missing(reason) => self.drop(listener, reason),
+                    }
+                }
+            }
+        }
+        self.forward.places = places;
+        self.forward.places.clear();
+    }
+
+    fn drop(&self, listener: usize, reason: DropReason) {
+        self.counters.listeners[listener].drop(reason, 1);
+    }
+
+    fn enqueue(&mut self, flow: FlowId, rule: Rule, place: Place) {
+        let ForwardPlan { runs, queues, .. } = &mut self.forward;
+        let Place { slot, ecn, start, len } = place;
+        let run = Run { slot, rule, ecn, count: 1, segment: len, start, len, next: NO_RUN };
+        #[expect(clippy::cast_possible_truncation, reason = "below RUNS")]
+        let index = runs.len() as u16;
+        let upstream = &mut self.upstreams[flow.index()];
+        if upstream.queue == NO_QUEUE {
+            #[expect(clippy::cast_possible_truncation, reason = "no more than runs")]
+            let queue = queues.len() as u16;
+            upstream.queue = queue;
+            queues.push(Queue { flow, first: index, last: index });
+            runs.push(run);
+            return;
+        }
+        let queue = &mut queues[usize::from(upstream.queue)];
+        let last = &mut runs[usize::from(queue.last)];
+        if !last.extend(slot, rule, start, len) {
+            last.next = index;
+            queue.last = index;
+            runs.push(run);
+        }
+    }
+
+    /// Opens the upstream socket of a new flow.
+    fn open(&mut self, now: Instant, listener: usize, flow: FlowId, opening: Opening) {
+        let opened = match self.forwarder.upstream(flow) {
+            None => Err(DropReason::NoBackend),
+            Some(upstream) => {
+                let opened = self.ports.open(now, upstream.address, upstream.sources);
+                opened.and_then(|(socket, lease)| {
+                    match self.poller.watch(&socket, FIRST_FLOW + flow.index() as u64) {
+                        Ok(()) => Ok((socket, lease, upstream.backend, upstream.address.is_ipv6())),
+                        Err(_) => {
+                            drop(socket);
+                            self.ports.release(lease);
+                            Err(DropReason::DescriptorLimit)
+                        }
+                    }
+                })
+            }
+        };
+        if self.upstreams.len() <= flow.index() {
+            self.upstreams.resize_with(flow.index() + 1, Upstream::default);
+        }
+        self.upstreams[flow.index()] = match opened {
+            Ok((socket, lease, backend, ipv6)) => {
+                let counters = &self.counters.listeners[listener];
+                counters.flows.add(1);
+                if opening == Opening::PathChange {
+                    counters.path_changes.add(1);
+                }
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "each has a descriptor or more"
+                )]
+                let (listener, backend) = (listener as u16, backend.slot() as u16);
+                let link = Link::Open(socket, lease);
+                Upstream { link, ecn: Ecn::NOT_ECT, ipv6, queue: NO_QUEUE, listener, backend }
+            }
+            Err(reason) => {
+                self.forwarder.abandon(flow);
+                Upstream { link: Link::Missing(reason), ..Upstream::default() }
+            }
+        };
+    }
+
+    /// Sends what is queued for each flow.
+    fn send_forward(&mut self, listener: usize) {
+        let Self { receiver, transmitter, upstreams, counters, .. } = self;
+        let ForwardPlan { runs, queues, bundles, .. } = &mut self.forward;
+        let mut by_rule = [0u64; Rule::ALL.len()];
+        for queue in queues.drain(..) {
+            let upstream = &mut upstreams[queue.flow.index()];
+            upstream.queue = NO_QUEUE;
+            let Link::Open(socket, _) = &upstream.link else { continue };
+            let backend = &counters.backends[usize::from(upstream.backend)];
+            let first = &runs[usize::from(queue.first)];
+            // Senders keep to one mark, and a mark that the socket has costs nothing per message.
+            // Congestion is the exception that is not worth changing the socket for.
+            if first.ecn != upstream.ecn
+                && first.ecn != Ecn::CE
+                && socket.set_ecn(upstream.ipv6, first.ecn).is_ok()
+            {
+                upstream.ecn = first.ecn;
+            }
+            let alone = first.next == NO_RUN && first.count == 1 && first.ecn == upstream.ecn;
+            if alone {
+                match socket.send(receiver.octets(usize::from(first.slot), first.range())) {
+                    Ok(()) => {
+                        by_rule[first.rule as usize] += 1;
+                        backend.forwarded.add(1);
+                        continue;
+                    }
+                    // About an earlier datagram; this one is tried again below, as after any error.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                        backend.refused.add(1);
+                    }
+                    Err(_) => {}
+                }
+            }
+            bundles.clear();
+            bundle_linked(runs, queue.first, bundles);
+            let departure = |bundle: &Bundle| Departure {
+                to: None,
+                from: None,
+                ecn: (bundle.ecn != upstream.ecn).then_some(bundle.ecn),
+                segment: None,
+                ipv6: upstream.ipv6,
+            };
+            let mut forwarded = 0;
+            transmitter.send(
+                socket,
+                receiver,
+                runs,
+                bundles,
+                departure,
+                |sent: Sent<'_>| match sent.fate {
+                    None => {
+                        by_rule[sent.run.rule as usize] += sent.count;
+                        forwarded += sent.count;
+                    }
+                    Some(reason) => counters.listeners[listener].drop(reason, sent.count),
+                },
+            );
+            backend.forwarded.add(forwarded);
+            backend.refused.add(transmitter.take_refused());
+        }
+        for (rule, count) in Rule::ALL.into_iter().zip(by_rule) {
+            if count > 0 {
+                counters.listeners[listener].forward(rule, count);
+            }
+        }
+        runs.clear();
+    }
+
+    /// Receives what the backend of `flow` has sent.
+    fn collect(&mut self, now: Instant, flow: FlowId) {
+        if self.back.filled == SLOTS {
+            self.send_back();
+        }
+        let Some(upstream) = self.upstreams.get(flow.index()) else { return };
+        // A socket that is about to be closed may still be reported.
+        let Link::Open(socket, _) = &upstream.link else { return };
+        let backend = &self.counters.backends[usize::from(upstream.backend)];
+        let first = self.back.filled;
+        let slots = first..SLOTS.min(first + FLOW_MESSAGES);
+        let received = match self.receiver.receive(socket, slots, Peer::Known) {
+            Ok(received) => received,
+            Err(error) => {
+                // Other errors are about datagrams that went the other way, too, and say less.
+                if error.kind() == io::ErrorKind::ConnectionRefused {
+                    backend.refused.add(1);
+                }
+                return;
+            }
+        };
+        let mut datagrams = 0;
+        for slot in first..first + received {
+            let message = self.receiver.received(slot);
+            for place in places(slot, message) {
+                self.forwarder.returned(now, flow, place.octets(&self.receiver));
+                datagrams += 1;
+            }
+            self.back.flows[slot] = flow;
+        }
+        backend.returned.add(datagrams);
+        self.back.filled += received;
+    }
+
+    /// Sends what was collected to the clients.
+    fn send_back(&mut self) {
+        if self.back.filled == 0 {
+            return;
+        }
+        let Self { receiver, transmitter, forwarder, counters, .. } = self;
+        for (index, listener) in self.listeners.iter().enumerate() {
+            let ReturnPlan { filled, flows, runs, bundles } = &mut self.back;
+            runs.clear();
+            bundles.clear();
+            for slot in 0..*filled {
+                if forwarder.flow(flows[slot]).listener == index {
+                    let follows = slot > 0 && flows[slot - 1] == flows[slot];
+                    plan_slot(slot, receiver.received(slot), follows, runs, bundles);
+                }
+            }
+            let departure = |bundle: &Bundle| {
+                let slot = usize::from(runs[usize::from(bundle.first)].slot);
+                let path = &forwarder.flow(flows[slot]).path;
+                Departure {
+                    to: Some(path.client),
+                    from: path.local,
+                    ecn: (bundle.ecn != Ecn::NOT_ECT).then_some(bundle.ecn),
+                    segment: None,
+                    ipv6: listener.ipv6,
+                }
+            };
+            let (mut returned, mut octets, mut failed) = (0, 0, 0);
+            let done = |sent: Sent<'_>| match sent.fate {
+                None => {
+                    returned += sent.count;
+                    octets += sent.octets;
+                }
+                Some(_) => failed += sent.count,
+            };
+            transmitter.send(&listener.socket, receiver, runs, bundles, departure, done);
+            let counters = &counters.listeners[index];
+            counters.returned.add(returned);
+            counters.returned_bytes.add(octets);
+            counters.return_failed.add(failed);
+        }
+        transmitter.take_refused();
+        self.back.filled = 0;
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        self.forwarder.set_timeouts(self.shared.limits(self.max_flows));
+        let mut expired = mem::take(&mut self.expired);
+        self.forwarder.sweep(now, &mut expired);
+        for flow in expired.drain(..) {
+            let upstream = mem::take(&mut self.upstreams[flow.index()]);
+            if let Link::Open(socket, lease) = upstream.link {
+                self.counters.listeners[usize::from(upstream.listener)].flows.sub(1);
+                self.closing.push_back((socket, lease));
+            }
+        }
+        self.expired = expired;
+    }
+
+    fn close_some(&mut self) {
+        for _ in 0..CLOSINGS {
+            let Some((socket, lease)) = self.closing.pop_front() else { break };
+            drop(socket);
+            self.ports.release(lease);
+        }
+    }
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self {
+            link: Link::Missing(DropReason::SendFailed),
+            ecn: Ecn::NOT_ECT,
+            ipv6: false,
+            queue: NO_QUEUE,
+            listener: 0,
+            backend: 0,
+        }
+    }
+}
+
+impl ForwardPlan {
+    fn new() -> Self {
+        Self {
+            runs: Vec::with_capacity(RUNS),
+            queues: Vec::with_capacity(RUNS),
+            bundles: Vec::with_capacity(RUNS),
+            question: Vec::with_capacity(BATCH),
+            places: Vec::with_capacity(BATCH),
+        }
+    }
+}
+
+impl ReturnPlan {
+    fn new() -> Self {
+        Self {
+            filled: 0,
+            flows: [FlowId(0); SLOTS],
+            runs: Vec::with_capacity(RUNS),
+            bundles: Vec::with_capacity(RUNS),
+        }
+    }
+}
+
+impl Place {
+    fn octets<'a>(&self, receiver: &'a Receiver) -> &'a [u8] {
+        let start = usize::from(self.start);
+        receiver.octets(usize::from(self.slot), start..start + usize::from(self.len))
+    }
+}
+
+/// Where the datagrams of a message are.
+#[expect(clippy::cast_possible_truncation, reason = "a message has less than 65,536 octets")]
+fn places(slot: usize, message: &Received) -> impl Iterator<Item = Place> + use<> {
+    let Received { len, segment, ecn, .. } = *message;
+    (0..message.datagrams()).map(move |at| {
+        let start = at * segment;
+        let len = segment.min(len - start) as u16;
+        Place { slot: slot as u8, ecn, start: start as u16, len }
+    })
+}
+
+/// The runs of a flow, beginning with number `first`, as bundles.
+fn bundle_linked(runs: &[Run], first: u16, bundles: &mut Vec<Bundle>) {
+    let mut index = first;
+    while index != NO_RUN {
+        let run = &runs[usize::from(index)];
+        if !bundles.last_mut().is_some_and(|bundle| bundle.extend(run)) {
+            bundles.push(Bundle::new(index, run));
+        }
+        index = run.next;
+    }
+}
+
+/// Adds the datagrams in `slot` to `runs` and `bundles`; they are of the same flow as those before
+/// them if it `follows`.
+fn plan_slot(
+    slot: usize,
+    message: &Received,
+    follows: bool,
+    runs: &mut Vec<Run>,
+    bundles: &mut Vec<Bundle>,
+) {
+    let from = runs.len();
+    // The rule says nothing about this direction; any will do.
+    let rule = Rule::Cid;
+    for Place { slot, ecn, start, len } in places(slot, message) {
+        if runs.len() == from
+            || !runs[from..].last_mut().is_some_and(|run| run.extend(slot, rule, start, len))
+        {
+            runs.push(Run { slot, rule, ecn, count: 1, segment: len, start, len, next: NO_RUN });
+        }
+    }
+    for index in from..runs.len() {
+        let run = runs[index];
+        #[expect(clippy::cast_possible_truncation, reason = "a slot has less than 65,536 runs")]
+        let number = index as u16;
+        let joins = follows || index > from;
+        if joins && bundles.last_mut().is_some_and(|bundle| bundle.extend(&run)) {
+            runs[index - 1].next = number;
+        } else {
+            bundles.push(Bundle::new(number, &run));
+        }
+    }
+}
+
+/// The memory of `datagrams`, for others that live elsewhere.
+fn recycled<'a>(mut datagrams: Vec<Datagram<'_>>) -> Vec<Datagram<'a>> {
+    datagrams.clear();
+    // The standard library collects into the memory that it iterates over.
+    datagrams.into_iter().map(|_| unreachable!("it has been cleared")).collect()
+}

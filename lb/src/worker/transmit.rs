@@ -1,0 +1,225 @@
+//! Sending bundles, and what to do when the kernel refuses one.
+//!
+//! | refusal | what happens |
+//! | --- | --- |
+//! | connection refused | it is about an earlier datagram: counted, and tried again |
+//! | too big, first time | it may be about an earlier datagram too: tried again |
+//! | the offload is not to be had | the bundle's datagrams leave one by one; remembered |
+//! | no room | one wait of a millisecond per round, then given up: QUIC repeats what matters |
+//! | anything else | given up |
+
+use std::{io, time::Duration};
+
+use super::plan::{Bundle, Run};
+use crate::{
+    socket::{Departure, MAX_SEGMENTS, Outgoing, Receiver, Sender, Socket},
+    verdict::DropReason,
+};
+
+/// How long a round waits, once, for room to send.
+const PATIENCE: Duration = Duration::from_millis(1);
+/// How often one message is tried before it is given up.
+const ATTEMPTS: usize = 4;
+
+/// What became of datagrams: `None` when they left.
+pub(super) type Fate = Option<DropReason>;
+
+/// What sending needs and remembers.
+pub(super) struct Transmitter {
+    sender: Sender,
+    /// For the datagrams of a refused message, while `sender` still describes the others.
+    one_by_one: Sender,
+    state: State,
+}
+
+/// Datagrams that went the same way: those of a run, or one.
+#[derive(Clone, Copy)]
+pub(super) struct Sent<'a> {
+    pub(super) run: &'a Run,
+    pub(super) count: u64,
+    pub(super) octets: u64,
+    pub(super) fate: Fate,
+}
+
+/// What one round of sending has seen.
+struct State {
+    /// Whether the kernel takes several datagrams in one message, by family.
+    offload: [bool; 2],
+    patient: bool,
+    refused: u64,
+}
+
+impl Transmitter {
+    pub(super) fn new() -> Self {
+        let (sender, one_by_one) = (Sender::new(), Sender::new());
+        Self { sender, one_by_one, state: State { offload: [true; 2], patient: true, refused: 0 } }
+    }
+
+    /// Begins a round.
+    pub(super) fn begin(&mut self) {
+        self.state.patient = true;
+    }
+
+    /// How often "connection refused" was reported since this was asked last.
+    pub(super) fn take_refused(&mut self) -> u64 {
+        std::mem::take(&mut self.state.refused)
+    }
+
+    /// Sends `bundles` in order, each as `departure` says, and tells `done` what became of them.
+    pub(super) fn send(
+        &mut self,
+        socket: &Socket,
+        receiver: &Receiver,
+        runs: &[Run],
+        bundles: &[Bundle],
+        departure: impl Fn(&Bundle) -> Departure,
+        mut done: impl FnMut(Sent<'_>),
+    ) {
+        let Self { sender, one_by_one, state } = self;
+        let mut next = 0;
+        while let Some(bundle) = bundles.get(next) {
+            let ipv6 = departure(bundle).ipv6;
+            let alone = |state: &State, bundle: &Bundle| {
+                bundle.count > 1 && !state.offload[usize::from(ipv6)]
+            };
+            if alone(state, bundle) {
+                let how = departure(bundle);
+                state.send_one_by_one(one_by_one, socket, receiver, runs, bundle, &how, &mut done);
+                next += 1;
+                continue;
+            }
+            let mut outgoing = sender.compose();
+            let first = next;
+            while let Some(bundle) = bundles.get(next)
+                && outgoing.has_room(usize::from(bundle.runs))
+                && !alone(state, bundle)
+            {
+                let segment = (bundle.count > 1).then_some(bundle.segment);
+                let parts = bundle.runs(runs).map(|run| octets(receiver, run, run.range()));
+                outgoing.push(&Departure { segment, ..departure(bundle) }, parts);
+                next += 1;
+            }
+            let mut at = first;
+            while at < next {
+                match state.attempt(socket, &mut outgoing, at - first) {
+                    Ok(sent) => {
+                        report(&bundles[at..at + sent], runs, None, &mut done);
+                        at += sent;
+                    }
+                    Err(error) => {
+                        let bundle = &bundles[at];
+                        if bundle.count > 1 && is_about_offload(&error) {
+                            let how = departure(bundle);
+                            let all_sent = state.send_one_by_one(
+                                one_by_one, socket, receiver, runs, bundle, &how, &mut done,
+                            );
+                            let never = error.raw_os_error() == Some(libc::EIO);
+                            let not_here = error.raw_os_error() == Some(libc::EINVAL) && all_sent;
+                            if never || not_here {
+                                state.offload[usize::from(how.ipv6)] = false;
+                            }
+                        } else {
+                            let fate = Some(reason(&error));
+                            report(&bundles[at..=at], runs, fate, &mut done);
+                        }
+                        at += 1;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    /// Sends the message with number `first` and those after it, patiently.
+    fn attempt(
+        &mut self,
+        socket: &Socket,
+        outgoing: &mut Outgoing<'_, '_>,
+        first: usize,
+    ) -> io::Result<usize> {
+        let mut was_too_big = false;
+        let mut attempt = 1;
+        loop {
+            let error = match outgoing.send(socket, first) {
+                Ok(sent) => return Ok(sent),
+                Err(error) => error,
+            };
+            match error.raw_os_error() {
+                Some(libc::ECONNREFUSED) => self.refused += 1,
+                Some(libc::EMSGSIZE) if !was_too_big => was_too_big = true,
+                Some(libc::EAGAIN | libc::ENOBUFS) if self.patient => {
+                    self.patient = false;
+                    socket.wait_writable(PATIENCE)?;
+                }
+                _ => return Err(error),
+            }
+            if attempt == ATTEMPTS {
+                return Err(error);
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Sends each datagram as a message; says whether all of them left.
+    #[expect(clippy::too_many_arguments, reason = "what one message of several needs")]
+    fn send_one_by_one(
+        &mut self,
+        sender: &mut Sender,
+        socket: &Socket,
+        receiver: &Receiver,
+        runs: &[Run],
+        bundle: &Bundle,
+        departure: &Departure,
+        done: &mut impl FnMut(Sent<'_>),
+    ) -> bool {
+        let datagrams = || bundle.runs(runs).flat_map(|run| run.datagrams().map(move |d| (run, d)));
+        let mut outgoing = sender.compose();
+        for (run, range) in datagrams() {
+            outgoing.push(departure, [octets(receiver, run, range)]);
+        }
+        let mut fates = [None; MAX_SEGMENTS];
+        let mut at = 0;
+        while at < outgoing.len() {
+            match self.attempt(socket, &mut outgoing, at) {
+                Ok(sent) => at += sent,
+                Err(error) => {
+                    fates[at] = Some(reason(&error));
+                    at += 1;
+                }
+            }
+        }
+        for ((run, range), fate) in datagrams().zip(fates) {
+            done(Sent { run, count: 1, octets: range.len() as u64, fate });
+        }
+        fates.iter().all(Option::is_none)
+    }
+}
+
+fn octets<'a>(receiver: &'a Receiver, run: &Run, range: std::ops::Range<usize>) -> &'a [u8] {
+    receiver.octets(usize::from(run.slot), range)
+}
+
+fn report(bundles: &[Bundle], runs: &[Run], fate: Fate, done: &mut impl FnMut(Sent<'_>)) {
+    for bundle in bundles {
+        for run in bundle.runs(runs) {
+            let (count, octets) = (u64::from(run.count), u64::from(run.len));
+            done(Sent { run, count, octets, fate });
+        }
+    }
+}
+
+/// Whether the datagrams may leave one by one although they did not together. Without a driver
+/// that can checksum, the kernel says EIO; a path that it does not offload, or does not fit a
+/// segment, EINVAL or EMSGSIZE.
+fn is_about_offload(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE))
+}
+
+/// Why a datagram that the kernel refused with `error` was dropped.
+fn reason(error: &io::Error) -> DropReason {
+    match error.raw_os_error() {
+        Some(libc::EMSGSIZE) => DropReason::TooBig,
+        _ => DropReason::SendFailed,
+    }
+}
