@@ -9,7 +9,6 @@ mod admin;
 mod health;
 mod page;
 mod plane;
-mod stub;
 mod systemd;
 mod watch;
 
@@ -29,11 +28,10 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
-    control::stub as socket,
-    control::stub::{StartError, Workers},
     logging::Logging,
     memory::Memory,
     metrics::Metrics,
+    worker::{StartError, Workers},
 };
 use plane::{Plane, Stage};
 
@@ -42,9 +40,6 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// From one sweep of the memory to the next.
 const SWEEP: Duration = Duration::from_secs(5);
-
-/// Descriptors for everything that is not a flow.
-const SPARE_DESCRIPTORS: u64 = 256;
 
 /// Runs the balancer as the file at `path` says, until a signal ends it.
 ///
@@ -57,7 +52,6 @@ pub fn run(path: &Path) -> Result<(), RunError> {
     watch::log_mistakes(&warnings);
     // Everything that can fail is tried before the first datagram is taken.
     let admin = config.admin.map(bind_admin).transpose()?;
-    look_at_descriptors(&config);
 
     let memory =
         Memory::new(config.limits.remembered.get(), config.timeouts.flow_idle, Instant::now());
@@ -65,15 +59,19 @@ pub fn run(path: &Path) -> Result<(), RunError> {
     let mut plane = Plane::new(config, Arc::clone(&memory));
     let routing = Arc::clone(plane.routing());
     let workers = Workers::start(plane.config(), routing, Arc::clone(&memory))?;
-    plane.set_counters(workers.counters());
+    plane.set_workers(workers.counters(), workers.flow_capacity());
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(RunError::Runtime)?;
     let outcome = runtime.block_on(look_after(path, plane, memory, &workers, admin, logging));
-    workers.stop();
     // A configuration that is being read from a slow disk is not waited for.
     runtime.shutdown_background();
-    outcome
+    match (outcome, workers.stop()) {
+        (Err(RunError::WorkerEnded(worker)), Some(reason)) => {
+            Err(RunError::WorkerEnded(format!("{worker}: {reason}")))
+        }
+        (outcome, _) => outcome,
+    }
 }
 
 /// Why the balancer does not run.
@@ -97,7 +95,7 @@ pub enum RunError {
     #[error("cannot start the control plane: {}", Reason(.0))]
     Runtime(io::Error),
     /// A worker has ended by itself.
-    #[error("a worker has ended: {0}")]
+    #[error("{0}, which none should")]
     WorkerEnded(String),
 }
 
@@ -185,10 +183,15 @@ async fn look_after(
             },
         }
         let now = Instant::now();
-        shared.plane().on_tick(now);
+        let timeouts = {
+            let mut plane = shared.plane();
+            plane.on_tick(now);
+            plane.config().timeouts
+        };
+        workers.set_timeouts(&timeouts);
         if let Some(reason) = workers.failure() {
             shared.plane().set_stage(Stage::Broken);
-            error!(reason, "a worker has ended");
+            error!(reason, "a worker has ended by itself");
             return Err(RunError::WorkerEnded(reason));
         }
         if now >= next_sweep {
@@ -196,12 +199,10 @@ async fn look_after(
             sweep(&memory, now);
         }
         if let Some(began) = draining {
-            // Asked anew each time: a reload may change how long draining takes.
-            let patience = shared.plane().config().timeouts.drain;
             if shared.plane().flows() == 0 {
                 return ended("no flow is left");
             }
-            if now.saturating_duration_since(began) >= patience {
+            if now.saturating_duration_since(began) >= timeouts.drain {
                 return ended("time to drain is over");
             }
         }
@@ -242,20 +243,6 @@ fn bind_admin(address: SocketAddr) -> Result<TcpListener, RunError> {
     Ok(listener)
 }
 
-/// Takes as many descriptors as the system allows, and says so if that does not go with the limit
-/// on flows.
-fn look_at_descriptors(config: &Config) {
-    let flows = config.limits.flows.get() as u64;
-    match socket::raise_descriptor_limit() {
-        Ok(limit) if limit < flows.saturating_add(SPARE_DESCRIPTORS) => warn!(
-            descriptors = limit,
-            flows, "fewer descriptors than limits.flows: raise LimitNOFILE or lower limits.flows"
-        ),
-        Ok(_) => {}
-        Err(error) => warn!(%error, "the limit on descriptors is not known"),
-    }
-}
-
 /// One record for each address, so that whoever starts the process can read where it listens.
 fn announce(config: &Config, workers: &Workers, admin: Option<&TcpListener>) {
     for (listener, address) in config.listeners.iter().zip(workers.local_addresses()) {
@@ -264,6 +251,10 @@ fn announce(config: &Config, workers: &Workers, admin: Option<&TcpListener>) {
     if let Some(address) = admin.and_then(|admin| admin.local_addr().ok()) {
         info!(%address, "admin interface");
     }
+    let (wanted, flows) = (config.limits.flows.get(), workers.flow_capacity());
+    if flows < wanted {
+        warn!(flows, wanted, "descriptors for fewer flows than limits.flows: raise LimitNOFILE");
+    }
     let (version, digest) = (env!("CARGO_PKG_VERSION"), config.digest());
-    info!(version, digest, workers = workers.counters().len(), "running");
+    info!(version, digest, workers = workers.counters().len(), flows, "running");
 }

@@ -33,6 +33,8 @@ pub(crate) struct Plane {
     routing: Arc<ArcSwap<Routing>>,
     memory: Arc<Memory>,
     counters: Vec<Arc<WorkerCounters>>,
+    /// Flows that the workers have room for.
+    flow_capacity: usize,
     /// What the operator wants instead of what the file says.
     commands: BTreeMap<Name, Admission>,
     backends: HashMap<Name, Watched>,
@@ -96,6 +98,7 @@ impl Plane {
             routing: Arc::new(ArcSwap::from_pointee(routing)),
             memory,
             counters: vec![],
+            flow_capacity: 0,
             commands: BTreeMap::new(),
             backends: HashMap::new(),
             baselines: Baselines::default(),
@@ -106,9 +109,11 @@ impl Plane {
         plane
     }
 
-    /// Goes by the counters of these workers from now on.
-    pub(crate) fn set_counters(&mut self, counters: &[Arc<WorkerCounters>]) {
+    /// Takes note of the workers, once they run: what they count and how many flows they have
+    /// room for.
+    pub(crate) fn set_workers(&mut self, counters: &[Arc<WorkerCounters>], flow_capacity: usize) {
         self.counters = counters.to_vec();
+        self.flow_capacity = flow_capacity;
     }
 
     pub(crate) fn set_stage(&mut self, stage: Stage) {
@@ -208,7 +213,7 @@ impl Plane {
             backends: self.views().into_iter().map(backend).collect(),
             remembered: self.memory.sizes(),
             remembered_limits: (half, half),
-            flow_limit: self.config.limits.flows.get(),
+            flow_limit: self.flow_capacity,
             workers: self.counters.len(),
             ready: self.stage == Stage::Running,
             reloads: self.reloads,
@@ -342,17 +347,6 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
         old.limits.remembered.to_string(),
         new.limits.remembered.to_string(),
     );
-    let duration = |duration| format!("{duration:?}");
-    changed(
-        "timeouts.flow_idle",
-        duration(old.timeouts.flow_idle),
-        duration(new.timeouts.flow_idle),
-    );
-    changed(
-        "timeouts.flow_unanswered",
-        duration(old.timeouts.flow_unanswered),
-        duration(new.timeouts.flow_unanswered),
-    );
     let format = |config: &Config| format!("{:?}", config.log.format).to_lowercase();
     changed("log.format", format(old), format(new));
     reasons.extend(listener_changes(&old.listeners, &new.listeners));
@@ -422,7 +416,7 @@ mod tests {
             let memory = Arc::new(Memory::new(100, Duration::from_secs(180), now));
             let mut plane = Plane::new(fixtures::config(true), memory);
             let worker = Arc::new(WorkerCounters::new(1));
-            plane.set_counters(&[Arc::clone(&worker)]);
+            plane.set_workers(&[Arc::clone(&worker)], 1000);
             Self { plane, worker, now }
         }
 
@@ -556,8 +550,6 @@ mod tests {
             config.admin = "127.0.0.1:9090".parse().ok();
             config.limits.flows = 7.try_into().unwrap();
             config.limits.remembered = 7.try_into().unwrap();
-            config.timeouts.flow_idle = Duration::from_secs(7);
-            config.timeouts.flow_unanswered = Duration::from_secs(7);
             config.log.format = quic_lb_config::LogFormat::Json;
             config.listeners[0].name = "other".into();
             config.pools[0].backends.clear();
@@ -570,8 +562,6 @@ mod tests {
                 "admin.address changes from no address to 127.0.0.1:9090",
                 "limits.flows changes from 1000 to 7",
                 "limits.remembered changes from 1000 to 7",
-                "timeouts.flow_idle changes from 180s to 7s",
-                "timeouts.flow_unanswered changes from 10s to 7s",
                 "log.format changes from text to json",
                 "listener edge is gone",
                 "listener other is new",

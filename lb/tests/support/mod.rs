@@ -1,6 +1,8 @@
 //! Runs the real binary.
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
+pub(crate) mod balancer;
+
 use std::{
     io::{Read, Write},
     path::{Path, PathBuf},

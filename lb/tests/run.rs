@@ -1,0 +1,399 @@
+//! `quic-lb run`: the real binary with real datagrams, signals, files and scrapes.
+
+#![allow(clippy::unwrap_used, reason = "a failed test is a fine message")]
+
+mod support;
+
+use std::net::{TcpListener, UdpSocket};
+
+use serde_json::{Value, json};
+use support::{
+    Folder, KEY,
+    balancer::{Balancer, Host, Server, initial, run_in_vain, short},
+};
+
+const APPLIED: &str = "quic_lb_config_reloads_total{result=\"applied\"}";
+const REJECTED: &str = "quic_lb_config_reloads_total{result=\"rejected\"}";
+
+#[test]
+fn a_scrape_shows_every_datagram_with_its_verdict() {
+    let host = Host::new();
+    let (_a, _b) = (Server::start(host.at(5001), "a"), Server::start(host.at(5002), "b"));
+    let mut balancer = Balancer::start(host);
+    let client = balancer.client();
+    let (a, b) = (balancer.cid("a"), balancer.cid("b"));
+    assert!(client.ask(&short(&a)).starts_with("a "));
+    assert!(client.ask(&short(&b)).starts_with("b "));
+    (0..20).for_each(|nonce| client.send(&initial(nonce)));
+    (0..5).for_each(|_| client.send(&[0xc0, 0, 0]));
+    (0..5).for_each(|_| client.send(&[]));
+
+    balancer.wait("all datagrams", |balancer| {
+        balancer.metric("quic_lb_datagrams_received_total{listener=\"edge\"}") >= 32.0
+    });
+    let samples = balancer.metrics();
+    let sum = |prefix: &str| -> f64 {
+        samples.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, value)| value).sum()
+    };
+    let received = sum("quic_lb_datagrams_received_total");
+    let verdicts = sum("quic_lb_datagrams_forwarded_total")
+        + sum("quic_lb_datagrams_dropped_total")
+        + sum("quic_lb_datagrams_replied_total");
+    assert_eq!(verdicts, received, "{samples:#?}");
+    let dropped = |reason| {
+        samples
+            [&format!("quic_lb_datagrams_dropped_total{{listener=\"edge\",reason=\"{reason}\"}}")]
+    };
+    assert_eq!((dropped("malformed"), dropped("empty")), (5.0, 5.0));
+    let cid = samples["quic_lb_datagrams_forwarded_total{listener=\"edge\",rule=\"cid\"}"];
+    assert!(cid >= 2.0);
+    assert_eq!(sum("quic_lb_backend_datagrams_total"), sum("quic_lb_datagrams_forwarded_total"));
+    assert_eq!(samples["quic_lb_flows{listener=\"edge\"}"], 2.0);
+    assert_eq!(samples["quic_lb_flow_limit"], 1000.0);
+    assert_eq!(samples["quic_lb_workers"], 2.0);
+    assert!(samples["quic_lb_bytes_total{direction=\"received\",listener=\"edge\"}"] > 600.0);
+    assert!(samples["quic_lb_datagrams_returned_total{listener=\"edge\"}"] >= 2.0);
+    assert_eq!(samples["quic_lb_ready"], 1.0);
+}
+
+#[test]
+fn the_log_says_where_it_listens() {
+    let host = Host::new();
+    let mut balancer = Balancer::start(host);
+    let listening = balancer.wait_for_record("listening");
+    assert_eq!(listening["listener"], "edge");
+    assert_eq!(listening["address"], host.at(4433).to_string());
+    let admin = balancer.wait_for_record("admin interface");
+    assert_eq!(admin["address"], host.at(9090).to_string());
+}
+
+#[test]
+fn the_admin_interface_answers_each_path_and_refuses_the_rest_clearly() {
+    let balancer = Balancer::start(Host::new());
+    assert_eq!(balancer.get("/healthz").json(), json!({ "healthy": true }));
+    assert_eq!(balancer.get("/readyz").json(), json!({ "ready": true }));
+    let page = balancer.get("/");
+    assert!(page.head.contains("content-type: text/html"), "{page:?}");
+    assert!(page.body.contains("<td>web</td><td>a</td>"), "{page:?}");
+    let metrics = balancer.get("/metrics");
+    assert!(metrics.head.contains("content-type: text/plain; version=0.0.4"), "{metrics:?}");
+
+    let backends = balancer.get("/api/v1/backends").json();
+    assert_eq!(
+        backends[1],
+        json!({
+            "pool": "web",
+            "name": "b",
+            "address": balancer.host.at(5002),
+            "state": "active",
+            "wanted": "active",
+            "wanted_by": "file",
+            "weight": 2,
+            "server_ids": { "0": "0002" },
+            "datagrams_forwarded": 0,
+            "datagrams_returned": 0,
+            "refused": 0,
+        })
+    );
+    let config = balancer.get("/api/v1/config").json();
+    assert_eq!(config["pools"][0]["quic_lb"][0]["key"], "masked");
+
+    for (method, path, status) in [
+        ("GET", "/nothing", 404),
+        ("POST", "/metrics", 405),
+        ("DELETE", "/api/v1/backends", 405),
+        ("GET", "/api/v1/backends/web/a/drain", 405),
+        ("POST", "/api/v1/backends/web/x/drain", 404),
+        ("POST", "/api/v1/backends/x/a/activate", 404),
+        ("POST", "/api/v1/backends/web/a/explode", 404),
+    ] {
+        let answer = balancer.http(method, path, "");
+        assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
+        assert!(answer.json()["error"].is_string(), "{answer:?}");
+    }
+    assert!(balancer.http("POST", "/metrics", "").head.contains("allow: get"));
+    assert_eq!(balancer.http("HEAD", "/readyz", "").status, 200);
+}
+
+#[test]
+fn the_admin_interface_stands_what_is_not_http() {
+    let balancer = Balancer::start(Host::new());
+    assert_eq!(
+        balancer.raw_http(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n").status,
+        400
+    );
+    let huge = format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}\r\n\r\n", "a".repeat(100_000));
+    assert!([400, 431].contains(&balancer.raw_http(huge.as_bytes()).status));
+    // Clients that connect and say nothing leave room for others.
+    let _silent: Vec<_> =
+        (0..20).map(|_| std::net::TcpStream::connect(balancer.host.at(9090)).unwrap()).collect();
+    assert_eq!(balancer.get("/readyz").status, 200);
+}
+
+#[test]
+fn commands_are_not_taken_from_web_pages() {
+    let balancer = Balancer::start(Host::new());
+    let path = "/api/v1/backends/web/a/drain";
+    let answer = balancer.http("POST", path, "Origin: http://example.org\r\n");
+    assert_eq!(answer.status, 403, "{answer:?}");
+    assert_eq!(balancer.backend("a")["state"], "active");
+}
+
+#[test]
+fn a_file_with_mistakes_is_refused_as_a_whole_and_everything_goes_on() {
+    let host = Host::new();
+    let _a = Server::start(host.at(5001), "a");
+    let mut balancer = Balancer::start(host);
+    let (client, cid) = (balancer.client(), balancer.cid("a"));
+    let before = client.ask(&short(&cid));
+
+    let good = host.config();
+    let bad =
+        good.replace("server_id: \"0001\"", "server_id: \"01\"").replace("weight: 2", "weight: 0");
+    balancer.rewrite(&bad);
+    balancer.wait_for_record("configuration rejected, the old one goes on");
+    let mistakes = balancer.records("mistake in the configuration");
+    assert_eq!(mistakes.len(), 2, "{}", balancer.log());
+    assert!(mistakes.iter().all(|mistake| mistake["line"].is_u64()), "{mistakes:?}");
+    assert_eq!(balancer.metric(REJECTED), 1.0);
+    assert_eq!(client.ask(&short(&cid)), before, "the flow goes on");
+    assert_eq!(balancer.backend("b")["weight"], 2);
+
+    // Whoever asks again is told again; the looks in between say nothing.
+    balancer.signal("HUP");
+    balancer.wait("second rejection", |balancer| balancer.metric(REJECTED) == 2.0);
+
+    balancer.rewrite(&good);
+    balancer.signal("HUP");
+    balancer.wait_for_record("configuration unchanged");
+    assert_eq!((balancer.metric(APPLIED), balancer.metric(REJECTED)), (0.0, 2.0));
+}
+
+#[test]
+fn a_good_file_is_applied_without_touching_a_flow() {
+    let host = Host::new();
+    let (_a, _c) = (Server::start(host.at(5001), "a"), Server::start(host.at(5003), "c"));
+    let mut balancer = Balancer::start(host);
+    let (client, a) = (balancer.client(), balancer.cid("a"));
+    let before = client.ask(&short(&a));
+    let digest = balancer.metrics().into_keys().find(|name| name.contains("config_info")).unwrap();
+
+    let b = format!("name: b, address: \"{}\", server_id: \"0002\"", host.at(5002));
+    let c = format!("name: c, address: \"{}\", server_id: \"0003\"", host.at(5003));
+    balancer.rewrite(&host.config().replace(&b, &c));
+    balancer.wait("the new configuration", |balancer| balancer.metric(APPLIED) == 1.0);
+
+    assert_eq!(client.ask(&short(&a)), before, "same upstream port");
+    assert!(client.ask(&short(&balancer.cid("c"))).starts_with("c "));
+    let names: Vec<_> = balancer
+        .get("/api/v1/backends")
+        .json()
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|backend| backend["name"].clone())
+        .collect();
+    assert_eq!(names, ["a", "c"]);
+    assert!(!balancer.metrics().contains_key(&digest), "another digest");
+    assert_eq!(balancer.metric(REJECTED), 0.0);
+}
+
+/// A mounted config map: the file is a link to a link to a folder, and that one is swapped.
+#[test]
+fn a_swapped_link_is_noticed() {
+    use std::os::unix::fs::symlink;
+    let host = Host::new();
+    let folder = Folder::with("");
+    let base = folder.path().to_owned();
+    for (name, weight) in [("first", "2"), ("second", "5")] {
+        std::fs::create_dir(base.join(name)).unwrap();
+        let config = host.config().replace("weight: 2", &format!("weight: {weight}"));
+        std::fs::write(base.join(name).join("mounted.yaml"), config).unwrap();
+    }
+    symlink("first", base.join("..data")).unwrap();
+    symlink("..data/mounted.yaml", base.join("mounted.yaml")).unwrap();
+    let mut balancer = Balancer::start_at(host, folder, base.join("mounted.yaml"));
+    assert_eq!(balancer.backend("b")["weight"], 2);
+    symlink("second", base.join("..data_tmp")).unwrap();
+    std::fs::rename(base.join("..data_tmp"), base.join("..data")).unwrap();
+    balancer.wait("the new weight", |balancer| balancer.backend("b")["weight"] == 5);
+}
+
+/// No file event can tell of a key file elsewhere; the look now and then finds it.
+#[test]
+fn a_new_key_in_a_key_file_is_noticed() {
+    let host = Host::new();
+    let folder = Folder::with("");
+    std::fs::create_dir(folder.path().join("keys")).unwrap();
+    folder.write("keys/web.key", KEY.as_bytes());
+    let config = host.config().replace(&format!("key: \"{KEY}\""), "key_file: keys/web.key");
+    folder.write("lb.yaml", config.as_bytes());
+    let path = folder.config();
+    let mut balancer = Balancer::start_at(host, folder, path);
+    balancer.folder.write("keys/web.key", KEY.replace('8', "7").as_bytes());
+    balancer.wait("the new key", |balancer| balancer.metric(APPLIED) == 1.0);
+}
+
+#[test]
+fn what_needs_a_restart_is_refused_and_named() {
+    let host = Host::new();
+    let mut balancer = Balancer::start(host);
+    let config = host
+        .config()
+        .replace("workers: 2", "workers: 1")
+        .replace("flows: 1000", "flows: 2000")
+        .replace("weight: 2", "weight: 3");
+    balancer.rewrite(&config);
+    balancer.wait_for_record("configuration rejected, the old one goes on");
+    let reasons: Vec<_> = balancer
+        .records("change that needs a restart")
+        .into_iter()
+        .map(|record| record["reason"].clone())
+        .collect();
+    assert_eq!(reasons, ["workers changes from 2 to 1", "limits.flows changes from 1000 to 2000"]);
+    assert_eq!(balancer.metric(REJECTED), 1.0);
+    assert_eq!(balancer.backend("b")["weight"], 2, "nothing of it is applied");
+}
+
+#[test]
+fn a_drained_backend_keeps_its_connections_and_gets_no_new_ones() {
+    let host = Host::new();
+    let (_a, _b) = (Server::start(host.at(5001), "a"), Server::start(host.at(5002), "b"));
+    let mut balancer = Balancer::start(host);
+    let client = balancer.client();
+    let cid = balancer.cid("a");
+    let before = client.ask(&short(&cid));
+
+    let drained = balancer.post("/api/v1/backends/web/a/drain");
+    assert_eq!((drained.status, &drained.json()["state"]), (200, &json!("draining")));
+    assert_eq!(client.ask(&short(&cid)), before);
+    for nonce in 0..20 {
+        assert!(balancer.client().ask(&initial(nonce)).starts_with("b "));
+    }
+
+    balancer.rewrite(&host.config().replace("weight: 2", "weight: 3"));
+    balancer.wait("the reload", |balancer| balancer.backend("b")["weight"] == 3);
+    let a = balancer.backend("a");
+    assert_eq!((&a["state"], &a["wanted_by"]), (&json!("draining"), &json!("operator")));
+    let sample = "quic_lb_backend_state{backend=\"a\",pool=\"web\",state=\"draining\"}";
+    assert_eq!(balancer.metric(sample), 1.0);
+
+    let activated = balancer.post("/api/v1/backends/web/a/activate").json();
+    assert_eq!((&activated["state"], &activated["wanted_by"]), (&json!("active"), &json!("file")));
+}
+
+#[test]
+fn a_backend_that_refuses_goes_down_and_comes_back_by_itself() {
+    let host = Host::new();
+    let _b = Server::start(host.at(5002), "b");
+    let mut balancer = Balancer::start(host);
+    let (client, cid) = (balancer.client(), balancer.cid("a"));
+    let down = "quic_lb_backend_state{backend=\"a\",pool=\"web\",state=\"down\"}";
+    balancer.wait("state down", |balancer| {
+        client.send(&short(&cid));
+        balancer.metric(down) == 1.0
+    });
+    assert_eq!(balancer.backend("a")["state"], "down");
+    let refused = "quic_lb_health_probes_total{backend=\"a\",pool=\"web\",result=\"refused\"}";
+    assert!(balancer.metric(refused) >= 3.0);
+    let record = balancer.wait_for_record("backend gets no new connections");
+    assert_eq!((&record["backend"], &record["level"]), (&json!("a"), &json!("WARN")));
+
+    let _a = Server::start(host.at(5001), "a");
+    assert!(client.ask(&short(&cid)).starts_with("a "), "the connection was never given up");
+    balancer.wait("state active", |balancer| balancer.backend("a")["state"] == "active");
+}
+
+#[test]
+fn sigterm_without_flows_ends_at_once() {
+    for signal in ["TERM", "INT"] {
+        let mut balancer = Balancer::start(Host::new());
+        balancer.signal(signal);
+        assert_eq!(balancer.exit_code(), Some(0), "{}", balancer.log());
+        assert_eq!(balancer.records("ended")[0]["reason"], "no flow is left");
+    }
+}
+
+#[test]
+fn sigterm_goes_on_forwarding_and_a_second_signal_ends_it() {
+    let host = Host::new();
+    let _a = Server::start(host.at(5001), "a");
+    let mut balancer = Balancer::start(host);
+    let (client, cid) = (balancer.client(), balancer.cid("a"));
+    let before = client.ask(&short(&cid));
+    balancer.signal("TERM");
+    balancer.wait("no readiness", |balancer| balancer.get("/readyz").status == 503);
+    assert_eq!(balancer.get("/readyz").json()["reason"], "draining");
+    assert_eq!(balancer.get("/healthz").status, 200);
+    assert_eq!(balancer.metric("quic_lb_ready"), 0.0);
+    assert_eq!(client.ask(&short(&cid)), before);
+    balancer.signal("TERM");
+    assert_eq!(balancer.exit_code(), Some(0), "{}", balancer.log());
+}
+
+#[test]
+fn draining_ends_when_its_time_is_over() {
+    let host = Host::new();
+    let _a = Server::start(host.at(5001), "a");
+    let config = host.config().replace("drain: \"120s\"", "drain: \"1s\"");
+    let mut balancer = Balancer::start_with(host, &config);
+    balancer.client().ask(&short(&balancer.cid("a")));
+    balancer.signal("TERM");
+    assert_eq!(balancer.exit_code(), Some(0), "{}", balancer.log());
+    assert_eq!(balancer.records("ended")[0]["reason"], "time to drain is over");
+}
+
+#[test]
+fn an_address_in_use_is_told_in_one_sentence() {
+    let host = Host::new();
+    let taken = UdpSocket::bind(host.at(4433)).unwrap();
+    let complaint = run_in_vain(&host.config());
+    assert_one_sentence(&complaint, &host.at(4433).to_string());
+    drop(taken);
+    let _taken = TcpListener::bind(host.at(9090)).unwrap();
+    let complaint = run_in_vain(&host.config());
+    assert_one_sentence(&complaint, &host.at(9090).to_string());
+}
+
+#[test]
+fn an_address_of_somebody_else_is_told_in_one_sentence() {
+    let host = Host::new();
+    let config = host.config().replace(&host.at(4433).to_string(), "192.0.2.77:4433");
+    assert_one_sentence(&run_in_vain(&config), "192.0.2.77:4433");
+}
+
+/// Two balancers on one address would share its datagrams at random.
+#[test]
+fn a_second_balancer_does_not_join_the_first() {
+    let host = Host::new();
+    let balancer = Balancer::start(host);
+    let config = host.config().replace(&host.at(9090).to_string(), &host.at(9091).to_string());
+    assert_one_sentence(&run_in_vain(&config), "in use");
+    assert_eq!(balancer.get("/readyz").status, 200);
+}
+
+#[test]
+fn no_key_leaves_the_process() {
+    let host = Host::new();
+    let mut balancer = Balancer::start(host);
+    let bad = host.config().replace("weight: 2", "weight: 0");
+    balancer.rewrite(&bad);
+    balancer.wait_for_record("configuration rejected, the old one goes on");
+    balancer.rewrite(&host.config().replace("weight: 2", "weight: 3"));
+    balancer.wait("the reload", |balancer| balancer.metric(APPLIED) == 1.0);
+    for path in ["/", "/metrics", "/api/v1/backends", "/api/v1/config", "/nothing"] {
+        assert!(!balancer.get(path).body.contains(KEY), "{path}");
+    }
+    balancer.signal("TERM");
+    balancer.exit_code();
+    assert!(!balancer.log().contains(KEY), "{}", balancer.log());
+    assert!(!balancer.records("running").is_empty());
+}
+
+#[track_caller]
+fn assert_one_sentence(complaint: &str, about: &str) {
+    let lines: Vec<_> =
+        complaint.lines().filter(|line| serde_json::from_str::<Value>(line).is_err()).collect();
+    let [sentence] = lines.as_slice() else { panic!("{complaint}") };
+    assert!(sentence.starts_with("quic-lb: ") && sentence.contains(about), "{sentence}");
+}
