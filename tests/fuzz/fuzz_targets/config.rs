@@ -1,10 +1,16 @@
 //! Any text is either a configuration or a report of mistakes, never a panic.
 #![no_main]
 
+use std::path::Path;
+
 use libfuzzer_sys::fuzz_target;
+use quic_lb_config::{Surroundings, from_str};
 
 fuzz_target!(|text: &str| {
-    if let Err(report) = quic_lb_config::from_str(text) {
-        assert!(!report.to_string().is_empty());
+    let surroundings =
+        Surroundings { file: "fuzz.yaml", directory: Path::new("/nowhere"), environment: &|_| None };
+    match from_str(text, &surroundings) {
+        Ok(loaded) => assert!(!loaded.config.pools.is_empty()),
+        Err(report) => assert!(!report.to_string().is_empty()),
     }
 });

@@ -3,6 +3,7 @@
 #![no_main]
 
 use std::{
+    path::Path,
     sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use quic_lb::{
     routing::{Registry, Routing},
     verdict::{DropReason, Verdict},
 };
-use quic_lb_config::Config;
+use quic_lb_config::{Config, Surroundings, from_str};
 
 const YAML: &str = r#"
 listeners: [{ name: edge, address: "127.0.0.1:4433", pool: web }]
@@ -26,8 +27,11 @@ pools:
       - { name: b, address: "127.0.0.1:5002", server_id: "0002" }
 "#;
 
-static CONFIG: LazyLock<Config> =
-    LazyLock::new(|| quic_lb_config::from_str(YAML).expect("the configuration is right").config);
+static CONFIG: LazyLock<Config> = LazyLock::new(|| {
+    let surroundings =
+        Surroundings { file: "fuzz.yaml", directory: Path::new(""), environment: &|_| None };
+    from_str(YAML, &surroundings).expect("the configuration is right").config
+});
 
 fuzz_target!(|octets: &[u8]| {
     let start = Instant::now();
