@@ -2,8 +2,8 @@
 //! [`Reading`] of the counters into samples.
 //!
 //! Labels are names from the configuration and words of this program; never anything that a client
-//! can choose. Verdicts are read before arrivals, so that a scrape in the middle of traffic never
-//! shows more verdicts than datagrams; at rest their sum is equal.
+//! can choose. Verdicts are read before arrivals, so that a scrape in the middle of traffic shows more
+//! verdicts than datagrams by no more than a batch for each worker; at rest they are equal.
 
 use std::{
     fmt,

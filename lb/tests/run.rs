@@ -9,7 +9,7 @@ use std::net::{TcpListener, UdpSocket};
 use serde_json::{Value, json};
 use support::{
     Folder, KEY,
-    balancer::{Balancer, Host, Server, initial, run_in_vain, short},
+    balancer::{Balancer, Host, PATIENCE, Server, initial, run_in_vain, short},
 };
 
 const APPLIED: &str = "quic_lb_config_reloads_total{result=\"applied\"}";
@@ -54,6 +54,73 @@ fn a_scrape_shows_every_datagram_with_its_verdict() {
     assert!(samples["quic_lb_bytes_total{direction=\"received\",listener=\"edge\"}"] > 600.0);
     assert!(samples["quic_lb_datagrams_returned_total{listener=\"edge\"}"] >= 2.0);
     assert_eq!(samples["quic_lb_ready"], 1.0);
+}
+
+/// Counters are read while they change: verdicts and datagrams differ by what is on its way through
+/// the workers, and by nothing in the end.
+#[test]
+fn scrapes_during_traffic_add_up() {
+    const SENT: u32 = 20_000;
+    /// Two workers with a batch each.
+    const IN_FLIGHT: f64 = 2.0 * 64.0;
+    let host = Host::new();
+    let _b = Server::start(host.at(5002), "b");
+    let mut balancer = Balancer::start(host);
+    let (client, cid) = (balancer.client(), balancer.cid("b"));
+    let sender = std::thread::spawn(move || {
+        for nonce in 0..SENT {
+            match nonce % 3 {
+                0 => client.send(&short(&cid)),
+                1 => client.send(&initial(nonce % 100)),
+                _ => client.send(&[0xc0]),
+            }
+        }
+    });
+    let count = |balancer: &Balancer| {
+        let samples = balancer.metrics();
+        let sum = |name: &str| -> f64 {
+            let samples = samples.iter().filter(|(sample, _)| sample.contains(name));
+            samples.map(|(_, value)| value).sum()
+        };
+        let received = sum("quic_lb_datagrams_received_total");
+        (
+            sum("quic_lb_datagrams_forwarded_total") + sum("quic_lb_datagrams_dropped_total"),
+            received,
+        )
+    };
+    while !sender.is_finished() {
+        let (verdicts, received) = count(&balancer);
+        let more = verdicts - received;
+        assert!(more <= IN_FLIGHT, "{verdicts} verdicts on {received} datagrams");
+    }
+    sender.join().unwrap();
+    balancer.wait("equality at rest", |balancer| {
+        let (verdicts, received) = count(balancer);
+        verdicts == received && received > 0.0
+    });
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    use std::os::unix::net::UnixDatagram;
+    let host = Host::new();
+    let folder = Folder::with(&host.config());
+    let manager = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let told = || {
+        let mut message = [0; 500];
+        let len = manager.recv(&mut message).unwrap();
+        String::from_utf8(message[..len].to_vec()).unwrap()
+    };
+    let config = folder.config();
+    let mut balancer = Balancer::start_at(host, folder, config);
+    assert!(told().contains("READY=1"));
+    balancer.signal("HUP");
+    assert!(told().contains("RELOADING=1"));
+    assert!(told().contains("READY=1"));
+    balancer.signal("TERM");
+    assert!(told().contains("STOPPING=1"));
+    assert_eq!(balancer.exit_code(), Some(0));
 }
 
 #[test]

@@ -206,7 +206,9 @@ impl<'a> Desk<'a> {
         let mut verdicts = [Verdict::Drop(DropReason::Empty)];
         let mut expired = vec![];
         self.forwarder.sweep(now, &mut expired);
-        self.handshakes.retain(|_, flow| !expired.contains(flow));
+        if !expired.is_empty() {
+            self.handshakes.retain(|_, flow| !expired.contains(flow));
+        }
         self.forwarder.decide_batch(now, listener, &[*datagram], &mut verdicts);
         if let [Verdict::Forward { flow, .. }] = verdicts
             && let Ok(Packet::Long(header)) = Packet::read(datagram.octets)

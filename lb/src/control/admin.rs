@@ -33,7 +33,7 @@ use super::{
 /// Far above a few scrapers and operators.
 const MAX_CONNECTIONS: usize = 64;
 /// For the head of a request, its first one and the ones that follow.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// For the head of a request, in octets.
 const MAX_HEAD: usize = 16 * 1024;
 /// Keeps a reader that does not read from holding a connection for ever.

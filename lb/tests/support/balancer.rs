@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::{Ended, Folder, KEY, command};
 
 /// Far more than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A loopback address that no other test uses, so that ports can be fixed.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +87,7 @@ impl Balancer {
             .arg("run")
             .arg("--config")
             .arg(config)
+            .env("NOTIFY_SOCKET", folder.path().join("notify"))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
