@@ -265,6 +265,20 @@ fn a_good_file_is_applied_without_touching_a_flow() {
     assert_eq!(balancer.metric(REJECTED), 0.0);
 }
 
+#[test]
+fn other_timeouts_hold_for_flows_that_exist() {
+    let host = Host::new();
+    let _a = Server::start(host.at(5001), "a");
+    let mut balancer = Balancer::start(host);
+    balancer.client().ask(&short(&balancer.cid("a")));
+    assert_eq!(balancer.metric("quic_lb_flows{listener=\"edge\"}"), 1.0);
+    balancer.rewrite(&host.config().replace("timeouts: {", "timeouts: { flow_idle: \"1s\","));
+    balancer.wait("the end of the flow", |balancer| {
+        balancer.metric("quic_lb_flows{listener=\"edge\"}") == 0.0
+    });
+    assert_eq!(balancer.metric(APPLIED), 1.0);
+}
+
 /// A mounted config map: the file is a link to a link to a folder, and that one is swapped.
 #[test]
 fn a_swapped_link_is_noticed() {

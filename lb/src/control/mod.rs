@@ -171,16 +171,16 @@ async fn look_after(
     let mut next_sweep = Instant::now() + SWEEP;
     let mut draining: Option<Instant> = None;
     loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            _ = terminate.recv() => match draining {
-                None => draining = Some(begin_drain(&shared)),
-                Some(_) => return ended("second signal"),
-            },
-            _ = interrupt.recv() => match draining {
-                None => draining = Some(begin_drain(&shared)),
-                Some(_) => return ended("second signal"),
-            },
+        let asked_to_end = tokio::select! {
+            _ = ticks.tick() => false,
+            _ = terminate.recv() => true,
+            _ = interrupt.recv() => true,
+        };
+        if asked_to_end {
+            if draining.is_some() {
+                return ended("second signal");
+            }
+            draining = Some(begin_drain(&shared));
         }
         let now = Instant::now();
         let timeouts = {
