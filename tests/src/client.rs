@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use anyhow::ensure;
@@ -20,6 +21,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Client {
     endpoint: quinn::Endpoint,
+    config: quinn::ClientConfig,
     rebinds: Arc<AtomicUsize>,
 }
 
@@ -30,11 +32,19 @@ impl Client {
     ///
     /// When `ip` is not an address of this machine.
     pub fn new(ip: IpAddr, der: &[u8]) -> anyhow::Result<Self> {
-        let mut endpoint = quinn::Endpoint::client(SocketAddr::new(ip, 0))?;
+        let endpoint = quinn::Endpoint::client(SocketAddr::new(ip, 0))?;
         let mut config = quinn::ClientConfig::new(Arc::new(certificate::client(der)?));
         config.transport_config(Arc::new(origin::transport()));
-        endpoint.set_default_client_config(config);
-        Ok(Self { endpoint, rebinds: Arc::default() })
+        Ok(Self { endpoint, config, rebinds: Arc::default() })
+    }
+
+    /// The client with connections that say something now and then, also while they only listen.
+    #[must_use]
+    pub fn with_keep_alive(mut self) -> Self {
+        let mut transport = origin::transport();
+        transport.keep_alive_interval(Some(Duration::from_millis(300)));
+        self.config.transport_config(Arc::new(transport));
+        self
     }
 
     /// A connection to `target`.
@@ -43,7 +53,7 @@ impl Client {
     ///
     /// When the handshake fails.
     pub async fn connect(&self, target: SocketAddr) -> anyhow::Result<quinn::Connection> {
-        Ok(self.endpoint.connect(target, SERVER_NAME)?.await?)
+        Ok(self.endpoint.connect_with(self.config.clone(), target, SERVER_NAME)?.await?)
     }
 
     /// Moves all connections to a new port of `ip`; where that is another address than before, they
@@ -115,11 +125,24 @@ pub async fn echo(
 ///
 /// When the connection is lost.
 pub async fn who(connection: &quinn::Connection) -> anyhow::Result<String> {
-    const MAX_NAME: usize = 64;
+    ask(connection, "WHO").await
+}
+
+/// The address that the server sees this connection come from.
+///
+/// # Errors
+///
+/// When the connection is lost.
+pub async fn from(connection: &quinn::Connection) -> anyhow::Result<String> {
+    ask(connection, "FROM").await
+}
+
+async fn ask(connection: &quinn::Connection, question: &str) -> anyhow::Result<String> {
+    const MAX_ANSWER: usize = 64;
     let (mut send, mut recv) = connection.open_bi().await?;
-    send.write_all(b"WHO\n").await?;
+    send.write_all(question.as_bytes()).await?;
     send.finish()?;
-    Ok(String::from_utf8(recv.read_to_end(MAX_NAME).await?)?)
+    Ok(String::from_utf8(recv.read_to_end(MAX_ANSWER).await?)?)
 }
 
 async fn receive(
@@ -146,5 +169,45 @@ pub fn each(every: usize, mut action: impl FnMut()) -> impl FnMut(usize) {
             next = received + every;
             action();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        audit::Issued,
+        certificate::Certificate,
+        document::free_address,
+        origin::{Cids, Origin},
+        site::LOCAL,
+    };
+
+    #[tokio::test]
+    async fn without_a_balancer_in_between_nothing_is_lost_either() {
+        let (issued, certificate) = (Issued::default(), Certificate::new().unwrap());
+        let address = free_address(LOCAL);
+        let server = Origin::start("a", address, Cids::Opaque(8), &issued, &certificate).unwrap();
+        let client = Client::new(LOCAL, certificate.der()).unwrap();
+        let connection = client.connect(address).await.unwrap();
+
+        let rebind = each(1 << 18, || client.rebind(LOCAL).unwrap());
+        download(&connection, 3 << 20, rebind).await.unwrap();
+        echo(&connection, 1 << 20, |_| {}).await.unwrap();
+        assert_eq!(who(&connection).await.unwrap(), "a");
+
+        assert!(client.rebinds() >= 10);
+        client.close().await;
+        let arrivals = server.arrivals();
+        assert!(arrivals.own > 0 && arrivals.opening > 0, "{arrivals:?}");
+        assert!(arrivals.misdelivered.is_empty() && arrivals.unknown == 0, "{arrivals:?}");
+        assert_eq!((server.accepted(), server.lost()), (1, vec![]));
+    }
+
+    #[test]
+    fn actions_are_called_once_for_each_part() {
+        let mut calls = 0;
+        let _ = [10, 100, 101, 350, 400, 449, 450].map(each(100, || calls += 1));
+        assert_eq!(calls, 3);
     }
 }

@@ -178,14 +178,16 @@ pub fn free_address(ip: IpAddr) -> SocketAddr {
     let mut start = [0; 2];
     getrandom::fill(&mut start).expect("the system has randomness");
     let _ = NEXT.compare_exchange(0, u16::from_ne_bytes(start) % count, Relaxed, Relaxed);
+    let mut refused = None;
     for _ in 0..count {
         let port = PORTS.start + NEXT.fetch_add(1, Relaxed) % count;
         let address = SocketAddr::new(ip, port);
-        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
-            return address;
+        match UdpSocket::bind(address).and_then(|_| TcpListener::bind(address)) {
+            Ok(_) => return address,
+            Err(error) => refused = Some(error),
         }
     }
-    panic!("no free port on {ip}");
+    panic!("no free port on {ip}: {refused:?}");
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A quinn server that answers downloads and echoes, and says what arrived at it.
 //!
 //! One request per bidirectional stream: `GET n` gets n octets of [`pattern`], `WHO` the name of the
-//! server, anything else comes back as it is.
+//! server, `FROM` the address that the server sees, anything else comes back as it is.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -202,9 +202,9 @@ async fn answer(name: &Arc<str>, connection: &quinn::Connection) -> quinn::Conne
     loop {
         match connection.accept_bi().await {
             Ok((send, recv)) => {
-                let name = Arc::clone(name);
+                let (name, connection) = (Arc::clone(name), connection.clone());
                 // A stream that ends early belongs to a connection that has.
-                tokio::spawn(async move { serve(&name, send, recv).await });
+                tokio::spawn(async move { serve(&name, &connection, send, recv).await });
             }
             Err(reason) => return reason,
         }
@@ -213,6 +213,7 @@ async fn answer(name: &Arc<str>, connection: &quinn::Connection) -> quinn::Conne
 
 async fn serve(
     name: &str,
+    connection: &quinn::Connection,
     mut send: quinn::SendStream,
     mut recv: quinn::RecvStream,
 ) -> anyhow::Result<()> {
@@ -232,6 +233,8 @@ async fn serve(
         }
     } else if head.starts_with(b"WHO") {
         send.write_all(name.as_bytes()).await?;
+    } else if head.starts_with(b"FROM") {
+        send.write_all(connection.remote_address().to_string().as_bytes()).await?;
     } else {
         send.write_all(&head).await?;
         while let Some(chunk) = recv.read_chunk(usize::MAX, true).await? {

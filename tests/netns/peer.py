@@ -1,0 +1,324 @@
+"""The aioquic ends of the namespace suite; `quic-peer` is the same for quinn.
+
+Both say `ready` when they are, end at SIGTERM, and then print what happened as one line of JSON.
+Clients also say `seen C N` when the server of connection C has seen its Nth address.
+
+Servers issue routable connection IDs if they are given a server ID. The encoding is written here a
+second time, from draft-ietf-quic-load-balancers-21, so that the two check each other.
+"""
+
+import argparse
+import asyncio
+import datetime
+import hashlib
+import json
+import os
+import signal
+import ssl
+import struct
+from functools import lru_cache
+
+import aioquic.asyncio.server
+from aioquic.asyncio.client import connect
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.asyncio.server import QuicServer
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection, QuicConnectionId
+from aioquic.quic.events import ConnectionTerminated
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+ALPN = "quic-lb-echo"
+# Far longer than any answer takes; without it a lost connection would be found out much later.
+ANSWER_TIMEOUT = 60
+
+
+def say(line):
+    print(line, flush=True)
+
+
+@lru_cache(maxsize=4)
+def pattern(length):
+    words = (length + 3) // 4
+    return struct.pack(f">{words}I", *range(words))[:length]
+
+
+# Routable connection IDs
+
+
+def aes(key, block):
+    encryptor = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+    return encryptor.update(block) + encryptor.finalize()
+
+
+def encode(config_id, key, server_id, nonce):
+    """Section 5: in the clear, one block, or four passes."""
+    text = server_id + nonce
+    if key is not None:
+        text = aes(key, text) if len(text) == 16 else four_passes(key, text)
+    return bytes([config_id << 5 | len(text)]) + text
+
+
+def four_passes(key, text):
+    """Section 5.4.2. The middle octet of an odd number is shared: high bits left, low bits right."""
+    length, half = len(text), (len(text) + 1) // 2
+    left, right = bytearray(text[:half]), bytearray(text[length - half :])
+    if length % 2:
+        left[-1] &= 0xF0
+        right[0] &= 0x0F
+    for number in (1, 2, 3, 4):
+        source, target = (left, right) if number % 2 else (right, left)
+        block = bytes(source).ljust(14, b"\0") + bytes([length, number])
+        for at, octet in enumerate(aes(key, block)[:half]):
+            target[at] ^= octet
+        if length % 2:
+            left[-1] &= 0xF0
+            right[0] &= 0x0F
+    if length % 2:
+        return bytes(left[:-1]) + bytes([left[-1] | right[0]]) + bytes(right[1:])
+    return bytes(left + right)
+
+
+# Servers
+
+
+class Server(QuicServer):
+    """One server: it knows what all of them issued, and counts what arrives."""
+
+    issued = {}
+    current = None
+
+    def __init__(self, spec, certificate_file, key_file):
+        self.name = spec["name"]
+        self.scheme = spec.get("scheme")
+        length = 8
+        if self.scheme:
+            length = 1 + len(self.scheme["server_id"]) // 2 + self.scheme["nonce_length"]
+        configuration = QuicConfiguration(
+            is_client=False, alpn_protocols=[ALPN], connection_id_length=length
+        )
+        configuration.load_cert_chain(certificate_file, key_file)
+        super().__init__(configuration=configuration, create_protocol=self.protocol)
+        self.report = {
+            "name": self.name,
+            "connections": 0,
+            "lost": [],
+            "own": 0,
+            "opening": 0,
+            "unknown": 0,
+            "misdelivered": 0,
+        }
+
+    def new_cid(self):
+        if self.scheme:
+            key = self.scheme.get("key")
+            cid = encode(
+                self.scheme["config_id"],
+                bytes.fromhex(key) if key else None,
+                bytes.fromhex(self.scheme["server_id"]),
+                os.urandom(self.scheme["nonce_length"]),
+            )
+        else:
+            cid = os.urandom(8)
+        assert cid not in Server.issued, "a connection ID has been issued twice"
+        Server.issued[cid] = self.name
+        return cid
+
+    def protocol(self, connection, stream_handler=None):
+        self.report["connections"] += 1
+        return ServerProtocol(connection, self)
+
+    def datagram_received(self, data, addr):
+        self.enter(data)
+        # QuicServer makes connections by their class's name; this tells them whose they are.
+        Server.current = self
+        super().datagram_received(data, addr)
+
+    def enter(self, data):
+        is_long = data[0] & 0x80
+        length = data[5] if is_long else self._configuration.connection_id_length
+        start = 6 if is_long else 1
+        owner = Server.issued.get(data[start : start + length])
+        if owner == self.name:
+            self.report["own"] += 1
+        elif owner is not None:
+            self.report["misdelivered"] += 1
+        else:
+            self.report["opening" if is_long else "unknown"] += 1
+
+
+class ServerConnection(QuicConnection):
+    """A connection whose IDs come from its server."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.server = Server.current
+        self._host_cids[0].cid = self.server.new_cid()
+        self.host_cid = self._host_cids[0].cid
+        self._local_initial_source_connection_id = self.host_cid
+
+    def _replenish_connection_ids(self):
+        while len(self._host_cids) < min(8, self._remote_active_connection_id_limit):
+            self._host_cids.append(
+                QuicConnectionId(
+                    cid=self.server.new_cid(),
+                    sequence_number=self._host_cid_seq,
+                    stateless_reset_token=os.urandom(16),
+                )
+            )
+            self._host_cid_seq += 1
+
+
+class ServerProtocol(QuicConnectionProtocol):
+    def __init__(self, connection, server):
+        super().__init__(connection, self.on_stream)
+        self.server = server
+
+    def on_stream(self, reader, writer):
+        asyncio.get_running_loop().create_task(self.answer(reader, writer))
+
+    async def answer(self, reader, writer):
+        request = await reader.read()
+        if request.startswith(b"GET "):
+            writer.write(pattern(int(request[4:])))
+        elif request.startswith(b"WHO"):
+            writer.write(self.server.name.encode())
+        elif request.startswith(b"FROM"):
+            writer.write(str(self._quic._network_paths[0].addr[:2]).encode())
+        else:
+            writer.write(request)
+        writer.write_eof()
+
+    def quic_event_received(self, event):
+        super().quic_event_received(event)
+        if isinstance(event, ConnectionTerminated) and event.error_code != 0:
+            self.server.report["lost"].append(event.reason_phrase or str(event.error_code))
+
+
+def write_certificate(der_file):
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    day = datetime.timedelta(days=1)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+        .sign(key, hashes.SHA256())
+    )
+    pem_file, key_file = der_file + ".pem", der_file + ".key"
+    with open(pem_file, "wb") as file:
+        file.write(certificate.public_bytes(serialization.Encoding.PEM))
+    with open(key_file, "wb") as file:
+        file.write(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+    with open(der_file, "wb") as file:
+        file.write(certificate.public_bytes(serialization.Encoding.DER))
+    return pem_file, key_file
+
+
+async def serve(arguments, stop):
+    aioquic.asyncio.server.QuicConnection = ServerConnection
+    pem_file, key_file = write_certificate(arguments.certificate)
+    servers = []
+    for spec in json.loads(arguments.servers):
+        _, server = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda spec=spec: Server(spec, pem_file, key_file),
+            local_addr=(spec["host"], spec["port"]),
+        )
+        servers.append(server)
+    say("ready")
+    await stop.wait()
+    return [server.report for server in servers]
+
+
+# Clients
+
+
+async def ask(connection, question):
+    reader, writer = await connection.create_stream()
+    writer.write(question)
+    writer.write_eof()
+    return await asyncio.wait_for(reader.read(), ANSWER_TIMEOUT)
+
+
+async def watch(nth, connection, addresses):
+    while True:
+        address = await ask(connection, b"FROM")
+        if address and address not in addresses:
+            addresses.add(address)
+            say(f"seen {nth} {len(addresses)}")
+        await asyncio.sleep(0.02)
+
+
+async def download_until(nth, connection, octets, stop):
+    digest = hashlib.sha256(pattern(octets)).digest()
+    downloads, addresses, lost = 0, set(), None
+    watching = asyncio.create_task(watch(nth, connection, addresses))
+    while lost is None and not stop.is_set():
+        try:
+            content = await ask(connection, b"GET %d\n" % octets)
+        except asyncio.TimeoutError:
+            lost = "no answer"
+        else:
+            if hashlib.sha256(content).digest() == digest:
+                downloads += 1
+            else:
+                lost = f"{len(content)} octets, and not those"
+        if lost is None and watching.done():
+            lost = str(watching.exception())
+    watching.cancel()
+    return {
+        "downloads": downloads,
+        "octets": downloads * octets,
+        "rebinds": max(len(addresses) - 1, 0),
+        "lost": lost,
+    }
+
+
+async def fetch(arguments, stop):
+    host, port = arguments.target.rsplit(":", 1)
+
+    async def one(nth, connected):
+        configuration = QuicConfiguration(
+            alpn_protocols=[ALPN], verify_mode=ssl.CERT_NONE, server_name="localhost"
+        )
+        async with connect(host.strip("[]"), int(port), configuration=configuration) as connection:
+            connected.release()
+            return await download_until(nth, connection, arguments.octets, stop)
+
+    connected = asyncio.Semaphore(0)
+    tasks = [asyncio.create_task(one(nth, connected)) for nth in range(arguments.connections)]
+    for _ in tasks:
+        await asyncio.wait_for(connected.acquire(), ANSWER_TIMEOUT)
+    say("ready")
+    return await asyncio.gather(*tasks)
+
+
+async def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("serve")
+    command.add_argument("--servers", required=True, help="JSON: name, host, port, scheme of each")
+    command.add_argument("--certificate", required=True, help="where to write it, in DER")
+    command.set_defaults(run=serve)
+    command = commands.add_parser("fetch")
+    command.add_argument("--target", required=True)
+    command.add_argument("--connections", type=int, default=1)
+    command.add_argument("--octets", type=int, default=1 << 20)
+    command.set_defaults(run=fetch)
+    arguments = parser.parse_args()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    say(json.dumps(await arguments.run(arguments, stop)))
+
+
+asyncio.run(main())
