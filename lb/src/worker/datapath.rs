@@ -9,11 +9,13 @@
 use std::{
     collections::VecDeque,
     io, mem,
+    ops::Range,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use arc_swap::{ArcSwap, Cache};
+use quic::routable::Decoder;
 
 use super::{
     Birth, Shared,
@@ -24,7 +26,9 @@ use crate::{
     counters::WorkerCounters,
     forwarder::{BATCH, ClientPath, Datagram, Forwarder},
     routing::Routing,
-    socket::{Departure, Ecn, Peer, Poller, Ready, Received, Receiver, SLOTS, Socket},
+    socket::{
+        Departure, Ecn, MAX_SEGMENTS, Peer, Poller, Ready, Received, Receiver, SLOTS, Socket,
+    },
     upstream::{Lease, Ports},
     verdict::{DropReason, FlowId, Opening, Rule, Verdict},
 };
@@ -35,7 +39,7 @@ const TICK: Duration = Duration::from_millis(100);
 const READY: usize = 256;
 /// How many full batches one round takes from one listener.
 const LISTENER_BATCHES: usize = 4;
-/// How many messages one round takes from one flow.
+/// How many messages one round takes from one flow, at least: with few flows, each may have more.
 const FLOW_MESSAGES: usize = 8;
 /// Runs that one batch is split into at most before it is sent.
 const RUNS: usize = 1_024;
@@ -95,9 +99,12 @@ struct ForwardPlan {
     runs: Vec<Run>,
     queues: Vec<Queue>,
     bundles: Vec<Bundle>,
-    /// Memory for the datagrams that are decided about together; empty in between.
+    /// What is to be decided about together.
+    bursts: Vec<Burst>,
+    /// Memory for the first datagram of each; empty in between.
     question: Vec<Datagram<'static>>,
-    places: Vec<Place>,
+    /// Datagrams of one burst that have to be decided about one by one.
+    singles: Vec<Burst>,
 }
 
 #[derive(Clone, Copy)]
@@ -107,13 +114,17 @@ struct Queue {
     last: u16,
 }
 
-/// Where a datagram is.
+/// Datagrams side by side in one slot about which the forwarder would say the same, if it says that
+/// their connection ID is routable: they came as one message, on one client path therefore, and
+/// begin with the same short header as far as a routable connection ID goes.
 #[derive(Clone, Copy)]
-struct Place {
+struct Burst {
     slot: u8,
     ecn: Ecn,
     start: u16,
     len: u16,
+    segment: u16,
+    count: u16,
 }
 
 /// What the backends sent, slot by slot.
@@ -188,10 +199,11 @@ impl Datapath {
     }
 
     fn serve(&mut self, now: Instant, ready: &Ready) {
+        let share = (SLOTS / ready.len().max(1)).max(FLOW_MESSAGES);
         for at in 0..ready.len() {
             if let Some(flow) = ready.token(at).checked_sub(FIRST_FLOW) {
                 #[expect(clippy::cast_possible_truncation, reason = "flows are numbered by u32")]
-                self.collect(now, FlowId(flow as u32));
+                self.collect(now, FlowId(flow as u32), share);
             }
         }
         self.send_back();
@@ -221,13 +233,17 @@ impl Datapath {
     /// Carries the first `received` slots from a listener to the backends.
     fn forward(&mut self, now: Instant, listener: usize, received: usize) {
         let (mut datagrams, mut octets) = (0u64, 0u64);
+        let snapshot = Arc::clone(&self.snapshot);
+        let decoder = &snapshot.pool_of(listener).decoder;
         for slot in 0..received {
             let message = *self.receiver.received(slot);
             datagrams += message.datagrams() as u64;
             octets += message.len as u64;
-            for place in places(slot, &message) {
-                self.forward.places.push(place);
-                if self.forward.places.len() == BATCH {
+            let mut rest = Burst::of_message(slot, &message);
+            while rest.count > 0 {
+                let burst = rest.split_off_front(&self.receiver, decoder);
+                self.forward.bursts.push(burst);
+                if self.forward.bursts.len() == BATCH {
                     self.decide(now, listener);
                 }
             }
@@ -239,48 +255,76 @@ impl Datapath {
         counters.received_bytes.add(octets);
     }
 
-    /// Asks the forwarder about the datagrams in the places that have been gathered, and puts
-    /// them where its verdicts say.
+    /// Asks the forwarder about the bursts that have been gathered, and puts them where its
+    /// verdicts say.
     fn decide(&mut self, now: Instant, listener: usize) {
+        let mut bursts = mem::take(&mut self.forward.bursts);
+        let verdicts = self.ask(now, listener, &bursts);
+        for (burst, verdict) in bursts.iter().zip(verdicts) {
+            let is_about_all = matches!(verdict, Verdict::Forward { rule: Rule::Cid, .. });
+            if burst.count == 1 || is_about_all {
+                self.carry_out(now, listener, burst, verdict);
+            } else {
+                self.decide_singly(now, listener, burst, verdict);
+            }
+        }
+        bursts.clear();
+        self.forward.bursts = bursts;
+    }
+
+    /// As [`Self::decide`], for a burst of whose first datagram only `verdict` speaks.
+    fn decide_singly(&mut self, now: Instant, listener: usize, burst: &Burst, verdict: Verdict) {
+        let mut singles = mem::take(&mut self.forward.singles);
+        singles.extend(burst.singles());
+        self.carry_out(now, listener, &singles[0], verdict);
+        for singles in singles[1..].chunks(BATCH) {
+            let verdicts = self.ask(now, listener, singles);
+            for (single, verdict) in singles.iter().zip(verdicts) {
+                self.carry_out(now, listener, single, verdict);
+            }
+        }
+        singles.clear();
+        self.forward.singles = singles;
+    }
+
+    /// What the forwarder says of the first datagram of each burst.
+    fn ask(&mut self, now: Instant, listener: usize, bursts: &[Burst]) -> [Verdict; BATCH] {
         let mut verdicts = [Verdict::Drop(DropReason::Empty); BATCH];
-        let places = mem::take(&mut self.forward.places);
         let mut question = recycled(mem::take(&mut self.forward.question));
-        question.extend(places.iter().map(|place| {
-            let message = self.receiver.received(usize::from(place.slot));
+        question.extend(bursts.iter().map(|burst| {
+            let message = self.receiver.received(usize::from(burst.slot));
             let path = ClientPath { client: message.from, local: message.local };
-            Datagram { path, octets: place.octets(&self.receiver) }
+            Datagram { path, octets: burst.first_datagram(&self.receiver) }
         }));
         self.forwarder.decide_batch(now, listener, &question, &mut verdicts);
         self.forward.question = recycled(question);
-        for (place, verdict) in places.iter().zip(verdicts) {
-            if self.forward.runs.len() == RUNS {
-                self.send_forward(listener);
-            }
-            match verdict {
-                Verdict::Drop(reason) => self.drop(listener, reason),
-                Verdict::Forward { flow, rule, opening } => {
-                    if opening != Opening::Existing {
-                        self.open(now, listener, flow, opening);
-                    }
-                    match self.upstreams[flow.index()].link {
-                        Link::Open(..) => self.enqueue(flow, rule, *place),
-                        Link::Missing(reason) => self.drop(listener, reason),
-                    }
+        verdicts
+    }
+
+    fn carry_out(&mut self, now: Instant, listener: usize, burst: &Burst, verdict: Verdict) {
+        if self.forward.runs.len() == RUNS {
+            self.send_forward(listener);
+        }
+        match verdict {
+            Verdict::Drop(reason) => self.drop(listener, reason, burst),
+            Verdict::Forward { flow, rule, opening } => {
+                if opening != Opening::Existing {
+                    self.open(now, listener, flow, opening);
+                }
+                match self.upstreams[flow.index()].link {
+                    Link::Open(..) => self.enqueue(flow, burst.run(rule)),
+                    Link::Missing(reason) => self.drop(listener, reason, burst),
                 }
             }
         }
-        self.forward.places = places;
-        self.forward.places.clear();
     }
 
-    fn drop(&self, listener: usize, reason: DropReason) {
-        self.counters.listeners[listener].drop(reason, 1);
+    fn drop(&self, listener: usize, reason: DropReason, burst: &Burst) {
+        self.counters.listeners[listener].drop(reason, u64::from(burst.count));
     }
 
-    fn enqueue(&mut self, flow: FlowId, rule: Rule, place: Place) {
+    fn enqueue(&mut self, flow: FlowId, run: Run) {
         let ForwardPlan { runs, queues, .. } = &mut self.forward;
-        let Place { slot, ecn, start, len } = place;
-        let run = Run { slot, rule, ecn, count: 1, segment: len, start, len, next: NO_RUN };
         #[expect(clippy::cast_possible_truncation, reason = "below RUNS")]
         let index = runs.len() as u16;
         let upstream = &mut self.upstreams[flow.index()];
@@ -294,7 +338,7 @@ impl Datapath {
         }
         let queue = &mut queues[usize::from(upstream.queue)];
         let last = &mut runs[usize::from(queue.last)];
-        if !last.extend(slot, rule, start, len) {
+        if !last.extend(&run) {
             last.next = index;
             queue.last = index;
             runs.push(run);
@@ -413,8 +457,8 @@ impl Datapath {
         runs.clear();
     }
 
-    /// Receives what the backend of `flow` has sent.
-    fn collect(&mut self, now: Instant, flow: FlowId) {
+    /// Receives what the backend of `flow` has sent, as far as its `share` of slots goes.
+    fn collect(&mut self, now: Instant, flow: FlowId, share: usize) {
         if self.back.filled == SLOTS {
             self.send_back();
         }
@@ -423,7 +467,7 @@ impl Datapath {
         let Link::Open(socket, _) = &upstream.link else { return };
         let backend = &self.counters.backends[usize::from(upstream.backend)];
         let first = self.back.filled;
-        let slots = first..SLOTS.min(first + FLOW_MESSAGES);
+        let slots = first..SLOTS.min(first + share);
         let received = match self.receiver.receive(socket, slots, Peer::Known) {
             Ok(received) => received,
             Err(error) => {
@@ -437,8 +481,8 @@ impl Datapath {
         let mut datagrams = 0;
         for slot in first..first + received {
             let message = self.receiver.received(slot);
-            for place in places(slot, message) {
-                self.forwarder.returned(now, flow, place.octets(&self.receiver));
+            for datagram in Burst::of_message(slot, message).datagrams() {
+                self.forwarder.returned(now, flow, self.receiver.octets(slot, datagram));
                 datagrams += 1;
             }
             self.back.flows[slot] = flow;
@@ -534,8 +578,9 @@ impl ForwardPlan {
             runs: Vec::with_capacity(RUNS),
             queues: Vec::with_capacity(RUNS),
             bundles: Vec::with_capacity(RUNS),
+            bursts: Vec::with_capacity(BATCH),
             question: Vec::with_capacity(BATCH),
-            places: Vec::with_capacity(BATCH),
+            singles: Vec::with_capacity(BATCH),
         }
     }
 }
@@ -551,22 +596,94 @@ impl ReturnPlan {
     }
 }
 
-impl Place {
-    fn octets<'a>(&self, receiver: &'a Receiver) -> &'a [u8] {
-        let start = usize::from(self.start);
-        receiver.octets(usize::from(self.slot), start..start + usize::from(self.len))
+impl Burst {
+    /// All that arrived in `slot`, whether it begins alike or not.
+    #[expect(clippy::cast_possible_truncation, reason = "a message has less than 65,536 octets")]
+    fn of_message(slot: usize, message: &Received) -> Self {
+        let Received { len, segment, ecn, .. } = *message;
+        let (len, segment, count) = (len as u16, segment as u16, message.datagrams() as u16);
+        Self { slot: slot as u8, ecn, start: 0, len, segment, count }
     }
-}
 
-/// Where the datagrams of a message are.
-#[expect(clippy::cast_possible_truncation, reason = "a message has less than 65,536 octets")]
-fn places(slot: usize, message: &Received) -> impl Iterator<Item = Place> + use<> {
-    let Received { len, segment, ecn, .. } = *message;
-    (0..message.datagrams()).map(move |at| {
-        let start = at * segment;
-        let len = segment.min(len - start) as u16;
-        Place { slot: slot as u8, ecn, start: start as u16, len }
-    })
+    /// Takes off the datagrams in front that form a burst: one, or more if they begin alike.
+    fn split_off_front(&mut self, receiver: &Receiver, decoder: &Decoder) -> Self {
+        let mut burst = Self { count: 1, len: self.len.min(self.segment), ..*self };
+        if self.count > 1 {
+            let octets = receiver.octets(usize::from(self.slot), self.range());
+            let short = |octets: &[u8]| octets.first().is_some_and(|first| first & 0x80 == 0);
+            let routable = if short(octets) { decoder.needed(&octets[1..]).ok() } else { None };
+            if let Some(cid_len) = routable.filter(|len| *len < usize::from(self.segment)) {
+                let cid = &octets[1..=cid_len];
+                let alike = octets
+                    .chunks(usize::from(self.segment))
+                    .take(MAX_SEGMENTS)
+                    .take_while(|datagram| {
+                        short(datagram) && datagram.get(1..=cid_len) == Some(cid)
+                    })
+                    .count();
+                #[expect(clippy::cast_possible_truncation, reason = "at most MAX_SEGMENTS")]
+                let count = alike.clamp(1, MAX_SEGMENTS) as u16;
+                let full = u32::from(self.segment) * u32::from(count);
+                burst.count = count;
+                #[expect(clippy::cast_possible_truncation, reason = "at most what it was")]
+                let len = full.min(u32::from(self.len)) as u16;
+                burst.len = len;
+            }
+        }
+        self.advance(&burst);
+        burst
+    }
+
+    /// Takes off as many datagrams in front as can leave together.
+    fn split_off_whole(&mut self) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "a small constant")]
+        let count = self.count.min(MAX_SEGMENTS as u16);
+        let len = u32::from(self.len).min(u32::from(self.segment) * u32::from(count));
+        #[expect(clippy::cast_possible_truncation, reason = "at most what it was")]
+        let burst = Self { count, len: len as u16, ..*self };
+        self.advance(&burst);
+        burst
+    }
+
+    fn advance(&mut self, taken: &Self) {
+        // At the very end of the largest message there is nothing left to point at.
+        self.start = self.start.wrapping_add(taken.len);
+        self.len -= taken.len;
+        self.count -= taken.count;
+    }
+
+    fn range(&self) -> Range<usize> {
+        usize::from(self.start)..usize::from(self.start) + usize::from(self.len)
+    }
+
+    fn first_datagram<'a>(&self, receiver: &'a Receiver) -> &'a [u8] {
+        let start = usize::from(self.start);
+        let len = usize::from(self.len.min(self.segment));
+        receiver.octets(usize::from(self.slot), start..start + len)
+    }
+
+    fn datagrams(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        // The rule says nothing here; any will do.
+        self.run(Rule::Cid).datagrams()
+    }
+
+    /// Each datagram by itself.
+    #[expect(clippy::cast_possible_truncation, reason = "parts of a message")]
+    fn singles(&self) -> impl Iterator<Item = Self> + use<> {
+        let burst = *self;
+        self.datagrams().map(move |range| Self {
+            start: range.start as u16,
+            len: range.len() as u16,
+            count: 1,
+            ..burst
+        })
+    }
+
+    fn run(&self, rule: Rule) -> Run {
+        let Self { slot, ecn, start, len, count, .. } = *self;
+        let segment = if count == 1 { len } else { self.segment };
+        Run { slot, rule, ecn, count, segment, start, len, next: NO_RUN }
+    }
 }
 
 /// The runs of a flow, beginning with number `first`, as bundles.
@@ -590,26 +707,23 @@ fn plan_slot(
     runs: &mut Vec<Run>,
     bundles: &mut Vec<Bundle>,
 ) {
-    let from = runs.len();
-    // The rule says nothing about this direction; any will do.
-    let rule = Rule::Cid;
-    for Place { slot, ecn, start, len } in places(slot, message) {
-        if runs.len() == from
-            || !runs[from..].last_mut().is_some_and(|run| run.extend(slot, rule, start, len))
-        {
-            runs.push(Run { slot, rule, ecn, count: 1, segment: len, start, len, next: NO_RUN });
-        }
-    }
-    for index in from..runs.len() {
-        let run = runs[index];
-        #[expect(clippy::cast_possible_truncation, reason = "a slot has less than 65,536 runs")]
-        let number = index as u16;
-        let joins = follows || index > from;
-        if joins && bundles.last_mut().is_some_and(|bundle| bundle.extend(&run)) {
-            runs[index - 1].next = number;
+    let mut follows = follows;
+    let mut rest = Burst::of_message(slot, message);
+    while rest.count > 0 {
+        // The rule says nothing about this direction; any will do.
+        let run = rest.split_off_whole().run(Rule::Cid);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "fewer than RUNS for all slots together"
+        )]
+        let number = runs.len() as u16;
+        if follows && bundles.last_mut().is_some_and(|bundle| bundle.extend(&run)) {
+            runs[usize::from(number) - 1].next = number;
         } else {
             bundles.push(Bundle::new(number, &run));
         }
+        runs.push(run);
+        follows = true;
     }
 }
 

@@ -30,20 +30,29 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// Takes in the datagram of `len` octets at `start` of `slot`, if it belongs to this run.
-    pub(super) fn extend(&mut self, slot: u8, rule: Rule, start: u16, len: u16) -> bool {
-        let fits = self.slot == slot
-            && self.rule == rule
-            && u32::from(self.start) + u32::from(self.len) == u32::from(start)
+    /// Takes in `next`, if it lies behind this run and could have been part of it.
+    pub(super) fn extend(&mut self, next: &Self) -> bool {
+        let fits = self.slot == next.slot
+            && self.rule == next.rule
+            && u32::from(self.start) + u32::from(self.len) == u32::from(next.start)
             && self.is_full()
-            && (1..=self.segment).contains(&len)
-            && usize::from(self.count) < MAX_SEGMENTS
-            && usize::from(self.len) + usize::from(len) <= MAX_SEND_LEN;
+            && next.continues(self.segment)
+            && usize::from(self.count + next.count) <= MAX_SEGMENTS
+            && usize::from(self.len) + usize::from(next.len) <= MAX_SEND_LEN;
         if fits {
-            self.count += 1;
-            self.len += len;
+            self.count += next.count;
+            self.len += next.len;
         }
         fits
+    }
+
+    /// Whether these datagrams may follow full ones of `segment` octets in a message.
+    fn continues(&self, segment: u16) -> bool {
+        // A single datagram states its own length as that of its segments.
+        match self.count {
+            1 => (1..=segment).contains(&self.len),
+            _ => self.segment == segment,
+        }
     }
 
     /// Where each datagram begins and ends in the slot.
@@ -96,13 +105,8 @@ impl Bundle {
 
     /// Takes in the run that follows, if it may leave in the same message.
     pub(super) fn extend(&mut self, run: &Run) -> bool {
-        // A single datagram states its own length as that of its segments.
-        let same_length = match run.count {
-            1 => (1..=self.segment).contains(&run.len),
-            _ => run.segment == self.segment,
-        };
         let fits = self.full
-            && same_length
+            && run.continues(self.segment)
             && run.ecn == self.ecn
             && usize::from(self.count + run.count) <= MAX_SEGMENTS
             && self.octets as usize + usize::from(run.len) <= MAX_SEND_LEN;
@@ -180,17 +184,20 @@ mod tests {
     proptest! {
         /// Whatever arrives, the datagrams of a run are those that went into it.
         #[test]
-        fn a_run_gives_back_the_datagrams_it_took(lengths in prop::collection::vec(0u16..50, 1..80)) {
+        fn a_run_gives_back_the_datagrams_it_took(
+            pieces in prop::collection::vec((0u16..50, 1u16..5), 1..80),
+        ) {
             let mut runs: Vec<Run> = Vec::new();
             let mut start = 0;
             let mut given = Vec::new();
-            for &len in &lengths {
-                if !runs.last_mut().is_some_and(|run| run.extend(3, Rule::Dcid, start, len)) {
-                    let next = NO_RUN;
-                    let ecn = Ecn::NOT_ECT;
-                    runs.push(Run { slot: 3, rule: Rule::Dcid, ecn, count: 1, segment: len, start, len, next });
+            for &(segment, count) in &pieces {
+                let count = if segment == 0 { 1 } else { count };
+                let len = segment * count;
+                let piece = Run { slot: 3, start, count, ..run(segment, len, Ecn::NOT_ECT) };
+                given.extend(piece.datagrams());
+                if !runs.last_mut().is_some_and(|run| run.extend(&piece)) {
+                    runs.push(piece);
                 }
-                given.push(usize::from(start)..usize::from(start + len));
                 start += len;
             }
             let got: Vec<_> = runs.iter().flat_map(Run::datagrams).collect();

@@ -1,0 +1,213 @@
+//! What a forwarded datagram costs: processor time of the balancer, of the least that user space can
+//! do (`floor.c`), and of nginx, in one run, in turns.
+//!
+//! ```text
+//! cargo bench -p quic-lb-tests --bench datapath              # the table of SPECIFICATION.md
+//! cargo bench -p quic-lb-tests --bench datapath -- --quick   # one round, fewer datagrams
+//! cargo bench -p quic-lb-tests --bench datapath -- --cost | --scale | --only WORD
+//! ```
+//!
+//! Each forwarder is a process of its own on the second processor; clients and backend share a
+//! thread on the first, whose time is not counted. Cost is the time on a processor of all threads
+//! of the forwarder (`schedstat`) over the datagrams that it forwarded, both ways. Rounds take
+//! turns between forwarders; the table has medians. Everything that arrives is checked.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    reason = "a program for people, on numbers of its own making"
+)]
+
+mod forwarders;
+mod load;
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use forwarders::{Forwarder, Kind, MAX_FLOWS};
+use load::{Line, Load};
+
+/// Datagrams under way.
+const WINDOW: u64 = 512;
+/// The same for nginx with one flow that is answered: its upstream socket takes no more.
+const WINDOW_OF_A_SMALL_SOCKET: u64 = 64;
+
+struct Options {
+    rounds: usize,
+    plain: u64,
+    offload: u64,
+    only: Option<String>,
+    cost: bool,
+    scale: bool,
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    if arguments.first().is_some_and(|first| first == "serve") {
+        return forwarders::serve(&arguments[1..]);
+    }
+    let has = |name: &str| arguments.iter().any(|argument| argument == name);
+    let value = |name: &str| {
+        arguments.iter().position(|a| a == name).and_then(|at| arguments.get(at + 1)).cloned()
+    };
+    let quick = has("--quick");
+    let all = !has("--cost") && !has("--scale");
+    let options = Options {
+        rounds: if quick { 1 } else { value("--rounds").map_or(Ok(5), |n| n.parse())? },
+        plain: if quick { 20_000 } else { 60_000 },
+        offload: if quick { 100_000 } else { 400_000 },
+        only: value("--only"),
+        cost: all || has("--cost"),
+        scale: all || has("--scale"),
+    };
+    forwarders::pin_self();
+    let scratch = tempfile::tempdir()?;
+    if options.cost {
+        cost(&options, scratch.path())?;
+    }
+    if options.scale {
+        scale(&options, scratch.path())?;
+    }
+    Ok(())
+}
+
+/// Nanoseconds per forwarded datagram of every forwarder on every line.
+fn cost(options: &Options, scratch: &Path) -> Result<()> {
+    let mut load = Load::new(10_000)?;
+    let mut forwarders = Vec::new();
+    for kind in [Kind::Balancer, Kind::NatFloor, Kind::CopyFloor, Kind::Nginx] {
+        match Forwarder::start(kind, load.backend_address()?, 1, scratch)? {
+            Some(forwarder) => forwarders.push(forwarder),
+            None => eprintln!("SKIPPED: no nginx with stream here (nginx, libnginx-mod-stream)"),
+        }
+    }
+    println!(
+        "| datagrams | flows | | balancer, ns | floor (NAT), ns | ratio | floor (copy), ns | ratio \
+         | nginx, ns | nginx / balancer |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+    for flows in [1, 100, 10_000] {
+        for offload in [false, true] {
+            for echo in [false, true] {
+                for size in [1_200, 100] {
+                    let line = Line { size, flows, echo, offload };
+                    if options.only.as_ref().is_none_or(|only| name(&line).contains(only)) {
+                        measure_line(options, &mut load, &forwarders, &line)?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn measure_line(
+    options: &Options,
+    load: &mut Load,
+    forwarders: &[Forwarder],
+    line: &Line,
+) -> Result<()> {
+    let mut figures = vec![Vec::new(); forwarders.len()];
+    for round in 0..=options.rounds {
+        for (forwarder, figures) in forwarders.iter().zip(&mut figures) {
+            let warm_up = round == 0;
+            let nginx = forwarder.kind == Kind::Nginx;
+            let count = match (warm_up, line.offload) {
+                (true, _) => {
+                    (line.flows as u64 * 2).max(2_000)
+                        * if line.offload { load::SEGMENTS as u64 / 2 } else { 1 }
+                }
+                (false, true) if nginx => options.plain,
+                (false, true) => options.offload,
+                (false, false) => options.plain,
+            };
+            let figure = measure(load, forwarder, line, count)?;
+            if !warm_up {
+                figures.push(figure);
+            }
+        }
+    }
+    let figure = |kind: Kind| {
+        let at = forwarders.iter().position(|forwarder| forwarder.kind == kind)?;
+        Some(median(&figures[at]))
+    };
+    let balancer = figure(Kind::Balancer).context("the balancer always runs")?;
+    let ns = |kind| figure(kind).map_or("–".to_owned(), |ns| format!("{ns:.0}"));
+    let over = |kind| figure(kind).map_or("–".to_owned(), |ns| format!("{:.2}", balancer / ns));
+    let under = figure(Kind::Nginx).map_or("–".to_owned(), |ns| format!("{:.1}", ns / balancer));
+    println!(
+        "| {} | {} | {} | {balancer:.0} | {} | {} | {} | {} | {} | {under} |",
+        name(line),
+        line.flows,
+        if line.echo { "echo" } else { "one-way" },
+        ns(Kind::NatFloor),
+        over(Kind::NatFloor),
+        ns(Kind::CopyFloor),
+        over(Kind::CopyFloor),
+        ns(Kind::Nginx),
+    );
+    Ok(())
+}
+
+/// Nanoseconds per forwarded datagram.
+fn measure(load: &mut Load, forwarder: &Forwarder, line: &Line, count: u64) -> Result<f64> {
+    let small = forwarder.kind == Kind::Nginx && line.echo && line.flows == 1;
+    let window = if small { WINDOW_OF_A_SMALL_SOCKET } else { WINDOW };
+    let before = forwarder.cpu()?;
+    let lost = load
+        .run(line, forwarder.address, count, window)
+        .with_context(|| format!("{:?} on {line:?}", forwarder.kind))?;
+    let spent = forwarder.cpu()? - before;
+    if lost * 100 > count {
+        eprintln!("{:?} lost {lost} of {count} on {line:?}", forwarder.kind);
+    }
+    let forwarded = (count - lost) * if line.echo { 2 } else { 1 };
+    Ok(spent as f64 / forwarded as f64)
+}
+
+/// Whether cost per datagram and memory per flow stay flat from 100 to 100,000 flows.
+fn scale(options: &Options, scratch: &Path) -> Result<()> {
+    const WORKERS: usize = 6;
+    let all = MAX_FLOWS / 6 * 5;
+    let mut load = Load::new(all)?;
+    let forwarder = Forwarder::start(Kind::Balancer, load.backend_address()?, WORKERS, scratch)?
+        .context("the balancer always runs")?;
+    println!(
+        "\n| flows ({WORKERS} workers, 1,200 octets, one by one) | one-way, ns | echo, ns | resident, MiB | octets per flow |"
+    );
+    println!("|---|---|---|---|---|");
+    let mut first: Option<(usize, u64)> = None;
+    for flows in [100, 1_000, 10_000, all] {
+        let mut figures = [0.0, 0.0];
+        for (figure, echo) in figures.iter_mut().zip([false, true]) {
+            let line = Line { size: 1_200, flows, echo, offload: false };
+            measure(&mut load, &forwarder, &line, flows as u64 * 2)?;
+            let rounds = (0..options.rounds)
+                .map(|_| measure(&mut load, &forwarder, &line, options.plain.max(flows as u64)))
+                .collect::<Result<Vec<_>>>()?;
+            *figure = median(&rounds);
+        }
+        let resident = forwarder.resident()?;
+        let (first_flows, first_resident) = *first.get_or_insert((flows, resident));
+        let per_flow = match flows - first_flows {
+            0 => "–".to_owned(),
+            more => (resident.saturating_sub(first_resident) / more as u64).to_string(),
+        };
+        let [one_way, echo] = figures;
+        let mib = resident as f64 / f64::from(1 << 20);
+        println!("| {flows} | {one_way:.0} | {echo:.0} | {mib:.1} | {per_flow} |");
+    }
+    eprintln!("process {}", forwarder.id());
+    Ok(())
+}
+
+fn name(line: &Line) -> String {
+    let offload = if line.offload { "offload" } else { "plain" };
+    format!("{} {offload}", line.size)
+}
+
+fn median(figures: &[f64]) -> f64 {
+    let mut figures = figures.to_vec();
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+}
