@@ -33,6 +33,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 ALPN = "quic-lb-echo"
 # Far longer than any answer takes; without it a lost connection would be found out much later.
 ANSWER_TIMEOUT = 60
+# With this the stateless resets of our quinn clients end in 16 octets.
+RESET_MARK = b"\x00A RESET"
 
 
 def say(line):
@@ -107,6 +109,7 @@ class Server(QuicServer):
             "lost": [],
             "own": 0,
             "opening": 0,
+            "resets": 0,
             "unknown": 0,
             "misdelivered": 0,
         }
@@ -145,8 +148,12 @@ class Server(QuicServer):
             self.report["own"] += 1
         elif owner is not None:
             self.report["misdelivered"] += 1
+        elif is_long:
+            self.report["opening"] += 1
+        elif data[-16:].startswith(RESET_MARK):
+            self.report["resets"] += 1
         else:
-            self.report["opening" if is_long else "unknown"] += 1
+            self.report["unknown"] += 1
 
 
 class ServerConnection(QuicConnection):
@@ -259,10 +266,20 @@ async def watch(nth, connection, addresses):
         await asyncio.sleep(0.02)
 
 
+async def keep_alive(connection):
+    """Says something now and then, also while only listening: a server cannot reach a client behind
+    a new binding of a NAT until it has heard of it."""
+    while True:
+        await asyncio.sleep(0.3)
+        connection._quic.send_ping(0)
+        connection.transmit()
+
+
 async def download_until(nth, connection, octets, stop):
     digest = hashlib.sha256(pattern(octets)).digest()
     downloads, addresses, lost = 0, set(), None
     watching = asyncio.create_task(watch(nth, connection, addresses))
+    keeping = asyncio.create_task(keep_alive(connection))
     while lost is None and not stop.is_set():
         try:
             content = await ask(connection, b"GET %d\n" % octets)
@@ -276,6 +293,7 @@ async def download_until(nth, connection, octets, stop):
         if lost is None and watching.done():
             lost = str(watching.exception())
     watching.cancel()
+    keeping.cancel()
     return {
         "downloads": downloads,
         "octets": downloads * octets,

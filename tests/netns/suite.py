@@ -127,10 +127,15 @@ class Process:
             text=True,
         )
         self.lines = queue.Queue()
+        # For clients: how many addresses of each connection its server has seen.
+        self.seen = {}
         threading.Thread(target=self.read, daemon=True).start()
 
     def read(self):
         for line in self.process.stdout:
+            if line.startswith("seen "):
+                _, connection, addresses = line.split()
+                self.seen[int(connection)] = int(addresses)
             self.lines.put(line.rstrip("\n"))
         self.lines.put(None)
 
@@ -250,6 +255,17 @@ class Network:
             run("ip", "netns", "del", self.name(role), check=False)
 
 
+def total(scrape, name, **labels):
+    """The sum of the samples of a metric that have these labels."""
+    result = 0
+    for line in scrape.splitlines():
+        series, _, value = line.rpartition(" ")
+        found, _, rest = series.partition("{")
+        if found == f"quic_lb_{name}" and all(f'{k}="{v}"' in rest for k, v in labels.items()):
+            result += float(value)
+    return int(result)
+
+
 # The suite
 
 
@@ -271,6 +287,8 @@ class Suite:
         return os.path.join(self.folder, name)
 
     def check(self, title, function, *arguments):
+        if self.arguments.only not in title:
+            return
         start = time.monotonic()
         try:
             result = function(*arguments)
@@ -325,21 +343,10 @@ class Suite:
         url = f"http://127.0.0.1:9090{path}"
         return self.network.run("balancer", "curl", "-sf", *options, url, check=False)
 
-    def metrics(self, name, **labels):
-        """The sum of the samples of a metric that have these labels."""
-        total = 0
-        for line in self.admin("/metrics").splitlines():
-            series, _, value = line.rpartition(" ")
-            found, _, rest = series.partition("{")
-            wanted = all(f'{key}="{value}"' in rest for key, value in labels.items())
-            if found == f"quic_lb_{name}" and wanted:
-                total += float(value)
-        return int(total)
-
     def rules(self, listener):
+        scrape, count = self.admin("/metrics"), "datagrams_forwarded_total"
         rules = ("cid", "four_tuple_scid", "dcid", "four_tuple", "fallback")
-        count = "datagrams_forwarded_total"
-        return {rule: self.metrics(count, listener=listener, rule=rule) for rule in rules}
+        return {rule: total(scrape, count, listener=listener, rule=rule) for rule in rules}
 
     # Scenarios
 
@@ -350,14 +357,17 @@ class Suite:
         target = f"[{VIP6}]:{port}" if host == "[::]" else f"{VIP4}:{port}"
         before = self.rules(listener)
         client = self.client(stack, target, pool, connections)
-        client.wait_for("ready")
-        # Each connection has one address to begin with and gets one with each move.
-        self.wait_until_seen(client, connections, 1, lambda: None)
-        for nth in range(MOVES):
-            move()
-            self.wait_until_seen(client, connections, nth + 2, move)
-        during = self.rules(listener)
-        reports = client.end()
+        try:
+            client.wait_for("ready")
+            # Each connection has one address to begin with and gets one with each move.
+            self.wait_until_seen(client, connections, 1, lambda: None)
+            for nth in range(MOVES):
+                move()
+                self.wait_until_seen(client, connections, nth + 2, move)
+            during = self.rules(listener)
+            reports = client.end()
+        finally:
+            client.kill()
         expect(len(reports) == connections, "reports are missing")
         for report in reports:
             expect(report["lost"] is None, f"a connection was lost: {report}")
@@ -383,21 +393,15 @@ class Suite:
     def wait_until_seen(self, client, connections, addresses, again):
         """Until the server of each connection has seen so many addresses of it. A NAT that gives a
         connection the port it had is told `again`."""
-        seen = client.__dict__.setdefault("seen", dict.fromkeys(range(connections), 0))
-        for attempt in range(START // MOVE):
-            deadline = time.monotonic() + MOVE
-            while min(seen.values()) < addresses:
+        for _ in range(START // MOVE):
+            deadline, line = time.monotonic() + MOVE, None
+            while line != "":
+                if sum(seen >= addresses for seen in client.seen.values()) == connections:
+                    return
                 line = client.next_line(deadline)
                 expect(line is not None, f"the client has ended: {client.logged()}")
-                if line == "":
-                    break
-                word, nth, count = line.split()
-                expect(word == "seen", line)
-                seen[int(nth)] = int(count)
-            else:
-                return
             again()
-        raise Failure(f"connections stand still at {seen} addresses of {addresses}")
+        raise Failure(f"connections stand still at {client.seen} addresses of {addresses}")
 
     # What holds at the end
 
@@ -412,23 +416,22 @@ class Suite:
         own = sum(report["own"] for report in reports)
         connections = sum(report["connections"] for report in reports)
         expect(own > 0 and connections > 0, "the servers have served nobody")
-        return f"{connections} connections, {own} datagrams at their own server, 0 elsewhere"
+        resets = sum(report["resets"] for report in reports)
+        note = f", {resets} stateless resets of clients" if resets else ""
+        return f"{connections} connections, {own} datagrams at their own server, 0 elsewhere{note}"
 
     def verdicts(self):
         """At rest each datagram received has one verdict."""
-        count = None
+        sums = None
         for _ in range(END):
-            now = self.metrics("datagrams_received_total")
-            if now == count:
+            scrape, before = self.admin("/metrics"), sums
+            verdicts = ("received", "forwarded", "dropped", "replied")
+            sums = {verdict: total(scrape, f"datagrams_{verdict}_total") for verdict in verdicts}
+            if sums == before:
                 break
-            count = now
             time.sleep(1)
-        sums = {
-            verdict: self.metrics(f"datagrams_{verdict}_total")
-            for verdict in ("received", "forwarded", "dropped", "replied")
-        }
-        total = sums["forwarded"] + sums["dropped"] + sums["replied"]
-        expect(sums["received"] == total > 0, f"{sums}")
+        decided = sums["forwarded"] + sums["dropped"] + sums["replied"]
+        expect(sums["received"] == decided > 0, f"{sums}")
         return f"{sums}"
 
     def end_of_balancer(self):
@@ -480,6 +483,7 @@ def main():
     parser.add_argument("--balancer", required=True, help="the binary quic-lb")
     parser.add_argument("--peer", required=True, help="the binary quic-peer")
     parser.add_argument("--python", help="a Python interpreter that has aioquic")
+    parser.add_argument("--only", default="", help="only checks whose title contains this")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as folder:

@@ -4,10 +4,14 @@
 //! scenario has handed out. [`Audited`] stands around a server's UDP socket and looks each datagram's
 //! destination connection ID up in it. So "misdelivered" does not depend on how connection IDs are
 //! encoded, nor on any code that the balancer uses.
+//!
+//! A client may answer what comes for a connection that it has left with a stateless reset, which has
+//! a random connection ID and belongs to no server. [`MarkedResets`] makes those of our clients known.
 
 use std::{
     collections::HashMap,
     fmt,
+    hash::{DefaultHasher, Hasher as _},
     io::{self, IoSliceMut},
     net::SocketAddr,
     pin::Pin,
@@ -21,7 +25,10 @@ use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
-use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
+use quinn_proto::{
+    ConnectionId, ConnectionIdGenerator, InvalidCid,
+    crypto::{CryptoError, HmacKey},
+};
 
 /// The connection IDs of all servers of a scenario, each with the name of the server.
 #[derive(Clone, Debug, Default)]
@@ -87,7 +94,9 @@ pub struct Arrivals {
     pub misdelivered: HashMap<String, u64>,
     /// Long headers with a connection ID that nobody issued, as clients send until they know better.
     pub opening: u64,
-    /// Short headers with a connection ID that nobody issued, and what is no QUIC packet at all.
+    /// Stateless resets of our clients.
+    pub resets: u64,
+    /// Other short headers with a connection ID that nobody issued, and what is no QUIC packet.
     pub unknown: u64,
 }
 
@@ -114,8 +123,40 @@ impl Ledger {
             (Some(owner), _) if *owner == *server => arrivals.own += 1,
             (Some(owner), _) => *arrivals.misdelivered.entry(owner.to_string()).or_default() += 1,
             (None, Ok(Packet::Long(_))) => arrivals.opening += 1,
+            (None, _) if is_marked_reset(datagram) => arrivals.resets += 1,
             (None, _) => arrivals.unknown += 1,
         }
+    }
+}
+
+const RESET_TOKEN_LEN: usize = 16;
+const MARK: &[u8; 8] = b"\x00A RESET";
+
+fn is_marked_reset(datagram: &[u8]) -> bool {
+    let token = datagram.last_chunk::<RESET_TOKEN_LEN>();
+    token.is_some_and(|token| token.starts_with(MARK))
+}
+
+/// Makes the stateless reset tokens of a client: half of each is the same.
+#[derive(Debug)]
+pub struct MarkedResets;
+
+impl HmacKey for MarkedResets {
+    fn sign(&self, cid: &[u8], token: &mut [u8]) {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(cid);
+        token[..MARK.len()].copy_from_slice(MARK);
+        token[MARK.len()..].copy_from_slice(&hasher.finish().to_be_bytes());
+    }
+
+    fn signature_len(&self) -> usize {
+        RESET_TOKEN_LEN
+    }
+
+    fn verify(&self, cid: &[u8], token: &[u8]) -> Result<(), CryptoError> {
+        let mut expected = [0; RESET_TOKEN_LEN];
+        self.sign(cid, &mut expected);
+        if expected == token { Ok(()) } else { Err(CryptoError) }
     }
 }
 
@@ -208,18 +249,22 @@ mod tests {
         issued.record("a", Fixed(b"of-a")).generate_cid();
         issued.record("b", Fixed(b"of-b-longer")).generate_cid();
         let ledger = Ledger::default();
+        let mut reset = *b"\x40random then a reset token";
+        MarkedResets.sign(b"its connection ID", reset.last_chunk_mut::<RESET_TOKEN_LEN>().unwrap());
         for datagram in [
             &b"\x40of-a and more"[..],
             b"\x40of-b-longer and more",
             b"\xc0\0\0\0\x01\x04of-a\x00",
             b"\xc0\0\0\0\x01\x04none\x00",
             b"\x40of nobody",
+            &reset,
             b"\x40",
             b"\xc0",
         ] {
             ledger.enter("a", &issued, datagram);
         }
         let misdelivered = HashMap::from([("b".to_owned(), 1)]);
-        assert_eq!(ledger.read(), Arrivals { own: 2, misdelivered, opening: 1, unknown: 3 });
+        let expected = Arrivals { own: 2, misdelivered, opening: 1, resets: 1, unknown: 3 };
+        assert_eq!(ledger.read(), expected);
     }
 }

@@ -13,6 +13,7 @@ use anyhow::ensure;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    audit::MarkedResets,
     certificate::{self, SERVER_NAME},
     origin, pattern,
 };
@@ -32,7 +33,9 @@ impl Client {
     ///
     /// When `ip` is not an address of this machine.
     pub fn new(ip: IpAddr, der: &[u8]) -> anyhow::Result<Self> {
-        let endpoint = quinn::Endpoint::client(SocketAddr::new(ip, 0))?;
+        let socket = UdpSocket::bind(SocketAddr::new(ip, 0))?;
+        let marked = quinn::EndpointConfig::new(Arc::new(MarkedResets));
+        let endpoint = quinn::Endpoint::new(marked, None, socket, Arc::new(quinn::TokioRuntime))?;
         let mut config = quinn::ClientConfig::new(Arc::new(certificate::client(der)?));
         config.transport_config(Arc::new(origin::transport()));
         Ok(Self { endpoint, config, rebinds: Arc::default() })

@@ -106,6 +106,7 @@ async fn serve(
             "lost": origin.lost(),
             "own": arrivals.own,
             "opening": arrivals.opening,
+            "resets": arrivals.resets,
             "unknown": arrivals.unknown,
             "misdelivered": arrivals.misdelivered.values().sum::<u64>(),
         })
@@ -127,7 +128,7 @@ async fn fetch(
     let (stop, stopped) = watch::channel(false);
     let mut downloads = Vec::new();
     for nth in 0..connections {
-        let client = Client::new(any, &certificate)?;
+        let client = Client::new(any, &certificate)?.with_keep_alive();
         let connection = client.connect(target).await?;
         let stopped = stopped.clone();
         downloads.push(tokio::spawn(async move {
