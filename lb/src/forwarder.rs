@@ -235,8 +235,11 @@ impl Forwarder {
             Packet::Long(header) => self.memory.handshake(now, listener, path, header.scid),
             Packet::Short(_) => None,
         };
-        let present = remembered.filter(|&id| routing.backend(id).is_some());
-        trace.step(Rule::FourTupleScid, present, || saw::handshake(packet, remembered));
+        // What still comes this way has had no answer with a connection ID that leads to its
+        // server; a server that is down is not going to give one, another may.
+        let may_answer = |id| routing.backend(id).is_some_and(|b| b.state != BackendState::Down);
+        let present = remembered.filter(|&id| may_answer(id));
+        trace.step(Rule::FourTupleScid, present, || saw::handshake(packet, remembered, present));
         if let Some(backend) = present {
             return Ok(Answer { backend, rule: Rule::FourTupleScid });
         }
@@ -384,11 +387,17 @@ mod saw {
         }
     }
 
-    pub(super) fn handshake(packet: Packet<'_>, remembered: Option<BackendId>) -> String {
-        match (packet, remembered) {
-            (Packet::Short(_), _) => "a short header has no source connection ID".into(),
-            (_, None) => "this 4-tuple and source connection ID are not remembered".into(),
-            (_, Some(_)) => "this 4-tuple and source connection ID are remembered".into(),
+    pub(super) fn handshake(
+        packet: Packet<'_>,
+        remembered: Option<BackendId>,
+        present: Option<BackendId>,
+    ) -> String {
+        let ids = "this 4-tuple and source connection ID are";
+        match (packet, remembered, present) {
+            (Packet::Short(_), ..) => "a short header has no source connection ID".into(),
+            (_, None, _) => format!("{ids} not remembered"),
+            (_, _, Some(_)) => format!("{ids} remembered"),
+            (_, Some(_), None) => format!("{ids} remembered with a backend that is down or gone"),
         }
     }
 
@@ -554,6 +563,23 @@ mod tests {
             );
             let (after, rule, _) = bench.forwarded(7, &hello);
             assert_eq!((after, rule), (before.clone(), Rule::FourTupleScid));
+        }
+    }
+
+    #[test]
+    fn rule_2_an_attempt_that_nobody_answered_leaves_a_backend_that_is_down() {
+        for routable in [true, false] {
+            let mut bench = Bench::new(routable);
+            let hello = long(V1, b"client drawn", b"client");
+            let (dead, ..) = bench.forwarded(7, &hello);
+            let is_dead = |name: &str| {
+                if name == dead { BackendState::Down } else { BackendState::Active }
+            };
+            bench.reload_with(|_| {}, routable, is_dead);
+            let (second, ..) = bench.forwarded(7, &hello);
+            assert_ne!(second, dead);
+            // Both datagrams of a first flight go the same way.
+            assert_eq!(bench.forwarded(7, &hello).0, second);
         }
     }
 

@@ -232,13 +232,16 @@ impl Datapath {
 
     /// Carries the first `received` slots from a listener to the backends.
     fn forward(&mut self, now: Instant, listener: usize, received: usize) {
-        let (mut datagrams, mut octets) = (0u64, 0u64);
+        // Before any verdict, so that a scrape never sees more verdicts than datagrams.
+        let counters = &self.counters.listeners[listener];
+        let messages = || (0..received).map(|slot| self.receiver.received(slot));
+        counters.received.add(messages().map(|message| message.datagrams() as u64).sum());
+        counters.received_bytes.add(messages().map(|message| message.len as u64).sum());
+
         let snapshot = Arc::clone(&self.snapshot);
         let decoder = &snapshot.pool_of(listener).decoder;
         for slot in 0..received {
             let message = *self.receiver.received(slot);
-            datagrams += message.datagrams() as u64;
-            octets += message.len as u64;
             let mut rest = Burst::of_message(slot, &message);
             while rest.count > 0 {
                 let burst = rest.split_off_front(&self.receiver, decoder);
@@ -250,9 +253,6 @@ impl Datapath {
         }
         self.decide(now, listener);
         self.send_forward(listener);
-        let counters = &self.counters.listeners[listener];
-        counters.received.add(datagrams);
-        counters.received_bytes.add(octets);
     }
 
     /// Asks the forwarder about the bursts that have been gathered, and puts them where its
