@@ -1,15 +1,11 @@
 //! The balancer under test: the binary `quic-lb` in a process of its own.
-//!
-//! The binary is the one that `QUIC_LB_BINARY` names, or else what `cargo build` makes of this
-//! workspace, in the profile that the tests were built with.
 
 use std::{
     ffi::OsStr,
     fs::File,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
-    sync::OnceLock,
     time::Duration,
 };
 
@@ -20,7 +16,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{document::Document, metrics::Metrics};
+use crate::{binary, document::Document, metrics::Metrics};
 
 /// How often something is asked for that takes a while, and how long is waited in between: together
 /// far more than anything here needs, since a machine may be busy.
@@ -199,50 +195,13 @@ const LOG: &str = "log";
 
 fn spawn(folder: &Path) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(folder.join(LOG))?;
-    Command::new(binary()?)
+    Command::new(binary::balancer()?)
         .args([OsStr::new("run"), OsStr::new("--config"), folder.join(CONFIG).as_os_str()])
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()
         .context("the balancer does not start")
-}
-
-/// The path of the binary, which is built at the first call.
-///
-/// # Errors
-///
-/// When it cannot be built.
-pub fn binary() -> anyhow::Result<&'static Path> {
-    static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = BINARY.get_or_init(|| match std::env::var_os("QUIC_LB_BINARY") {
-        Some(path) => Ok(path.into()),
-        None => build().map_err(|error| format!("{error:#}")),
-    });
-    match built {
-        Ok(path) => Ok(path),
-        Err(error) => bail!("quic-lb cannot be built: {error}"),
-    }
-}
-
-fn build() -> anyhow::Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--quiet", "--package", "quic-lb", "--bin", "quic-lb"])
-        .args(["--message-format", "json-render-diagnostics"]);
-    if !cfg!(debug_assertions) {
-        command.arg("--release");
-    }
-    let output = command.stderr(Stdio::inherit()).output()?;
-    ensure!(output.status.success(), "{}", output.status);
-    let messages = String::from_utf8(output.stdout)?;
-    let mut executables = messages.lines().filter_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        message.get("executable")?.as_str().map(PathBuf::from)
-    });
-    executables.next_back().context("cargo did not say where the binary is")
 }
 
 /// The body of a successful answer to `GET path`.

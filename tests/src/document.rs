@@ -156,7 +156,8 @@ impl fmt::Display for Pool {
     }
 }
 
-/// Server IDs in the clear and encrypted ones must differ, so the config ID is part of them.
+/// Configurations in the clear and encrypted ones must not share server IDs, so the config ID is part
+/// of them.
 fn server_id(scheme: &Scheme, backend: &Backend) -> String {
     let octets = scheme.server_id_length - 1;
     format!("{:02x}{:0width$x}", 0xa0 + scheme.config_id, backend.number + 1, width = 2 * octets)

@@ -12,6 +12,7 @@
 //! | --- | --- |
 //! | [`site`] | balancer, servers and certificate of one scenario; where to start reading |
 //! | [`document`] | the YAML of a scenario |
+//! | [`binary`] | the programs under test, built when needed |
 //! | [`balancer`] | the process: start, reload, kill, ask |
 //! | [`metrics`] | what `/metrics` says |
 //! | [`origin`] | a quinn server that answers echo and download requests |
@@ -25,6 +26,7 @@
 
 pub mod audit;
 pub mod balancer;
+pub mod binary;
 pub mod certificate;
 pub mod client;
 pub mod document;

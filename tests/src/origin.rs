@@ -15,9 +15,9 @@ use std::{
 use anyhow::Context as _;
 use quic::{
     adapters::quinn::RoutableCids,
-    routable::{CidGenerator, ConfigId, Partition},
+    routable::{CidConfig, CidGenerator, ConfigId, Key, Partition},
 };
-use quic_lb_config::Config;
+use quic_lb_config::{Backend, Config, Pool};
 use quinn::{Runtime as _, TokioRuntime};
 use quinn_proto::RandomConnectionIdGenerator;
 
@@ -65,19 +65,43 @@ impl Cids {
         backend: &str,
         config_id: Option<u8>,
     ) -> anyhow::Result<Self> {
-        let pool = config.pools.iter().find(|each| each.name == pool).context("no such pool")?;
-        let backend =
-            pool.backends.iter().find(|each| each.name == backend).context("no such backend")?;
+        let (pool, backend) = find(config, pool, backend)?;
         let wanted = |id: ConfigId| config_id.is_none_or(|wanted| wanted == id.get());
         let Some(scheme) = pool.cid_configs.iter().find(|scheme| wanted(scheme.id())) else {
             anyhow::ensure!(config_id.is_none(), "no such configuration");
             return Ok(Self::Opaque(OPAQUE_CID_LEN));
         };
+        Self::routable(backend, scheme.clone())
+    }
+
+    /// [`Cids::of`] with another key than that of the configuration.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cids::of`].
+    pub fn with_key(config: &Config, pool: &str, backend: &str, key: &Key) -> anyhow::Result<Self> {
+        let (pool, backend) = find(config, pool, backend)?;
+        let scheme = pool.cid_configs.first().context("no configuration")?;
+        let (id, lengths) = (scheme.id(), (scheme.server_id_len(), scheme.nonce_len()));
+        Self::routable(backend, CidConfig::new(id, lengths.0, lengths.1, Some(key))?)
+    }
+
+    fn routable(backend: &Backend, scheme: CidConfig) -> anyhow::Result<Self> {
         let server_id = backend.server_ids.iter().find(|(id, _)| *id == scheme.id());
         let (_, server_id) = server_id.context("no server ID for this configuration")?;
-        let generator = CidGenerator::new(scheme.clone(), *server_id, Partition::Whole, seed()?)?;
+        let generator = CidGenerator::new(scheme, *server_id, Partition::Whole, seed()?)?;
         Ok(Self::Routable(RoutableCids::new(generator, seed()?)))
     }
+}
+
+fn find<'a>(
+    config: &'a Config,
+    pool: &str,
+    backend: &str,
+) -> anyhow::Result<(&'a Pool, &'a Backend)> {
+    let pool = config.pools.iter().find(|each| each.name == pool).context("no such pool")?;
+    let backend = pool.backends.iter().find(|each| each.name == backend);
+    Ok((pool, backend.context("no such backend")?))
 }
 
 /// The length that most servers use.

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::ensure;
+use quic::routable::Key;
 use quic_lb_tests::{
     balancer::Reload,
     client::{Client, download, each, echo, who},
@@ -260,6 +261,34 @@ async fn noise_harms_nobody_and_every_datagram_of_it_is_accounted_for() -> anyho
     let empty = metrics.sum("datagrams_dropped_total", &[("reason", "empty")]);
     ensure!(malformed > 0 && empty > 0, "{malformed} malformed, {empty} empty");
     ensure!(verdicts.dropped == malformed + empty, "dropped for no other reason: {verdicts:?}");
+    Ok(())
+}
+
+/// What all the others go by: that it shows when something is wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_balancer_with_another_key_than_its_servers_is_found_out() -> anyhow::Result<()> {
+    let site = Site::of(vec![(LOCAL, web(Scheme::FOUR_PASS))], |config, pool, backend| {
+        Cids::with_key(config, pool, backend, &Key::new([7; 16]))
+    })
+    .await?;
+    let client = site.client(LOCAL)?;
+    let connection = client.connect(site.address()).await?;
+    download(&connection, MIB, |_| {}).await?;
+    site.check().await?;
+
+    let misdelivered =
+        || site.origins.iter().any(|origin| !origin.arrivals().misdelivered.is_empty());
+    // Each new port is another draw of consistent hashing among three servers.
+    for _ in 0..100 {
+        client.rebind(LOCAL)?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if misdelivered() {
+            break;
+        }
+    }
+
+    ensure!(misdelivered(), "counted where it arrives");
+    ensure!(site.check().await.is_err(), "and reported");
     Ok(())
 }
 
