@@ -16,6 +16,7 @@
 //! | [`retry`] | Retry packets of versions 1 and 2 |
 //! | [`token`] | address tokens that a balancer mints and its servers honour |
 //! | [`routable`] | routable connection IDs (QUIC-LB): encode, decode, generate |
+#![cfg_attr(feature = "transport", doc = "| [`transport`] | endpoint and connections |")]
 #![cfg_attr(feature = "quinn", doc = "| [`adapters`] | routable connection IDs for other stacks |")]
 #![forbid(unsafe_code)]
 
@@ -24,9 +25,12 @@ pub mod adapters;
 pub mod connection_id;
 pub mod header;
 pub mod invariants;
+mod random;
 pub mod retry;
 pub mod routable;
 pub mod token;
+#[cfg(feature = "transport")]
+pub mod transport;
 pub mod varint;
 
 pub use connection_id::ConnectionId;
