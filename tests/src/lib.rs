@@ -22,6 +22,7 @@
 //! | [`noise`] | datagrams that nobody should send |
 //! | [`pattern`] | content that can be checked at any offset |
 //! | [`certificate`] | the certificate of a scenario |
+//! | [`sim`] | the simulator: our own endpoints on virtual time, without sockets |
 #![forbid(unsafe_code)]
 
 pub mod audit;
@@ -35,4 +36,5 @@ pub mod nat;
 pub mod noise;
 pub mod origin;
 pub mod pattern;
+pub mod sim;
 pub mod site;

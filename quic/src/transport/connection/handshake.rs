@@ -211,7 +211,9 @@ impl Connection {
     }
 
     fn take_peer_parameters(&mut self) -> Result<(), ConnectionError> {
-        if self.handshake.peer.is_some() {
+        // Until then, a client that resumes is shown the parameters of the former connection.
+        let early = self.side.is_client() && self.handshake.session.is_handshaking();
+        if self.handshake.peer.is_some() || early {
             return Ok(());
         }
         let Some(octets) = self.handshake.session.peer_parameters() else { return Ok(()) };

@@ -181,7 +181,15 @@ impl Connection {
         space: Space,
         packet: &mut [u8],
     ) -> bool {
-        let opened = match self.open_packet(arrival, header, space, packet) {
+        if self.must_wait(space) {
+            if self.waiting.len() < MAX_WAITING {
+                self.waiting.push(Waiting { arrival: *arrival, packet: packet.to_vec() });
+            } else {
+                self.drop_packet(DropReason::NoKeys);
+            }
+            return false;
+        }
+        let opened = match self.open_packet(header, space, packet) {
             Ok(opened) => opened,
             Err(reason) => {
                 self.drop_packet(reason);
@@ -206,26 +214,21 @@ impl Connection {
         true
     }
 
+    /// Whether packets of this space are for later: their keys are still to come.
+    fn must_wait(&self, space: Space) -> bool {
+        // "a server MUST NOT process incoming 1-RTT protected packets before the TLS handshake is
+        // complete" https://www.rfc-editor.org/rfc/rfc9001.html#section-5.7
+        let early = space == Space::Data && !self.handshake.complete;
+        early || (!self.has_keys(space) && !self.spaces[space.index()].discarded)
+    }
+
     /// Removes the protection of a packet.
     fn open_packet<'a>(
         &mut self,
-        arrival: &Arrival,
         header: &Header,
         space: Space,
         packet: &'a mut [u8],
     ) -> Result<Opened<'a>, DropReason> {
-        // "a server MUST NOT process incoming 1-RTT protected packets before the TLS handshake is
-        // complete" https://www.rfc-editor.org/rfc/rfc9001.html#section-5.7
-        let early = space == Space::Data && !self.handshake.complete;
-        if early || !self.has_keys(space) {
-            if self.space(space).discarded {
-                return Err(DropReason::NoKeys);
-            }
-            if self.waiting.len() < MAX_WAITING && packet.len() <= usize::from(u16::MAX) {
-                self.waiting.push(Waiting { arrival: *arrival, packet: packet.to_vec() });
-            }
-            return Err(DropReason::NoKeys);
-        }
         let state = &mut self.spaces[space.index()];
         let largest = state.received.largest();
         let opened = match (space, &mut self.one_rtt, &state.keys) {
@@ -457,7 +460,7 @@ impl Connection {
         if header.kind != PacketKind::OneRtt {
             return;
         }
-        let Ok(opened) = self.open_packet(&arrival, &header, Space::Data, packet) else { return };
+        let Ok(opened) = self.open_packet(&header, Space::Data, packet) else { return };
         let Ok(frames) = Frames::new(opened.payload) else { return };
         if frames.flatten().any(|frame| matches!(frame, Frame::Close(_))) {
             self.drain(arrival.now, ConnectionError::ClosedLocally);

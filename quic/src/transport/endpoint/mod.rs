@@ -321,6 +321,13 @@ impl Endpoint {
         self.events.pop_front()
     }
 
+    /// Whether [`Self::poll_transmit`] or [`Self::poll_event`] should be called: something was
+    /// changed since they gave nothing more.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.ready.is_empty() || !self.events.is_empty() || !self.replies.is_empty()
+    }
+
     /// When [`Self::handle_deadline`] has something to do.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
