@@ -89,7 +89,7 @@ impl Connection {
         {
             return self.drain(arrival.now, ConnectionError::Reset);
         }
-        self.retry_waiting();
+        self.retry_waiting(arrival.now);
     }
 
     /// Walks over the packets of a datagram.
@@ -119,12 +119,19 @@ impl Connection {
         }
     }
 
-    /// Packets that came before their keys get another chance.
-    fn retry_waiting(&mut self) {
+    /// Packets that came before their keys get another chance. Those that have waited for a probe
+    /// timeout were sent again since; acknowledging them now would only spoil the peer's estimate
+    /// of the round-trip time.
+    fn retry_waiting(&mut self, now: Instant) {
         if self.waiting.is_empty() {
             return;
         }
+        let oldest = self.pto(Space::Initial);
         for mut waiting in std::mem::take(&mut self.waiting) {
+            if now.saturating_duration_since(waiting.arrival.now) > oldest {
+                self.drop_packet(DropReason::NoKeys);
+                continue;
+            }
             let dcid_len = self.handshake.local_cid.len();
             if let Ok(header) = Header::read(&waiting.packet, dcid_len)
                 && !self.is_over()

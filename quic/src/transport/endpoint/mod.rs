@@ -28,7 +28,7 @@ use super::{
     connection::{Arrival, Connection, Event, Setup},
     error::Code,
     frame,
-    packet::{Builder, DropReason, Header, Outgoing, PacketKind},
+    packet::{Builder, DropReason, Header, Outgoing, PacketKind, open},
     parameters::MIN_UDP_PAYLOAD,
     reset::{self, ResetKey},
     space::Space,
@@ -519,15 +519,15 @@ impl Endpoint {
         let PacketKind::Initial { scid, token, .. } = header.kind.clone() else {
             return Err(DropReason::Malformed);
         };
+        if header.dcid.len() < FIRST_DCID_LEN {
+            return Err(DropReason::Malformed);
+        }
         let verdict = self.tokens.judge(
             &datagram[token],
             arrival.remote,
             &header.dcid,
             self.wall_clock(arrival.now),
         );
-        if header.dcid.len() < FIRST_DCID_LEN {
-            return Err(DropReason::Malformed);
-        }
         let retry_wanted = match server.retry {
             RetryPolicy::Never => false,
             RetryPolicy::Always => true,
@@ -536,7 +536,7 @@ impl Endpoint {
         let (original_dcid, retry_scid) = match verdict {
             Verdict::Retried(original) => (original, Some(header.dcid)),
             Verdict::Invalid => {
-                return self.refuse(arrival, version, &header.dcid, &scid, Code::INVALID_TOKEN);
+                return self.refuse(arrival, version, &header, datagram, Code::INVALID_TOKEN);
             }
             Verdict::Nothing if retry_wanted => {
                 return self.send_retry(arrival, version, header.dcid, &scid);
@@ -547,7 +547,7 @@ impl Endpoint {
             return Err(DropReason::Saturated);
         }
         if self.count >= server.max_connections {
-            return self.refuse(arrival, version, &header.dcid, &scid, Code::CONNECTION_REFUSED);
+            return self.refuse(arrival, version, &header, datagram, Code::CONNECTION_REFUSED);
         }
         let tls = Arc::clone(&server.tls);
         let config = Arc::clone(&server.transport);
@@ -570,7 +570,7 @@ impl Endpoint {
         };
         let limit = self.issuers.per_connection();
         let Ok(mut connection) = Connection::server(setup, tls, limit) else {
-            return self.refuse(arrival, version, &header.dcid, &scid, Code::INTERNAL_ERROR);
+            return self.refuse(arrival, version, &header, datagram, Code::INTERNAL_ERROR);
         };
         connection.handle_datagram(*arrival, datagram, header.dcid.len());
         // Whatever does not open with the keys that anybody can derive is noise, not a client.
@@ -610,21 +610,28 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Answers an Initial by CONNECTION_CLOSE, without keeping anything.
+    /// Answers an Initial by CONNECTION_CLOSE, without keeping anything; if it is authentic, lest
+    /// a corrupted token end a connection that a clean one would begin.
     fn refuse(
         &mut self,
         arrival: &Arrival,
         version: Version,
-        dcid: &ConnectionId,
-        client_scid: &ConnectionId,
+        initial: &Header,
+        datagram: &mut [u8],
         code: Code,
     ) -> Result<(), DropReason> {
-        let keys = initial_keys(version, dcid, Side::Server);
+        let PacketKind::Initial { scid: client_scid, .. } = &initial.kind else {
+            return Err(DropReason::Malformed);
+        };
+        let keys = initial_keys(version, &initial.dcid, Side::Server);
+        let packet = &mut datagram[..initial.len];
+        let unprotected = initial.unprotect(&*keys.remote.header, packet, None)?;
+        open(&*keys.remote.packet, &unprotected, packet)?;
         let header = Outgoing {
             space: Space::Initial,
             version,
             dcid: client_scid,
-            scid: dcid,
+            scid: &initial.dcid,
             token: &[],
             number: 0,
             largest_acked: None,
