@@ -322,15 +322,19 @@ impl Connection {
         }
     }
 
-    /// Lets probes leave: what is oldest goes out again, or else a PING.
+    /// Lets probes leave, with as much of what is oldest as fits them. Were it less, a small loss
+    /// at the front would keep everything behind it waiting, probe after probe.
     fn probe(&mut self, space: Space) {
+        let room = usize::from(PROBES) * self.paths[0].datagram_size();
         let state = &mut self.spaces[space.index()];
         state.probes = PROBES;
-        let oldest = state.sent.oldest_eliciting().take(usize::from(PROBES));
+        let mut used = 0;
+        let oldest = state.sent.oldest_eliciting().take_while(|packet| {
+            let fits = used < room;
+            used += usize::from(packet.size);
+            fits
+        });
         let frames: Vec<_> = oldest.flat_map(|packet| packet.frames.iter().cloned()).collect();
-        if frames.is_empty() {
-            state.ping_due = true;
-        }
         self.resend(space, &frames);
     }
 }

@@ -269,7 +269,7 @@ impl Connection {
             let path = &self.paths[0];
             path.response_due.is_some() || path.challenge_is_due()
         };
-        let eliciting = urgent || self.has_eliciting_output(space);
+        let eliciting = urgent || probing || self.has_eliciting_output(space);
         if eliciting && (probing || urgent || self.may_send_more(now)) {
             return Some(Content::Anything);
         }
@@ -351,6 +351,10 @@ impl Connection {
             self.streams.write_data(packet.end, out, &mut packet.frames);
         }
         packet.ack_eliciting |= !packet.frames.is_empty();
+        if !packet.ack_eliciting && self.spaces[space.index()].probes > 0 && packet.room(out) > 0 {
+            frame::write_fields(types::PING, &[], out);
+            packet.ack_eliciting = true;
+        }
         packet
     }
 
