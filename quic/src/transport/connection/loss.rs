@@ -308,10 +308,12 @@ impl Connection {
         let Some((_, space)) = self.pto_deadline().filter(|&(at, _)| at <= now) else { return };
         self.pto_count += 1;
         self.stats.probe_timeouts += 1;
-        // "When a PTO timer expires, [...] an endpoint SHOULD send [...] in other packet number
-        // spaces with in-flight data": both sides of a handshake get on faster so.
+        // Both sides of a handshake get on faster when all of its spaces are probed; and one whose
+        // packets are all lost may be kept waiting by those of another that fill the window.
         let others = Space::ALL.into_iter().filter(|&other| {
-            other != Space::Data && self.spaces[other.index()].sent.last_eliciting().is_some()
+            let in_flight = self.spaces[other.index()].sent.last_eliciting().is_some();
+            let waiting = self.has_keys(other) && self.has_eliciting_output(other);
+            other != Space::Data && (in_flight || waiting)
         });
         let mut spaces: Vec<_> = others.collect();
         if !spaces.contains(&space) {

@@ -279,7 +279,7 @@ impl Connection {
         ack_due.then_some(Content::AcksOnly)
     }
 
-    fn has_eliciting_output(&self, space: Space) -> bool {
+    pub(super) fn has_eliciting_output(&self, space: Space) -> bool {
         let state = &self.spaces[space.index()];
         let common = state.ping_due || state.crypto_out.has_output(u64::MAX);
         match space {
