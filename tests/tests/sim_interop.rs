@@ -106,9 +106,8 @@ impl Case {
         let (limit, connections, files) = (self.limit, self.connections, self.files.len());
         let mut running = self.start();
         let client = running.client;
-        let done = running.world.run(limit, |world| {
-            world.node::<Host<FileClient>>(client).app.is_done()
-        });
+        let done =
+            running.world.run(limit, |world| world.node::<Host<FileClient>>(client).app.is_done());
         let elapsed = running.world.elapsed();
         let app = running.app();
         assert!(done, "not done after {elapsed:?}: {app:?}");
@@ -131,9 +130,8 @@ impl Running {
     /// Long-header packets of one type, with their direction.
     fn count(&self, from_server: bool, wanted: LongType) -> usize {
         let trace = self.trace.borrow();
-        let sent = trace.iter().filter(|(_, packet)| {
-            (packet.from == self.server_address) == from_server
-        });
+        let sent =
+            trace.iter().filter(|(_, packet)| (packet.from == self.server_address) == from_server);
         let types = sent.flat_map(|(_, packet)| packets(&packet.octets).flatten().filter_map(long));
         types.filter(|&found| found == wanted).count()
     }
@@ -354,11 +352,8 @@ fn ipv6() {
 
 fn rebinding(seed: u64, address: bool) {
     let mut case = Case::new(seed, &[10 << 20]);
-    case.rebinding = Some(Rebinding {
-        first: Duration::from_secs(1),
-        every: Duration::from_secs(5),
-        address,
-    });
+    case.rebinding =
+        Some(Rebinding { first: Duration::from_secs(1), every: Duration::from_secs(5), address });
     let mut running = case.run();
     assert!(running.serving().moves >= 2, "{} moves", running.serving().moves);
     assert_eq!(running.serving().connected, 1);

@@ -4,11 +4,7 @@
 //! A request is one bidirectional stream: eight octets that say how many octets to send back, then
 //! an upload of the pattern. The answer is the pattern, then the end.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    time::Instant,
-};
+use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
 
 use quic::transport::{
     ClientConfig, ConnectionError, ConnectionHandle, Dir, Endpoint, Event, Read, Stats,

@@ -1,9 +1,6 @@
 //! A node that is an endpoint of ours, with an application on top.
 
-use std::{
-    net::SocketAddr,
-    time::Instant,
-};
+use std::{net::SocketAddr, time::Instant};
 
 use quic::transport::{ConnectionHandle, Endpoint, EndpointConfig, Event, Received};
 
@@ -71,13 +68,13 @@ impl<A: App> Node for Host<A> {
         // Far more rounds than any application needs.
         for _ in 0..100_000 {
             buffer.clear();
-            while let Some(transmit) =
-                self.endpoint.poll_transmit(now, self.segments, &mut buffer)
+            while let Some(transmit) = self.endpoint.poll_transmit(now, self.segments, &mut buffer)
             {
                 assert_eq!(transmit.len, buffer.len());
                 for octets in buffer.chunks(transmit.segment) {
                     for &octet in octets {
-                        self.digest = (self.digest ^ u64::from(octet)).wrapping_mul(0x100_0000_01b3);
+                        self.digest =
+                            (self.digest ^ u64::from(octet)).wrapping_mul(0x100_0000_01b3);
                     }
                     out.push(Packet {
                         from: self.address,
