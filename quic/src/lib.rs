@@ -17,12 +17,15 @@
 //! | [`token`] | address tokens that a balancer mints and its servers honour |
 //! | [`routable`] | routable connection IDs (QUIC-LB): encode, decode, generate |
 #![cfg_attr(feature = "transport", doc = "| [`transport`] | endpoint and connections |")]
+#![cfg_attr(feature = "driver", doc = "| [`driver`] | the transport on tokio and UDP sockets |")]
 #![cfg_attr(feature = "quinn", doc = "| [`adapters`] | routable connection IDs for other stacks |")]
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "quinn")]
 pub mod adapters;
 pub mod connection_id;
+#[cfg(feature = "driver")]
+pub mod driver;
 pub mod header;
 pub mod invariants;
 mod random;

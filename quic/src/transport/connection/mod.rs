@@ -409,6 +409,13 @@ impl Connection {
 
     // What reads.
 
+    /// What is known of a sending half: `None` when it is gone, because everything was
+    /// acknowledged; otherwise whether, and with what code, the peer wants no more of it.
+    #[must_use]
+    pub fn send_state(&self, id: StreamId) -> Option<Option<u64>> {
+        self.streams.send_state(id)
+    }
+
     /// Which side of the connection this is.
     #[must_use]
     pub const fn side(&self) -> Side {

@@ -348,6 +348,11 @@ impl Streams {
         Ok(())
     }
 
+    /// Whether a sending half is still there, and the code by which the peer stopped it.
+    pub(crate) fn send_state(&self, id: StreamId) -> Option<Option<u64>> {
+        self.send.get(&id).map(SendStream::stopped)
+    }
+
     pub(crate) fn poll_event(&mut self) -> Option<StreamEvent> {
         self.events.pop_front()
     }
