@@ -103,9 +103,12 @@ pub struct World {
     queue: BinaryHeap<Scheduled>,
     sequence: u64,
     next_outside: u16,
-    watch: Option<Box<dyn FnMut(Duration, &Packet)>>,
+    watch: Option<Watch>,
     steps: u64,
 }
+
+/// Sees every datagram as it leaves a node.
+type Watch = Box<dyn FnMut(Duration, &Packet)>;
 
 #[derive(Debug)]
 struct Scheduled {

@@ -20,7 +20,7 @@ use crate::ConnectionId;
 /// active_connection_id_limit".
 ///
 /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-5.1.2>
-const MAX_RETIRING: usize = 8 * ACTIVE_LIMIT as usize;
+const MAX_RETIRING: u64 = 8 * ACTIVE_LIMIT;
 
 /// One connection ID of the peer's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,7 +200,7 @@ impl Remote {
         if self.is_retiring(sequence) {
             return Ok(());
         }
-        if self.to_retire.len() + self.retiring.len() >= MAX_RETIRING {
+        if (self.to_retire.len() + self.retiring.len()) as u64 >= MAX_RETIRING {
             return Err(TransportError::new(
                 Code::CONNECTION_ID_LIMIT_ERROR,
                 "too many connection IDs to retire without acknowledgment",
@@ -283,7 +283,7 @@ mod tests {
             }
             remote.poll_retire();
         }
-        assert_eq!(error, Some((MAX_RETIRING as u64 + 1, Code::CONNECTION_ID_LIMIT_ERROR)));
+        assert_eq!(error, Some((MAX_RETIRING + 1, Code::CONNECTION_ID_LIMIT_ERROR)));
     }
 
     #[test]
@@ -316,7 +316,7 @@ mod tests {
                     _ => { remote.take_unused(); }
                 }
                 prop_assert!(remote.active.len() as u64 <= ACTIVE_LIMIT);
-                prop_assert!(remote.to_retire.len() + remote.retiring.len() <= MAX_RETIRING);
+                prop_assert!((remote.to_retire.len() + remote.retiring.len()) as u64 <= MAX_RETIRING);
                 prop_assert!(remote.active.iter().all(|cid| cid.sequence >= remote.retire_prior_to));
             }
         }

@@ -23,9 +23,13 @@ const NEW_TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 #[derive(Clone, Debug)]
 pub enum TokenPolicy {
     /// Tokens with shared state: this server's own, and those of everybody with the same keys, be
-    /// it other servers or a balancer that leaves addresses as they are. The first key is the one
-    /// to make tokens with.
-    SharedState(TokenKey, TokenKeys),
+    /// it other servers or a balancer that leaves addresses as they are.
+    SharedState {
+        /// The sequence number of the key to make tokens with.
+        minting: u8,
+        /// The keys of tokens that are honoured.
+        keys: TokenKeys,
+    },
     /// Retry tokens of a balancer that rewrites addresses. The server asks for no Retry itself,
     /// and makes no tokens, since it does not see the addresses they would be bound to.
     Proxied(TokenKeys),
@@ -48,7 +52,7 @@ impl TokenPolicy {
     /// Tokens that only this server understands.
     pub(super) fn own(random: &mut Random) -> Self {
         let key = TokenKey::new(0, random.octets(), random.octets()).expect("0 is below 128");
-        Self::SharedState(key.clone(), TokenKeys::new([key]))
+        Self::SharedState { minting: key.sequence(), keys: TokenKeys::new([key]) }
     }
 
     /// Judges the token of an Initial from `client` to `dcid`.
@@ -61,7 +65,7 @@ impl TokenPolicy {
     ) -> Verdict {
         let Some(is_new) = is_new_token(token) else { return Verdict::Nothing };
         let claim = match self {
-            Self::SharedState(_, keys) => shared_state::open(keys, token, client, dcid, now),
+            Self::SharedState { keys, .. } => shared_state::open(keys, token, client, dcid, now),
             Self::Proxied(keys) => proxied::open(keys, token, dcid, now).map(Claim::Retry),
         };
         match claim {
@@ -81,7 +85,8 @@ impl TokenPolicy {
         retry_scid: &ConnectionId,
         now: SystemTime,
     ) -> Option<Token> {
-        let Self::SharedState(key, _) = self else { return None };
+        let Self::SharedState { minting, keys } = self else { return None };
+        let key = keys.get(*minting)?;
         let claim = RetryClaim { original_dcid, client, expires: now + RETRY_LIFETIME };
         shared_state::seal_retry(key, random.octets(), &claim, retry_scid)
     }
@@ -93,7 +98,8 @@ impl TokenPolicy {
         client: IpAddr,
         now: SystemTime,
     ) -> Option<Token> {
-        let Self::SharedState(key, _) = self else { return None };
+        let Self::SharedState { minting, keys } = self else { return None };
+        let key = keys.get(*minting)?;
         let client = client.to_canonical();
         shared_state::seal_new_token(key, random.octets(), client, now + NEW_TOKEN_LIFETIME)
     }
