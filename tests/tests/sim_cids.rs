@@ -1,6 +1,8 @@
 //! Connection IDs on the simulator: rotation of a configuration under load, a server without one,
 //! stateless resets, and what the balancer's tokens do.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::{
     net::SocketAddr,
     sync::Arc,
@@ -35,7 +37,7 @@ fn server_id() -> ServerId {
 }
 
 fn cid_config(id: u8) -> CidConfig {
-    let nonce = if id % 2 == 0 { 14 } else { 6 };
+    let nonce = if id.is_multiple_of(2) { 14 } else { 6 };
     CidConfig::new(ConfigId::new(id).unwrap(), 2, nonce, Some(&Key::new([id; 16]))).unwrap()
 }
 

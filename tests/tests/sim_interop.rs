@@ -1,6 +1,8 @@
 //! The cases of the public interop runner that concern the transport, on the simulator: the same
 //! links, the same files, the same checks.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use quic::{

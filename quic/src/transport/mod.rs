@@ -53,6 +53,8 @@ mod send_buffer;
 mod space;
 mod stream_id;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 pub use config::{ClientConfig, RetryPolicy, ServerConfig, TransportConfig};

@@ -611,3 +611,31 @@ impl Open {
         self.builder.start_of_packet()
     }
 }
+
+/// Packets that no connection would send.
+#[cfg(test)]
+impl Connection {
+    /// A packet of `space` with these frames.
+    pub(crate) fn forge(&mut self, now: Instant, space: Space, frames: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let packet = self.open_packet_for(space, 0, 1200, &mut out);
+        out.extend_from_slice(frames);
+        self.seal(now, 0, packet, 0, None, &mut out);
+        out
+    }
+
+    /// A 1-RTT packet with these frames and a reserved bit.
+    pub(crate) fn forge_with_reserved_bits(&mut self, now: Instant, frames: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let packet = self.open_packet_for(Space::Data, 0, 1200, &mut out);
+        out[0] |= 0x10;
+        out.extend_from_slice(frames);
+        self.seal(now, 0, packet, 0, None, &mut out);
+        out
+    }
+
+    /// Moves to the next key phase, allowed or not.
+    pub(crate) fn force_phase(&mut self) {
+        self.one_rtt.as_mut().expect("1-RTT keys").update();
+    }
+}
