@@ -535,24 +535,38 @@ pub(crate) fn write_crypto_header(offset: u64, len: usize, out: &mut Vec<u8>) {
     write_fields(types::CRYPTO, &[offset, len as u64], out);
 }
 
-/// Appends the header of a STREAM frame with a length; the caller appends `len` octets.
+/// Octets of a STREAM frame besides its data and length: type, stream ID, offset.
+pub(crate) const fn stream_overhead(id: StreamId, offset: u64) -> usize {
+    let offset = if offset > 0 { varint::size(offset) } else { 0 };
+    1 + varint::size(id.to_wire()) + offset
+}
+
+/// Appends the header of a STREAM frame; the caller appends the data. Without `len`, that reaches to
+/// the end of the packet.
 pub(crate) fn write_stream_header(
     id: StreamId,
     offset: u64,
-    len: usize,
+    len: Option<usize>,
     fin: bool,
     out: &mut Vec<u8>,
 ) {
-    let mut frame_type = types::STREAM | types::STREAM_LEN;
+    let mut frame_type = types::STREAM;
+    let mut fields = [id.to_wire(), 0, 0];
+    let mut count = 1;
     if fin {
         frame_type |= types::STREAM_FIN;
     }
     if offset > 0 {
         frame_type |= types::STREAM_OFF;
-        write_fields(frame_type, &[id.to_wire(), offset, len as u64], out);
-    } else {
-        write_fields(frame_type, &[id.to_wire(), len as u64], out);
+        fields[count] = offset;
+        count += 1;
     }
+    if let Some(len) = len {
+        frame_type |= types::STREAM_LEN;
+        fields[count] = len as u64;
+        count += 1;
+    }
+    write_fields(frame_type, &fields[..count], out);
 }
 
 /// Appends a NEW_CONNECTION_ID frame.
@@ -639,7 +653,7 @@ mod tests {
         octets.push(0);
         assert_eq!(code_of(&octets), Code::FRAME_ENCODING_ERROR);
         octets.clear();
-        write_stream_header(StreamId::from_wire(0), varint::MAX, 1, false, &mut octets);
+        write_stream_header(StreamId::from_wire(0), varint::MAX, Some(1), false, &mut octets);
         octets.push(0);
         assert_eq!(code_of(&octets), Code::FRAME_ENCODING_ERROR);
     }

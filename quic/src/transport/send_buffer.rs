@@ -27,6 +27,11 @@ impl SendBuffer {
         self.octets.extend(data);
     }
 
+    /// Where [`Self::poll`] goes on.
+    pub(crate) fn next_offset(&self) -> u64 {
+        self.lost.first().map_or(self.unsent, |lost| lost.start)
+    }
+
     /// What to send next, lost octets before new ones, at most `max` of them and none at or beyond
     /// `limit`.
     pub(crate) fn poll(&mut self, max: usize, limit: u64) -> Option<Range<u64>> {

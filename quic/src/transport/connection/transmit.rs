@@ -94,6 +94,15 @@ impl Connection {
         Some(self.transmission(0, ecn, segment))
     }
 
+    /// Whether [`Self::poll_transmit`] has something to send, as far as it knows without the time:
+    /// for callers that would have to wake somebody to ask.
+    #[cfg(feature = "driver")]
+    pub(crate) fn has_output(&self) -> bool {
+        self.close_is_due()
+            || Space::ALL.into_iter().any(|space| self.has_eliciting_output(space))
+            || self.paths.iter().any(|path| path.challenge_is_due() || path.response_due.is_some())
+    }
+
     // Datagrams.
 
     /// Appends one datagram on the active path, of at most `size` octets; returns its length.

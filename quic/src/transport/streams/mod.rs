@@ -28,6 +28,7 @@ use super::{
     recovery::SentFrame,
     stream_id::{Dir, Side, StreamId},
 };
+use crate::varint;
 
 /// The limits we set for the peer and for ourselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -529,9 +530,18 @@ impl Streams {
             let Some(id) = self.queue.pop() else { return };
             let Some(stream) = self.send.get_mut(&id) else { continue };
             stream.queued = false;
-            let Some(chunk) = stream.poll(room - frame::STREAM_OVERHEAD) else { continue };
+            let max = room - frame::stream_overhead(id, stream.next_offset());
+            let Some(chunk) = stream.poll(max) else { continue };
             let len = usize::try_from(chunk.range.end - chunk.range.start).unwrap_or(0);
-            frame::write_stream_header(id, chunk.range.start, len, chunk.fin, out);
+            // A frame that ends where the packet does needs no length. So that packets of bulk data
+            // are all of one size, which segmentation offload wants, padding goes in front where the
+            // length would not fit.
+            let mut length = Some(len);
+            if len + varint::size(len as u64) > max {
+                out.resize(out.len() + max - len, 0);
+                length = None;
+            }
+            frame::write_stream_header(id, chunk.range.start, length, chunk.fin, out);
             stream.buffer.copy(&chunk.range, out);
             sent.push(SentFrame::Stream { id, range: chunk.range, fin: chunk.fin });
             if stream.has_output() {

@@ -135,6 +135,11 @@ impl SendStream {
         }
     }
 
+    /// Where the next piece begins.
+    pub(super) fn next_offset(&self) -> u64 {
+        self.buffer.next_offset()
+    }
+
     /// The next piece of at most `max` octets.
     pub(super) fn poll(&mut self, max: usize) -> Option<Chunk> {
         let end = self.buffer.end();
