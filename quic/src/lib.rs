@@ -3,7 +3,8 @@
 //!
 //! The crate refuses three things: to read the time (it arrives as an argument), to draw entropy
 //! (a seed arrives at construction) and to perform input or output (packets arrive as slices and
-//! leave as values). The same inputs and the same seed give the same bytes.
+//! leave as values). The same inputs and the same seed give the same bytes. Only the feature
+//! `driver` adds a module that does all three, around the rest.
 //!
 //! # Map
 //!

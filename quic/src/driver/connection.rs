@@ -1,195 +1,441 @@
-//! A connection for an application: open and accept streams, send and receive datagrams, close.
+//! Handles of connections.
 
-use std::time::Instant;
+use std::{
+    fmt,
+    future::{Future, IntoFuture},
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
 
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
+use tokio::sync::Notify;
 
 use super::{
-    state::Shareholder,
+    error::SendDatagramError,
+    link::{Link, Signals},
+    shard::Shard,
     stream::{RecvStream, SendStream},
 };
-use crate::transport::{
-    self, ConnectionError, Dir, MigrateError, PathInfo, SendDatagramError, Stats, StreamId,
+use crate::{
+    ConnectionId,
+    transport::{
+        self, ConnectionError, ConnectionHandle, Dir, MigrateError, PathInfo, Side, Stats, StreamId,
+    },
 };
 
-/// A connection whose handshake is complete. Clones are the same connection; when the last one and
-/// its last stream are dropped, it closes with code 0.
-#[derive(Clone)]
+/// A connection whose handshake goes on. Resolves when that is done.
+#[derive(Debug)]
+#[must_use = "dropping it gives the connection up"]
+pub struct Connecting {
+    connection: Option<Connection>,
+}
+
+impl Connecting {
+    pub(super) const fn new(connection: Connection) -> Self {
+        Self { connection: Some(connection) }
+    }
+}
+
+impl Future for Connecting {
+    type Output = Result<Connection, ConnectionError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(connection) = self.connection.take() else {
+            return Poll::Ready(Err(ConnectionError::Internal("polled after it was done")));
+        };
+        let outcome = connection.owner.with_link(|link| match (&link.error, link.connected) {
+            (Some(error), _) => Some(Err(error.clone())),
+            (None, true) => Some(Ok(())),
+            (None, false) => {
+                link.connecting = Some(cx.waker().clone());
+                None
+            }
+        });
+        match outcome {
+            Some(result) => Poll::Ready(result.map(|()| connection)),
+            None => {
+                self.connection = Some(connection);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// A client's handshake with us, done or failed. Awaiting it tells which.
+#[derive(Debug)]
+#[must_use = "dropping it closes the connection"]
+pub struct Incoming {
+    remote: SocketAddr,
+    outcome: Result<Connection, ConnectionError>,
+}
+
+impl Incoming {
+    pub(super) const fn new(
+        remote: SocketAddr,
+        outcome: Result<Connection, ConnectionError>,
+    ) -> Self {
+        Self { remote, outcome }
+    }
+
+    /// The client's address.
+    #[must_use]
+    pub const fn remote_address(&self) -> SocketAddr {
+        self.remote
+    }
+}
+
+impl IntoFuture for Incoming {
+    type Output = Result<Connection, ConnectionError>;
+    type IntoFuture = std::future::Ready<Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        std::future::ready(self.outcome)
+    }
+}
+
+/// A connection. Clones are handles of the same one.
+#[derive(Clone, Debug)]
 pub struct Connection {
-    pub(super) inner: Shareholder,
+    pub(super) owner: Arc<Owner>,
+}
+
+/// What all handles and streams of a connection share. Closes it at the end.
+pub(super) struct Owner {
+    pub(super) shard: Arc<Shard>,
+    pub(super) handle: ConnectionHandle,
+    signals: Arc<Signals>,
+    first_remote: SocketAddr,
 }
 
 impl Connection {
-    /// Opens a bidirectional stream, waiting until the peer allows one.
+    pub(super) fn new(
+        shard: &Arc<Shard>,
+        handle: ConnectionHandle,
+        first_remote: SocketAddr,
+        signals: Arc<Signals>,
+    ) -> Self {
+        let shard = Arc::clone(shard);
+        Self { owner: Arc::new(Owner { shard, handle, signals, first_remote }) }
+    }
+
+    // Streams.
+
+    /// Opens a stream that carries data both ways. Waits while the peer allows no more.
     ///
     /// # Errors
     ///
-    /// Why the connection is over.
+    /// When the connection is over.
     pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), ConnectionError> {
         let id = self.open(Dir::Bi).await?;
-        Ok((SendStream::new(self.inner.clone(), id), RecvStream::new(self.inner.clone(), id)))
+        Ok((SendStream::new(&self.owner, id), RecvStream::new(&self.owner, id)))
     }
 
-    /// Opens a unidirectional stream, waiting until the peer allows one.
+    /// Opens a stream that carries data to the peer. Waits while the peer allows no more.
     ///
     /// # Errors
     ///
-    /// Why the connection is over.
+    /// When the connection is over.
     pub async fn open_uni(&self) -> Result<SendStream, ConnectionError> {
-        let id = self.open(Dir::Uni).await?;
-        Ok(SendStream::new(self.inner.clone(), id))
+        Ok(SendStream::new(&self.owner, self.open(Dir::Uni).await?))
     }
 
-    /// Waits for a bidirectional stream of the peer's.
+    /// The next stream that the peer opens both ways.
     ///
     /// # Errors
     ///
-    /// Why the connection is over.
+    /// When the connection is over.
     pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), ConnectionError> {
-        let id = self.wait(|connection| connection.accept(Dir::Bi)).await?;
-        Ok((SendStream::new(self.inner.clone(), id), RecvStream::new(self.inner.clone(), id)))
+        let id = self.accept(Dir::Bi).await?;
+        Ok((SendStream::new(&self.owner, id), RecvStream::new(&self.owner, id)))
     }
 
-    /// Waits for a unidirectional stream of the peer's.
+    /// The next stream that the peer opens one way.
     ///
     /// # Errors
     ///
-    /// Why the connection is over.
+    /// When the connection is over.
     pub async fn accept_uni(&self) -> Result<RecvStream, ConnectionError> {
-        let id = self.wait(|connection| connection.accept(Dir::Uni)).await?;
-        Ok(RecvStream::new(self.inner.clone(), id))
+        Ok(RecvStream::new(&self.owner, self.accept(Dir::Uni).await?))
     }
 
-    /// Sends a message that arrives once or not at all, waiting for room.
+    // Datagrams.
+
+    /// Sends a message that arrives once or not at all.
     ///
     /// # Errors
     ///
-    /// [`SendDatagramError`] when it can never be sent; [`SendDatagramError::Unsupported`] too when
-    /// the connection is over.
-    pub async fn send_datagram(&self, message: Bytes) -> Result<(), SendDatagramError> {
-        let sent = self
-            .wait(|connection| match connection.send_datagram(message.clone()) {
-                Err(SendDatagramError::Blocked) => None,
-                result => Some(result),
+    /// [`SendDatagramError`] says what is in the way.
+    pub fn send_datagram(&self, message: Bytes) -> Result<(), SendDatagramError> {
+        self.owner.act(|connection, _| connection.send_datagram(message))??;
+        Ok(())
+    }
+
+    /// [`Self::send_datagram`], waiting for room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendDatagramError`], but never that the buffer is full.
+    pub async fn send_datagram_wait(&self, message: Bytes) -> Result<(), SendDatagramError> {
+        self.owner
+            .until(&self.owner.signals.datagram_room, |connection, _| {
+                match connection.send_datagram(message.clone()) {
+                    Err(transport::SendDatagramError::Blocked) => None,
+                    result => Some(result),
+                }
             })
-            .await;
-        sent.unwrap_or(Err(SendDatagramError::Unsupported))
+            .await??;
+        Ok(())
     }
 
-    /// Waits for a message.
+    /// The next message from the peer.
     ///
     /// # Errors
     ///
-    /// Why the connection is over.
+    /// When the connection is over.
     pub async fn read_datagram(&self) -> Result<Bytes, ConnectionError> {
-        self.wait(transport::Connection::receive_datagram).await
+        let signal = &self.owner.signals.datagram;
+        self.owner.until(signal, |connection, _| connection.receive_datagram()).await
     }
 
-    /// Octets a message may have now; `None` when the peer takes none.
+    /// Octets that a message may have now; `None` when the peer takes none.
     #[must_use]
     pub fn max_datagram_size(&self) -> Option<usize> {
-        self.with(|connection| connection.max_datagram()).flatten()
+        self.look(transport::Connection::max_datagram).flatten()
     }
 
-    /// Closes at once; what was not delivered is lost.
+    // The connection as a whole.
+
+    /// Closes with a code and words of the application. What was not delivered is lost.
     pub fn close(&self, code: u64, reason: &[u8]) {
         let reason = Bytes::copy_from_slice(reason);
-        self.with(|connection| connection.close(Instant::now(), code, reason));
+        // An error says that it is closed already.
+        let _ = self.owner.act(|connection, _| connection.close(Instant::now(), code, reason));
     }
 
     /// Waits until the connection is over, and says why.
     pub async fn closed(&self) -> ConnectionError {
-        let handle = self.inner.handle;
-        self.inner.shared.until(&self.inner.changed, |state| state.error(handle)).await
+        loop {
+            let closed = self.owner.signals.closed.notified();
+            if let Some(error) = self.close_reason() {
+                return error;
+            }
+            closed.await;
+        }
     }
 
     /// Why the connection is over, if it is.
     #[must_use]
     pub fn close_reason(&self) -> Option<ConnectionError> {
-        self.inner.shared.lock().error(self.inner.handle)
+        self.owner.with_link(|link| link.error.clone())
     }
 
-    /// Starts a key update as soon as one is allowed.
-    pub fn force_key_update(&self) {
-        self.with(transport::Connection::update_keys);
-    }
-
-    /// Moves to another local address, after the endpoint's socket was changed.
+    /// Goes on from another address of ours, `local` where the socket has several, with a fresh
+    /// connection ID. [`Endpoint::migrate`](super::Endpoint::migrate) moves to another socket.
     ///
     /// # Errors
     ///
-    /// [`MigrateError`] when that is not possible.
-    pub fn migrate(&self) -> Result<(), MigrateError> {
-        self.with(|connection| connection.migrate(Instant::now(), None))
-            .unwrap_or(Err(MigrateError::NotEstablished))
+    /// [`MigrateError`] when that is not possible now.
+    pub fn migrate(&self, local: Option<IpAddr>) -> Result<(), MigrateError> {
+        let outcome = self.owner.act(|connection, _| connection.migrate(Instant::now(), local));
+        outcome.unwrap_or(Err(MigrateError::NotEstablished))
     }
 
-    /// The active path.
+    /// Starts a key update as soon as one is allowed.
+    pub fn update_keys(&self) {
+        let _ = self.owner.act(|connection, _| {
+            connection.update_keys();
+            // A packet has to carry the new phase to the peer.
+            connection.ping();
+        });
+    }
+
+    /// Sends a PING, so that an answer comes.
+    pub fn ping(&self) {
+        let _ = self.owner.act(|connection, _| connection.ping());
+    }
+
+    // What reads.
+
+    /// Which side of the connection this is.
+    #[must_use]
+    pub fn side(&self) -> Option<Side> {
+        self.look(transport::Connection::side)
+    }
+
+    /// The peer's address.
+    #[must_use]
+    pub fn remote_address(&self) -> SocketAddr {
+        self.path().map_or(self.owner.first_remote, |path| path.remote)
+    }
+
+    /// The active path; `None` once the connection is forgotten.
     #[must_use]
     pub fn path(&self) -> Option<PathInfo> {
-        self.with(|connection| connection.path())
+        self.look(transport::Connection::path)
     }
 
-    /// Figures so far.
+    /// Figures so far; `None` once the connection is forgotten.
     #[must_use]
-    pub fn stats(&self) -> Stats {
-        self.with(|connection| connection.stats()).unwrap_or_default()
+    pub fn stats(&self) -> Option<Stats> {
+        self.look(transport::Connection::stats)
     }
 
-    /// The application protocol that was negotiated.
+    /// The application protocol.
     #[must_use]
     pub fn alpn(&self) -> Option<Vec<u8>> {
-        self.with(|connection| connection.alpn().map(<[u8]>::to_vec)).flatten()
+        self.look(|connection| connection.alpn().map(<[u8]>::to_vec)).flatten()
+    }
+
+    /// The server name that the client asked for, on a server.
+    #[must_use]
+    pub fn server_name(&self) -> Option<String> {
+        self.look(|connection| connection.server_name().map(str::to_owned)).flatten()
+    }
+
+    /// The peer's certificate chain.
+    #[must_use]
+    pub fn peer_certificates(&self) -> Option<Vec<CertificateDer<'static>>> {
+        self.look(|connection| connection.peer_certificates().map(<[_]>::to_vec)).flatten()
+    }
+
+    /// The cipher suite.
+    #[must_use]
+    pub fn cipher_suite(&self) -> Option<rustls::CipherSuite> {
+        self.look(transport::Connection::cipher_suite).flatten()
     }
 
     /// Whether the TLS session is a resumed one.
     #[must_use]
     pub fn is_resumed(&self) -> bool {
-        self.with(|connection| connection.is_resumed()).unwrap_or(false)
+        self.look(transport::Connection::is_resumed).unwrap_or(false)
     }
 
-    /// The certificate chain of the peer.
-    #[must_use]
-    pub fn peer_certificates(&self) -> Option<Vec<CertificateDer<'static>>> {
-        self.with(|connection| connection.peer_certificates().map(<[_]>::to_vec)).flatten()
+    /// Fills `out` with key material that both sides derive alike (RFC 5705).
+    ///
+    /// # Errors
+    ///
+    /// When the connection is over.
+    pub fn export_keying_material(
+        &self,
+        out: &mut [u8],
+        label: &[u8],
+        context: Option<&[u8]>,
+    ) -> Result<(), rustls::Error> {
+        let exported =
+            self.look(|connection| connection.export_keying_material(out, label, context));
+        exported.unwrap_or(Err(rustls::Error::HandshakeNotComplete))
     }
+
+    /// Our connection IDs that the peer may use.
+    #[must_use]
+    pub fn local_cids(&self) -> Vec<ConnectionId> {
+        self.look(|connection| connection.local_cids().collect()).unwrap_or_default()
+    }
+
+    /// The connection ID that packets to the peer carry now.
+    #[must_use]
+    pub fn remote_cid(&self) -> Option<ConnectionId> {
+        self.look(transport::Connection::remote_cid)
+    }
+
+    // Private parts.
 
     async fn open(&self, dir: Dir) -> Result<StreamId, ConnectionError> {
-        self.wait(|connection| connection.open(dir)).await
+        let signal = self.owner.signals.available(dir);
+        let open = |connection: &mut transport::Connection, link: &mut Link| {
+            let id = connection.open(dir)?;
+            link.add_sender(id);
+            Some(id)
+        };
+        self.owner.until(signal, open).await
     }
 
-    /// Waits until `poll` gives something, or the connection is over.
-    async fn wait<T>(
-        &self,
-        mut poll: impl FnMut(&mut transport::Connection) -> Option<T>,
-    ) -> Result<T, ConnectionError> {
-        let Shareholder { shared, handle, changed } = &self.inner;
-        let value = shared
-            .until(changed, |state| {
-                if let Some(error) = state.error(*handle) {
-                    return Some(Err(error));
-                }
-                let Some(connection) = state.endpoint.connection_mut(*handle) else {
-                    return Some(Err(ConnectionError::Internal("a connection that is forgotten")));
-                };
-                poll(connection).map(Ok)
-            })
-            .await;
-        shared.work.notify_one();
-        value
+    async fn accept(&self, dir: Dir) -> Result<StreamId, ConnectionError> {
+        let signal = self.owner.signals.opened(dir);
+        let accept = |connection: &mut transport::Connection, link: &mut Link| {
+            let id = connection.accept(dir)?;
+            if dir == Dir::Bi {
+                link.add_sender(id);
+            }
+            Some(id)
+        };
+        self.owner.until(signal, accept).await
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut transport::Connection) -> T) -> Option<T> {
-        let mut state = self.inner.shared.lock();
-        let done = state.endpoint.connection_mut(self.inner.handle).map(act);
-        self.inner.shared.work.notify_one();
-        done
+    fn look<R>(&self, look: impl FnOnce(&transport::Connection) -> R) -> Option<R> {
+        self.owner.shard.lock().core.connection(self.owner.handle).map(look)
     }
 }
 
-impl std::fmt::Debug for Connection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Connection").field(&self.inner.handle).finish()
+impl Owner {
+    /// Acts on the connection, and has the task look if there is something to send then.
+    pub(super) fn act<R>(
+        &self,
+        act: impl FnOnce(&mut transport::Connection, &mut Link) -> R,
+    ) -> Result<R, ConnectionError> {
+        let mut state = self.shard.lock();
+        let (connection, link) = state.connection(self.handle)?;
+        let result = act(connection, link);
+        if connection.has_output() {
+            state.wake();
+        }
+        Ok(result)
+    }
+
+    /// Acts on the connection again whenever `signal` says so, until that has a result.
+    pub(super) async fn until<R>(
+        &self,
+        signal: &Notify,
+        mut act: impl FnMut(&mut transport::Connection, &mut Link) -> Option<R>,
+    ) -> Result<R, ConnectionError> {
+        loop {
+            let signalled = signal.notified();
+            {
+                let mut state = self.shard.lock();
+                let (connection, link) = state.connection(self.handle)?;
+                let result = act(connection, link);
+                if let (None, Some(error)) = (&result, &link.error) {
+                    return Err(error.clone());
+                }
+                if connection.has_output() {
+                    state.wake();
+                }
+                if let Some(result) = result {
+                    return Ok(result);
+                }
+            }
+            signalled.await;
+        }
+    }
+
+    pub(super) fn with_link<R>(&self, look: impl FnOnce(&mut Link) -> R) -> R {
+        let mut state = self.shard.lock();
+        let link = state.links.get_mut(&self.handle);
+        look(link.expect("the link lives as long as its owner"))
+    }
+
+    pub(super) fn signals(&self) -> &Signals {
+        &self.signals
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let mut state = self.shard.lock();
+        state.links.remove(&self.handle);
+        if let Some(connection) = state.core.connection_mut(self.handle) {
+            connection.close(Instant::now(), 0, Bytes::new());
+            state.wake();
+        }
+    }
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Owner").field("handle", &self.handle).finish_non_exhaustive()
     }
 }

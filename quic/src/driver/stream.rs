@@ -1,60 +1,38 @@
-//! The two halves of a stream, as tokio's `AsyncRead` and `AsyncWrite`.
+//! Handles of streams.
 
 use std::{
     future::poll_fn,
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::state::Shareholder;
-use crate::transport::{ConnectionError, Read, ReadError, StreamId, WriteError};
+use super::{
+    connection::Owner,
+    error::{ClosedStream, ReadError, ReadExactError, ReadToEndError, WriteError},
+    link::Outcome,
+};
+use crate::transport::{self, ConnectionError, Read, StreamId};
 
-/// Why a stream cannot go on.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum StreamError {
-    /// The connection is over.
-    #[error("the connection is over: {0}")]
-    Connection(ConnectionError),
-    /// The peer wants no more, or the stream is closed.
-    #[error(transparent)]
-    Write(#[from] WriteError),
-    /// The peer has abandoned the stream, or it is closed.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// More came than the caller wanted.
-    #[error("the stream is longer than {0} octets")]
-    TooLong(usize),
-}
+/// Octets that [`RecvStream::read_to_end`] asks for at once.
+const CHUNK: usize = 16 * 1024;
 
-impl From<StreamError> for io::Error {
-    fn from(error: StreamError) -> Self {
-        let kind = match &error {
-            StreamError::Connection(ConnectionError::IdleTimeout) => io::ErrorKind::TimedOut,
-            StreamError::Connection(_) => io::ErrorKind::NotConnected,
-            StreamError::Write(WriteError::Stopped(_)) | StreamError::Read(ReadError::Reset(_)) => {
-                io::ErrorKind::ConnectionReset
-            }
-            StreamError::Write(WriteError::Closed) | StreamError::Read(ReadError::Closed) => {
-                io::ErrorKind::NotConnected
-            }
-            StreamError::TooLong(_) => io::ErrorKind::InvalidData,
-        };
-        Self::new(kind, error)
-    }
-}
-
-/// The sending half. Dropping it without [`SendStream::finish`] or a reset finishes it.
+/// The sending half of a stream. Dropping it finishes the stream.
+#[derive(Debug)]
 pub struct SendStream {
-    inner: Shareholder,
+    owner: Arc<Owner>,
     id: StreamId,
+    /// Finished, reset, or stopped by the peer.
+    ended: bool,
 }
 
 impl SendStream {
-    pub(super) const fn new(inner: Shareholder, id: StreamId) -> Self {
-        Self { inner, id }
+    pub(super) fn new(owner: &Arc<Owner>, id: StreamId) -> Self {
+        Self { owner: Arc::clone(owner), id, ended: false }
     }
 
     /// The stream's ID.
@@ -63,127 +41,121 @@ impl SendStream {
         self.id
     }
 
-    /// Writes some of `data`, at least one octet, waiting for room.
+    /// Writes some of `data`, and says how much. Waits while buffers and limits have no room.
     ///
     /// # Errors
     ///
-    /// [`StreamError`] when nothing can be written any more.
-    pub async fn write(&mut self, data: &[u8]) -> Result<usize, StreamError> {
-        poll_fn(|context| self.poll(context, data)).await
+    /// [`WriteError`] when the stream takes no more.
+    pub async fn write(&mut self, data: &[u8]) -> Result<usize, WriteError> {
+        poll_fn(|cx| self.poll_write_some(cx, data)).await
     }
 
     /// Writes all of `data`.
     ///
     /// # Errors
     ///
-    /// [`StreamError`] when nothing can be written any more.
-    pub async fn write_all(&mut self, mut data: &[u8]) -> Result<(), StreamError> {
+    /// [`WriteError`] when the stream takes no more; some of `data` may have been written.
+    pub async fn write_all(&mut self, mut data: &[u8]) -> Result<(), WriteError> {
         while !data.is_empty() {
-            let count = self.write(data).await?;
-            data = &data[count..];
+            let written = self.write(data).await?;
+            data = &data[written..];
         }
         Ok(())
     }
 
-    /// Ends the stream after what was written.
+    /// Ends the stream after what was written. [`Self::stopped`] tells when the peer has all of it.
     ///
     /// # Errors
     ///
-    /// [`StreamError`] when it has ended before.
-    pub fn finish(&mut self) -> Result<(), StreamError> {
-        self.act(|connection, id| connection.finish(id).map_err(StreamError::from))
+    /// When it was ended before.
+    pub fn finish(&mut self) -> Result<(), ClosedStream> {
+        self.end(transport::Connection::finish)
     }
 
-    /// Abandons the stream with a code of the application.
+    /// Abandons the stream, with a code of the application.
     ///
     /// # Errors
     ///
-    /// [`StreamError`] when it has ended before.
-    pub fn reset(&mut self, code: u64) -> Result<(), StreamError> {
-        self.act(|connection, id| connection.reset(id, code).map_err(StreamError::from))
+    /// When it was reset before, or the peer has all of it.
+    pub fn reset(&mut self, code: u64) -> Result<(), ClosedStream> {
+        // Also after it was finished: what was not delivered yet need not be.
+        self.ended = false;
+        self.end(|connection, id| connection.reset(id, code))
     }
 
-    /// Sets the priority: higher ones are sent first, the default is 0.
+    /// Sets the priority: higher ones go first, the default is 0, equal ones take turns.
     ///
     /// # Errors
     ///
-    /// [`StreamError`] when the stream has ended.
-    pub fn set_priority(&self, priority: i32) -> Result<(), StreamError> {
-        self.act(|connection, id| connection.set_priority(id, priority).map_err(StreamError::from))
+    /// When the stream is closed.
+    pub fn set_priority(&self, priority: i32) -> Result<(), ClosedStream> {
+        let set = self.owner.act(|connection, _| connection.set_priority(self.id, priority));
+        set.map_err(|_| ClosedStream)?.map_err(|_| ClosedStream)
     }
 
-    /// Waits until the peer has acknowledged a finished stream, or wants no more of it: then its
-    /// code is given.
+    /// Waits until the peer wants no more, and gives its code; `None` when it has acknowledged all
+    /// of a finished stream.
     ///
     /// # Errors
     ///
-    /// [`StreamError`] when the connection ends before.
-    pub async fn stopped(&mut self) -> Result<Option<u64>, StreamError> {
-        poll_fn(|context| {
-            let mut state = self.inner.shared.lock();
-            if let Some(error) = state.error(self.inner.handle) {
-                return Poll::Ready(Err(StreamError::Connection(error)));
-            }
-            let Some(connection) = state.endpoint.connection_mut(self.inner.handle) else {
-                return Poll::Ready(Ok(None));
-            };
-            match connection.send_state(self.id) {
-                None => Poll::Ready(Ok(None)),
-                Some(Some(code)) => Poll::Ready(Ok(Some(code))),
-                Some(None) => {
-                    if let Some(known) = state.known.get_mut(&self.inner.handle) {
-                        known.writers.insert(self.id, context.waker().clone());
-                    }
-                    Poll::Pending
-                }
-            }
+    /// When the connection is over before.
+    pub async fn stopped(&self) -> Result<Option<u64>, ConnectionError> {
+        let outcome = &self.owner.signals().outcome;
+        let ended = self.owner.until(outcome, |_, link| link.outcome(self.id)).await?;
+        Ok(match ended {
+            Outcome::Finished => None,
+            Outcome::Stopped(code) => Some(code),
         })
-        .await
     }
 
-    fn poll(&self, context: &Context<'_>, data: &[u8]) -> Poll<Result<usize, StreamError>> {
-        let mut state = self.inner.shared.lock();
-        if let Some(error) = state.error(self.inner.handle) {
-            return Poll::Ready(Err(StreamError::Connection(error)));
+    fn end(
+        &mut self,
+        end: impl FnOnce(&mut transport::Connection, StreamId) -> Result<(), transport::WriteError>,
+    ) -> Result<(), ClosedStream> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Err(ClosedStream);
         }
-        let Some(connection) = state.endpoint.connection_mut(self.inner.handle) else {
-            return Poll::Ready(Err(WriteError::Closed.into()));
-        };
-        let written = connection.write(self.id, data);
-        if written == Ok(0) && !data.is_empty() {
-            if let Some(known) = state.known.get_mut(&self.inner.handle) {
-                known.writers.insert(self.id, context.waker().clone());
+        match self.owner.act(|connection, _| end(connection, self.id)) {
+            // A peer that wants no more is found out by `stopped`; a lost connection anyhow.
+            Ok(Ok(()) | Err(transport::WriteError::Stopped(_))) | Err(_) => Ok(()),
+            Ok(Err(transport::WriteError::Closed)) => Err(ClosedStream),
+        }
+    }
+
+    fn poll_write_some(
+        &mut self,
+        cx: &Context<'_>,
+        data: &[u8],
+    ) -> Poll<Result<usize, WriteError>> {
+        if self.ended {
+            return Poll::Ready(Err(WriteError::Closed));
+        }
+        let id = self.id;
+        let written = self.owner.act(|connection, link| {
+            if let Some(error) = &link.error {
+                return Err(WriteError::ConnectionLost(error.clone()));
             }
-            // A frame that says so may be due.
-            self.inner.shared.work.notify_one();
-            return Poll::Pending;
-        }
-        drop(state);
-        self.inner.shared.work.notify_one();
-        Poll::Ready(written.map_err(StreamError::from))
-    }
-
-    fn act(
-        &self,
-        act: impl FnOnce(&mut crate::transport::Connection, StreamId) -> Result<(), StreamError>,
-    ) -> Result<(), StreamError> {
-        let mut state = self.inner.shared.lock();
-        if let Some(error) = state.error(self.inner.handle) {
-            return Err(StreamError::Connection(error));
-        }
-        let connection = state.endpoint.connection_mut(self.inner.handle);
-        let result = act(connection.ok_or(WriteError::Closed)?, self.id);
-        self.inner.shared.work.notify_one();
-        result
-    }
-}
-
-impl Drop for SendStream {
-    fn drop(&mut self) {
-        let _ = self.finish();
-        let mut state = self.inner.shared.lock();
-        if let Some(known) = state.known.get_mut(&self.inner.handle) {
-            known.writers.remove(&self.id);
+            match connection.write(id, data) {
+                Ok(0) if !data.is_empty() => {
+                    link.await_writable(id, cx);
+                    Ok(None)
+                }
+                Ok(count) => Ok(Some(count)),
+                Err(transport::WriteError::Stopped(code)) => Err(WriteError::Stopped(code)),
+                Err(transport::WriteError::Closed) => match link.outcome(id) {
+                    Some(Outcome::Stopped(code)) => Err(WriteError::Stopped(code)),
+                    _ => Err(WriteError::Closed),
+                },
+            }
+        });
+        match written {
+            Ok(Ok(Some(count))) => Poll::Ready(Ok(count)),
+            Ok(Ok(None)) => Poll::Pending,
+            Ok(Err(error)) => {
+                self.ended = true;
+                Poll::Ready(Err(error))
+            }
+            Err(error) => Poll::Ready(Err(error.into())),
         }
     }
 }
@@ -191,37 +163,55 @@ impl Drop for SendStream {
 impl AsyncWrite for SendStream {
     fn poll_write(
         self: Pin<&mut Self>,
-        context: &mut Context<'_>,
+        cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll(context, data).map_err(io::Error::from)
+        self.get_mut().poll_write_some(cx, data).map_err(Into::into)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.finish().map_err(io::Error::from))
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // One that has ended already is as shut as it can be.
+        let _ = self.get_mut().finish();
+        Poll::Ready(Ok(()))
     }
 }
 
-impl std::fmt::Debug for SendStream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("SendStream").field(&self.id).finish()
+impl Drop for SendStream {
+    fn drop(&mut self) {
+        let (id, ended) = (self.id, self.ended);
+        let _ = self.owner.act(|connection, link| {
+            link.forget_sender(id);
+            // An error says that the peer wanted no more.
+            let _ = if ended { Ok(()) } else { connection.finish(id) };
+        });
     }
 }
 
-/// The receiving half. Dropping it before its end tells the peer to stop, with code 0.
+/// The receiving half of a stream. Dropping it before its end stops the stream with code 0.
+#[derive(Debug)]
 pub struct RecvStream {
-    inner: Shareholder,
+    owner: Arc<Owner>,
     id: StreamId,
-    ended: bool,
+    end: Option<End>,
+}
+
+/// How a receiving stream has ended.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// Everything was read.
+    Finished,
+    Reset(u64),
+    /// We want no more.
+    Stopped,
 }
 
 impl RecvStream {
-    pub(super) const fn new(inner: Shareholder, id: StreamId) -> Self {
-        Self { inner, id, ended: false }
+    pub(super) fn new(owner: &Arc<Owner>, id: StreamId) -> Self {
+        Self { owner: Arc::clone(owner), id, end: None }
     }
 
     /// The stream's ID.
@@ -230,30 +220,60 @@ impl RecvStream {
         self.id
     }
 
-    /// Reads into `out`, waiting for at least one octet; `None` at the end of the stream.
+    /// Reads into `out`, and says how much; `None` at the end of the stream.
     ///
     /// # Errors
     ///
-    /// [`StreamError`] when nothing comes any more.
-    pub async fn read(&mut self, out: &mut [u8]) -> Result<Option<usize>, StreamError> {
-        poll_fn(|context| self.poll(context, out)).await
+    /// [`ReadError`] when nothing more can be read.
+    pub async fn read(&mut self, out: &mut [u8]) -> Result<Option<usize>, ReadError> {
+        poll_fn(|cx| self.poll_read_some(cx, out)).await
     }
 
-    /// Reads all that comes until the end, at most `limit` octets.
+    /// Fills `out`.
     ///
     /// # Errors
     ///
-    /// [`StreamError`] when the stream breaks off or is longer.
-    pub async fn read_to_end(&mut self, limit: usize) -> Result<Vec<u8>, StreamError> {
-        const STEP: usize = 16 * 1024;
+    /// [`ReadExactError`] when the stream ends before, or nothing more can be read.
+    pub async fn read_exact(&mut self, out: &mut [u8]) -> Result<(), ReadExactError> {
+        let mut done = 0;
+        while done < out.len() {
+            match self.read(&mut out[done..]).await? {
+                Some(count) => done += count,
+                None => return Err(ReadExactError::FinishedEarly(done)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next octets, at most `max`; `None` at the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`] when nothing more can be read.
+    pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, ReadError> {
+        let mut chunk = BytesMut::zeroed(max.min(CHUNK));
+        let count = self.read(&mut chunk).await?;
+        Ok(count.map(|count| {
+            chunk.truncate(count);
+            chunk.freeze()
+        }))
+    }
+
+    /// Everything up to the end of the stream, if that is no more than `limit` octets.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadToEndError`] when the stream is longer, or nothing more can be read.
+    pub async fn read_to_end(&mut self, limit: usize) -> Result<Vec<u8>, ReadToEndError> {
         let mut all = Vec::new();
         loop {
-            let at = all.len();
-            all.resize(at + STEP, 0);
-            let count = self.read(&mut all[at..]).await?;
-            all.truncate(at + count.unwrap_or(0));
+            let start = all.len();
+            // One octet beyond the limit shows that there are more.
+            all.resize(start + CHUNK.min(limit + 1 - start), 0);
+            let count = self.read(&mut all[start..]).await?;
+            all.truncate(start + count.unwrap_or(0));
             if all.len() > limit {
-                return Err(StreamError::TooLong(limit));
+                return Err(ReadToEndError::TooLong(limit));
             }
             if count.is_none() {
                 return Ok(all);
@@ -265,90 +285,77 @@ impl RecvStream {
     ///
     /// # Errors
     ///
-    /// [`StreamError`] when the stream has ended.
-    pub fn stop(&mut self, code: u64) -> Result<(), StreamError> {
-        self.ended = true;
-        let mut state = self.inner.shared.lock();
-        if let Some(error) = state.error(self.inner.handle) {
-            return Err(StreamError::Connection(error));
+    /// When the stream has ended before.
+    pub fn stop(&mut self, code: u64) -> Result<(), ClosedStream> {
+        if self.end.is_some() {
+            return Err(ClosedStream);
         }
-        let connection = state.endpoint.connection_mut(self.inner.handle);
-        connection.ok_or(ReadError::Closed)?.stop(self.id, code)?;
-        self.inner.shared.work.notify_one();
-        Ok(())
+        self.end = Some(End::Stopped);
+        let stopped = self.owner.act(|connection, _| connection.stop(self.id, code));
+        // A lost connection is found out anyhow.
+        stopped.unwrap_or(Ok(())).map_err(|_| ClosedStream)
     }
 
-    fn poll(
+    fn poll_read_some(
         &mut self,
-        context: &Context<'_>,
+        cx: &Context<'_>,
         out: &mut [u8],
-    ) -> Poll<Result<Option<usize>, StreamError>> {
-        if self.ended {
-            return Poll::Ready(Ok(None));
+    ) -> Poll<Result<Option<usize>, ReadError>> {
+        match self.end {
+            Some(End::Finished) => return Poll::Ready(Ok(None)),
+            Some(End::Reset(code)) => return Poll::Ready(Err(ReadError::Reset(code))),
+            Some(End::Stopped) => return Poll::Ready(Err(ReadError::Closed)),
+            None if out.is_empty() => return Poll::Ready(Ok(Some(0))),
+            None => {}
         }
-        let mut state = self.inner.shared.lock();
-        let read = match state.endpoint.connection_mut(self.inner.handle) {
-            Some(connection) => connection.read(self.id, out),
-            None => Ok(Read::Blocked),
-        };
-        match read {
-            Ok(Read::Data(count)) => {
-                drop(state);
-                // Windows may be due.
-                self.inner.shared.work.notify_one();
-                Poll::Ready(Ok(Some(count)))
-            }
+        let id = self.id;
+        let read =
+            self.owner.act(|connection, link| match (connection.read(id, out), &link.error) {
+                // What has arrived can be read also when the connection is over.
+                (Ok(Read::Blocked), Some(error)) => Err(ReadError::ConnectionLost(error.clone())),
+                (Ok(Read::Blocked), None) => {
+                    link.await_readable(id, cx);
+                    Ok(Read::Blocked)
+                }
+                (Ok(read), _) => Ok(read),
+                (Err(transport::ReadError::Reset(code)), _) => Err(ReadError::Reset(code)),
+                (Err(transport::ReadError::Closed), _) => Err(ReadError::Closed),
+            });
+        Poll::Ready(match read.map_err(ReadError::from).flatten() {
+            Ok(Read::Data(count)) => Ok(Some(count)),
+            Ok(Read::Blocked) => return Poll::Pending,
             Ok(Read::Finished) => {
-                self.ended = true;
-                Poll::Ready(Ok(None))
+                self.end = Some(End::Finished);
+                Ok(None)
             }
-            // What arrived before the end of the connection could still be read.
-            Ok(Read::Blocked) => {
-                if let Some(error) = state.error(self.inner.handle) {
-                    return Poll::Ready(Err(StreamError::Connection(error)));
-                }
-                if out.is_empty() {
-                    return Poll::Ready(Ok(Some(0)));
-                }
-                if let Some(known) = state.known.get_mut(&self.inner.handle) {
-                    known.readers.insert(self.id, context.waker().clone());
-                }
-                Poll::Pending
+            Err(ReadError::Reset(code)) => {
+                self.end = Some(End::Reset(code));
+                Err(ReadError::Reset(code))
             }
-            Err(error) => {
-                self.ended = true;
-                Poll::Ready(Err(error.into()))
-            }
-        }
-    }
-}
-
-impl Drop for RecvStream {
-    fn drop(&mut self) {
-        if !self.ended {
-            let _ = self.stop(0);
-        }
-        let mut state = self.inner.shared.lock();
-        if let Some(known) = state.known.get_mut(&self.inner.handle) {
-            known.readers.remove(&self.id);
-        }
+            Err(error) => Err(error),
+        })
     }
 }
 
 impl AsyncRead for RecvStream {
     fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let count = ready!(self.poll(context, out.initialize_unfilled()))?;
+        let count = ready!(self.get_mut().poll_read_some(cx, out.initialize_unfilled()))?;
         out.advance(count.unwrap_or(0));
         Poll::Ready(Ok(()))
     }
 }
 
-impl std::fmt::Debug for RecvStream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("RecvStream").field(&self.id).finish()
+impl Drop for RecvStream {
+    fn drop(&mut self) {
+        let (id, ended) = (self.id, self.end.is_some());
+        let _ = self.owner.act(|connection, link| {
+            link.forget_reader(id);
+            // An error says that there was nothing left to stop.
+            let _ = if ended { Ok(()) } else { connection.stop(id, 0) };
+        });
     }
 }
