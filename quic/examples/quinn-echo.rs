@@ -9,7 +9,8 @@
 //! Run the second command again with `--backend b`, and connect to the listener with ALPN
 //! `quic-lb-echo`. What a client sends on a bidirectional stream comes back; `GET n` gets n octets, of
 //! which 4k to 4k+3 are k as a big-endian number. The certificate is made at start and signed by
-//! nobody else; `--certificate FILE` writes it out for clients that check it.
+//! nobody else; each server has its own, and `--certificate FILE` writes it out for clients that
+//! check it.
 #![expect(clippy::print_stderr, reason = "a program for people")]
 
 use std::{path::PathBuf, sync::Arc};
