@@ -8,10 +8,10 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::transport::{ConnectionError, Dir, Event, StreamEvent, StreamId};
+use crate::transport::{ConnectionError, Dir, Event, Side, StreamEvent, StreamId};
 
 /// The driver's side of a connection that the application has handles of.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Link {
     /// The handshake is complete.
     pub(super) connected: bool,
@@ -20,8 +20,11 @@ pub(super) struct Link {
     /// Who waits for the handshake: there is one handle until then.
     pub(super) connecting: Option<Waker>,
     readers: HashMap<StreamId, Waker>,
-    /// Sending streams that have a handle.
+    /// Sending streams that have a handle, or have ended before they were accepted.
     senders: HashMap<StreamId, Sender>,
+    /// How many streams that carry data both ways were accepted.
+    accepted: u64,
+    side: Side,
     pub(super) signals: Arc<Signals>,
 }
 
@@ -63,6 +66,19 @@ impl Signals {
 }
 
 impl Link {
+    pub(super) fn new(side: Side) -> Self {
+        Self {
+            connected: false,
+            error: None,
+            connecting: None,
+            readers: HashMap::new(),
+            senders: HashMap::new(),
+            accepted: 0,
+            side,
+            signals: Arc::default(),
+        }
+    }
+
     /// Has `cx` woken when the stream may be read.
     pub(super) fn await_readable(&mut self, id: StreamId, cx: &Context<'_>) {
         let waker = self.readers.entry(id).or_insert_with(|| cx.waker().clone());
@@ -76,7 +92,10 @@ impl Link {
 
     /// A sending stream has a handle from now on.
     pub(super) fn add_sender(&mut self, id: StreamId) {
-        self.senders.insert(id, Sender::default());
+        if id.initiator() != self.side {
+            self.accepted = self.accepted.max(id.index() + 1);
+        }
+        self.senders.entry(id).or_default();
     }
 
     /// Has `cx` woken when the stream may be written to.
@@ -126,6 +145,10 @@ impl Link {
     }
 
     fn on_outcome(&mut self, id: StreamId, outcome: Outcome, wakers: &mut Vec<Waker>) {
+        // There are no more of these than the peer may open.
+        if id.initiator() != self.side && id.index() >= self.accepted {
+            self.senders.entry(id).or_default();
+        }
         if let Some(sender) = self.senders.get_mut(&id) {
             sender.outcome = Some(outcome);
             wakers.extend(sender.waker.take());

@@ -116,7 +116,7 @@ impl State {
         handle: ConnectionHandle,
         remote: SocketAddr,
     ) -> Connection {
-        let link = Link::default();
+        let link = Link::new(Side::Client);
         let connection = Connection::new(shard, handle, remote, Arc::clone(&link.signals));
         self.links.insert(handle, link);
         connection
@@ -168,7 +168,7 @@ impl State {
         let remote = connection.path().remote;
         match event {
             Event::Connected => {
-                let mut link = Link::default();
+                let mut link = Link::new(Side::Server);
                 link.connected = true;
                 let accepted = self.accepts.offer(|| {
                     let new = Connection::new(shard, handle, remote, Arc::clone(&link.signals));

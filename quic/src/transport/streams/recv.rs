@@ -92,8 +92,10 @@ impl RecvStream {
         final_size: u64,
         credit: u64,
     ) -> Result<Progress, TransportError> {
+        // An empty stream that is reset is not one that ended.
+        let complete = self.is_complete();
         let received = self.count(final_size, Some(final_size), credit)?;
-        if self.reset.is_some() || self.is_complete() {
+        if self.reset.is_some() || complete {
             return Ok(Progress { received, discarded: received });
         }
         self.reset = Some(code);
