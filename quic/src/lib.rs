@@ -3,7 +3,8 @@
 //!
 //! The crate refuses three things: to read the time (it arrives as an argument), to draw entropy
 //! (a seed arrives at construction) and to perform input or output (packets arrive as slices and
-//! leave as values). The same inputs and the same seed give the same bytes.
+//! leave as values). The same inputs and the same seed give the same bytes. Only the feature
+//! `driver` adds a module that does all three, around the rest.
 //!
 //! # Map
 //!
@@ -16,17 +17,24 @@
 //! | [`retry`] | Retry packets of versions 1 and 2 |
 //! | [`token`] | address tokens that a balancer mints and its servers honour |
 //! | [`routable`] | routable connection IDs (QUIC-LB): encode, decode, generate |
+#![cfg_attr(feature = "transport", doc = "| [`transport`] | endpoint and connections |")]
+#![cfg_attr(feature = "driver", doc = "| [`driver`] | the transport on tokio and UDP sockets |")]
 #![cfg_attr(feature = "quinn", doc = "| [`adapters`] | routable connection IDs for other stacks |")]
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "quinn")]
 pub mod adapters;
 pub mod connection_id;
+#[cfg(feature = "driver")]
+pub mod driver;
 pub mod header;
 pub mod invariants;
+mod random;
 pub mod retry;
 pub mod routable;
 pub mod token;
+#[cfg(feature = "transport")]
+pub mod transport;
 pub mod varint;
 
 pub use connection_id::ConnectionId;

@@ -21,7 +21,10 @@
 //! | [`nat`] | a NAT that forgets its bindings when told to |
 //! | [`noise`] | datagrams that nobody should send |
 //! | [`pattern`] | content that can be checked at any offset |
+//! | [`exchange`] | requests and answers on any stack's streams |
+//! | [`ours`] | servers and clients on our own stack |
 //! | [`certificate`] | the certificate of a scenario |
+//! | [`sim`] | the simulator: our own endpoints on virtual time, without sockets |
 #![forbid(unsafe_code)]
 
 pub mod audit;
@@ -30,9 +33,12 @@ pub mod binary;
 pub mod certificate;
 pub mod client;
 pub mod document;
+pub mod exchange;
 pub mod metrics;
 pub mod nat;
 pub mod noise;
 pub mod origin;
+pub mod ours;
 pub mod pattern;
+pub mod sim;
 pub mod site;

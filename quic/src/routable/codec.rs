@@ -161,6 +161,22 @@ impl CidConfig {
         server_id
     }
 
+    /// This configuration, with the first octet of the nonce as the last one of the server ID: what
+    /// it decodes shows the [`Partition`](super::Partition) too. `None` where that is too long.
+    #[cfg(feature = "driver")]
+    pub(crate) fn with_partition(&self) -> Option<Self> {
+        let server_id_len = self.server_id_len + 1;
+        if usize::from(server_id_len) > MAX_SERVER_ID_LEN {
+            return None;
+        }
+        Some(Self {
+            server_id_len,
+            nonce_len: self.nonce_len - 1,
+            server_id_mask: (1 << (8 * server_id_len)) - 1,
+            ..self.clone()
+        })
+    }
+
     /// [`CidConfig::decode`] for up to `N` connection IDs at once, so that the cipher works on
     /// independent blocks side by side. Entries of `cids` that are too short stay `None`.
     pub(super) fn decode_lanes<const N: usize>(

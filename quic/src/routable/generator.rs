@@ -5,15 +5,10 @@
 //! a keyed permutation first, so that an observer cannot tell which connection IDs follow each
 //! other. Several threads or processes of one server share the nonces by [`Partition`].
 
-use aes::{
-    Aes128Enc, Block,
-    cipher::{BlockCipherEncrypt, KeyInit},
-};
-
 use super::{
     CidConfig, EncodeError, Key, MAX_ENCODED_LEN, ServerId, UNROUTABLE_BITS, codec::FourPass,
 };
-use crate::{ConnectionId, connection_id};
+use crate::{ConnectionId, connection_id, random::Random};
 
 /// The octets of a nonce that count. Longer nonces have random octets in front.
 const MAX_COUNTER_LEN: usize = 8;
@@ -109,6 +104,29 @@ impl CidGenerator {
         }
     }
 
+    /// Whether `id` may have been made for this server: it decodes to its server ID, or is as
+    /// unroutable as all of its connection IDs.
+    #[must_use]
+    pub fn is_own(&self, id: &[u8]) -> bool {
+        match &self.kind {
+            Kind::Routable(routable) => {
+                routable.config.decode(id).is_some_and(|server| server == routable.server_id)
+            }
+            Kind::Unroutable { .. } => {
+                id.first().is_some_and(|first| first >> 5 == UNROUTABLE_BITS)
+            }
+        }
+    }
+
+    /// The config ID of what it makes; `None` for connection IDs that are not routable.
+    #[must_use]
+    pub fn config_id(&self) -> Option<super::ConfigId> {
+        match &self.kind {
+            Kind::Routable(routable) => Some(routable.config.id()),
+            Kind::Unroutable { .. } => None,
+        }
+    }
+
     /// A connection ID that this generator has not made before.
     ///
     /// # Errors
@@ -185,37 +203,6 @@ impl Counter {
             permutation.encrypt(&mut octets[..self.len]);
         }
         Some(octets)
-    }
-}
-
-/// AES-128 in counter mode over a seed: enough randomness for one generator, without a source of
-/// entropy inside.
-struct Random {
-    cipher: Aes128Enc,
-    counter: u128,
-}
-
-impl Random {
-    fn new(seed: [u8; 32]) -> Self {
-        let mut halves = [[0u8; 16]; 2];
-        halves[0].copy_from_slice(&seed[..16]);
-        halves[1].copy_from_slice(&seed[16..]);
-        Self { cipher: Aes128Enc::new(&halves[0].into()), counter: u128::from_le_bytes(halves[1]) }
-    }
-
-    fn fill(&mut self, out: &mut [u8]) {
-        for chunk in out.chunks_mut(16) {
-            let mut block: Block = self.counter.to_le_bytes().into();
-            self.counter = self.counter.wrapping_add(1);
-            self.cipher.encrypt_block(&mut block);
-            chunk.copy_from_slice(&block[..chunk.len()]);
-        }
-    }
-}
-
-impl std::fmt::Debug for Random {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Random(masked)")
     }
 }
 

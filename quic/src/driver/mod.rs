@@ -1,0 +1,57 @@
+//! The driver: the transport on tokio and UDP sockets, for servers and clients.
+//!
+//! The protocol stays in [`transport`](crate::transport), which knows neither sockets nor clocks.
+//! Here is what it lacks: sockets with segmentation offload, ECN and destination addresses, the
+//! system's clock and randomness, and futures to wait with.
+//!
+//! # Who owns what
+//!
+//! ```text
+//! Connection, SendStream, RecvStream ─┐ calls                        ┌─ Endpoint ─┐
+//!   (any task)                        ▼                              │            │
+//!                      ┌── shard: core endpoint, wakers (one lock) ──┤  accepted connections
+//!                      │      ▲ datagrams, deadlines                 │
+//!                      │      │                                      └── another shard …
+//!                      └─ task: socket, buffers, one timer
+//! ```
+//!
+//! - A **shard** is one socket, one core endpoint and one task. An endpoint has one shard, or, on
+//!   servers that want several cores, several with `SO_REUSEPORT`. Connection IDs then carry the
+//!   number of their shard inside the encrypted part, so that a datagram which the kernel gives to
+//!   another shard, after the client's address has changed, is handed over.
+//! - The **task** is the only one that touches the socket. It receives and sends batches without
+//!   the lock, and takes it to hand datagrams to the core and to fetch datagrams and events.
+//! - **Handles** lock the shard for one call, wake the task when there may be something to send,
+//!   and leave a waker where the next event of their kind will look for it. No lock is held
+//!   across an await.
+//!
+//! # What is bounded
+//!
+//! Everything that waits for the application is the core's, within its limits of streams, flow
+//! control and datagrams. What the driver adds: the datagrams of one batch each way (the core is
+//! asked for more only once the socket took those), connections that wait to be accepted, and
+//! datagrams on their way to another shard.
+//!
+//! # Dropping
+//!
+//! Dropping a [`SendStream`] finishes it, dropping a [`RecvStream`] stops it. A connection closes
+//! with code 0 when its last handle and stream are gone. Dropping the last [`Endpoint`] accepts no
+//! more; connections go on until they are over.
+
+mod connection;
+mod endpoint;
+mod error;
+mod link;
+mod shard;
+mod sharding;
+mod socket;
+mod stream;
+mod task;
+
+pub use connection::{Connecting, Connection, Incoming};
+pub use endpoint::{Cids, Endpoint, Options};
+pub use error::{
+    ClosedStream, ConnectError, ReadError, ReadExactError, ReadToEndError, SendDatagramError,
+    WriteError,
+};
+pub use stream::{RecvStream, SendStream};

@@ -1,0 +1,93 @@
+//! Which shard of an endpoint a datagram belongs to.
+//!
+//! The kernel spreads clients over the sockets of an address by their own address. When that
+//! changes, a connection's datagrams come to another socket. The first octet of the nonce in its
+//! connection IDs, which is encrypted, says where they belong.
+
+use tokio::sync::mpsc;
+
+use crate::{
+    invariants::Packet,
+    routable::{CidConfig, ConfigId, ServerId},
+    transport::Received,
+};
+
+/// Datagrams on their way to one other shard. They are few: a client that moved stays moved, but a
+/// shard that is behind must not make the others wait.
+const IN_TRANSIT: usize = 256;
+/// Former configurations whose connection IDs may still be in use.
+const MAX_FORMER: usize = 8;
+
+/// A datagram that came to the wrong shard.
+#[derive(Debug)]
+pub(super) struct Stray {
+    pub(super) from: Received,
+    pub(super) octets: Box<[u8]>,
+}
+
+/// What one shard knows about the others.
+#[derive(Debug)]
+pub(super) struct Others {
+    own: usize,
+    inboxes: Vec<mpsc::Sender<Stray>>,
+    /// Newest first: configurations that take the number of the shard for the end of the server ID,
+    /// and the server ID before that.
+    views: Vec<(CidConfig, ServerId)>,
+    handed_over: u64,
+    lost: u64,
+}
+
+/// The knowledge of each of `count` shards, and what is handed over to it.
+pub(super) fn connect(count: usize) -> Vec<(Others, mpsc::Receiver<Stray>)> {
+    let (senders, receivers): (Vec<_>, Vec<_>) =
+        (0..count).map(|_| mpsc::channel(IN_TRANSIT)).unzip();
+    let others = (0..count).map(|own| Others {
+        own,
+        inboxes: senders.clone(),
+        views: Vec::new(),
+        handed_over: 0,
+        lost: 0,
+    });
+    others.zip(receivers).collect()
+}
+
+impl Others {
+    /// Connection IDs are made for `server_id` with `config` from now on.
+    pub(super) fn set_config(&mut self, config: &CidConfig, server_id: ServerId) {
+        if let Some(view) = config.with_partition() {
+            self.views.insert(0, (view, server_id));
+            self.views.truncate(MAX_FORMER);
+        }
+    }
+
+    /// Datagrams that went to other shards, and those that found their inbox full.
+    pub(super) const fn counts(&self) -> (u64, u64) {
+        (self.handed_over, self.lost)
+    }
+
+    /// Hands a datagram over if another shard's connection ID is on it; returns whether it did.
+    pub(super) fn hand_over(&mut self, from: Received, datagram: &[u8]) -> bool {
+        let Some(shard) = self.shard_of(datagram).filter(|&shard| shard != self.own) else {
+            return false;
+        };
+        let Some(inbox) = self.inboxes.get(shard) else { return false };
+        match inbox.try_send(Stray { from, octets: datagram.into() }) {
+            Ok(()) => self.handed_over += 1,
+            Err(_) => self.lost += 1,
+        }
+        true
+    }
+
+    fn shard_of(&self, datagram: &[u8]) -> Option<usize> {
+        let dcid = match Packet::read(datagram).ok()? {
+            Packet::Short(short) => short.rest,
+            Packet::Long(long) => long.dcid,
+        };
+        let id = ConfigId::from_first_octet(*dcid.first()?)?;
+        let (view, server_id) = self.views.iter().find(|(view, _)| view.id() == id)?;
+        let decoded = view.decode(dcid)?;
+        let (&shard, owner) = decoded.as_slice().split_last()?;
+        // A client's own choice, or made for another server: this shard is as good as any.
+        (owner == server_id.as_slice()).then_some(usize::from(shard))
+    }
+}

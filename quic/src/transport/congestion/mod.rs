@@ -1,0 +1,174 @@
+//! Congestion control: how many octets may be in flight on a path.
+//!
+//! One small trait, two controllers: [`NewReno`] as RFC 9002 describes it and [`Cubic`] after
+//! RFC 9438. Loss detection and pacing are elsewhere; a controller only answers with a window.
+
+mod cubic;
+mod new_reno;
+
+use std::time::{Duration, Instant};
+
+pub use cubic::Cubic;
+pub use new_reno::NewReno;
+
+/// Which controller new paths get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Algorithm {
+    /// RFC 9438.
+    #[default]
+    Cubic,
+    /// RFC 9002, section 7.
+    NewReno,
+}
+
+impl Algorithm {
+    /// A controller in its initial state for datagrams of `datagram` octets.
+    #[must_use]
+    pub fn controller(self, datagram: u16) -> Box<dyn Controller> {
+        match self {
+            Self::Cubic => Box::new(Cubic::new(datagram)),
+            Self::NewReno => Box::new(NewReno::new(datagram)),
+        }
+    }
+}
+
+/// A packet's acknowledgment, as a controller sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Acked {
+    /// Now.
+    pub now: Instant,
+    /// When the packet was sent.
+    pub sent: Instant,
+    /// Its octets.
+    pub size: u64,
+    /// The smoothed round-trip time.
+    pub rtt: Duration,
+    /// Whether less was in flight than the window allows, so that it says nothing about the path.
+    pub app_limited: bool,
+}
+
+/// Decides the congestion window of one path.
+pub trait Controller: Send + std::fmt::Debug {
+    /// A packet in flight was acknowledged.
+    fn on_acked(&mut self, acked: &Acked);
+
+    /// Packets were lost or marked, the latest of them sent at `sent`.
+    fn on_congestion(&mut self, now: Instant, sent: Instant);
+
+    /// Nothing got through for so long that the path has to be learned anew.
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9002.html#section-7.6>
+    fn on_persistent_congestion(&mut self);
+
+    /// The path carries datagrams of this size now.
+    fn set_datagram(&mut self, datagram: u16);
+
+    /// Octets that may be in flight.
+    fn window(&self) -> u64;
+
+    /// Whether the window still grows by what is acknowledged, so that pacing should leave room.
+    fn in_slow_start(&self) -> bool;
+}
+
+/// <https://www.rfc-editor.org/rfc/rfc9002.html#section-7.2>
+fn initial_window(datagram: u16) -> u64 {
+    let datagram = u64::from(datagram);
+    (10 * datagram).min((2 * datagram).max(14720))
+}
+
+/// <https://www.rfc-editor.org/rfc/rfc9002.html#section-7.2>
+fn minimum_window(datagram: u16) -> u64 {
+    2 * u64::from(datagram)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both() -> [Box<dyn Controller>; 2] {
+        [Algorithm::Cubic, Algorithm::NewReno].map(|algorithm| algorithm.controller(1200))
+    }
+
+    fn acked(now: Instant, sent: Instant, app_limited: bool) -> Acked {
+        Acked { now, sent, size: 1200, rtt: Duration::from_millis(100), app_limited }
+    }
+
+    #[test]
+    fn req_k01_windows_start_at_ten_datagrams_and_never_fall_below_two() {
+        let now = Instant::now();
+        assert_eq!(initial_window(1200), 12000);
+        assert_eq!(initial_window(1500), 14720);
+        assert_eq!(initial_window(9000), 18000);
+        for mut controller in both() {
+            assert_eq!(controller.window(), 12000);
+            for second in 1..40 {
+                let at = now + Duration::from_secs(second);
+                controller.on_congestion(at, at);
+            }
+            assert_eq!(controller.window(), 2400);
+        }
+    }
+
+    #[test]
+    fn req_k03_one_reduction_per_recovery_period() {
+        let now = Instant::now();
+        let later = now + Duration::from_millis(50);
+        for mut controller in both() {
+            controller.on_congestion(later, now);
+            let reduced = controller.window();
+            assert!(reduced < 12000);
+            controller.on_congestion(later + Duration::from_millis(1), now);
+            assert_eq!(controller.window(), reduced);
+            controller
+                .on_congestion(later + Duration::from_secs(1), later + Duration::from_millis(1));
+            assert!(controller.window() < reduced);
+        }
+    }
+
+    #[test]
+    fn req_k04_no_growth_while_the_application_is_the_limit() {
+        let now = Instant::now();
+        for mut controller in both() {
+            controller.on_acked(&acked(now + Duration::from_millis(100), now, true));
+            assert_eq!(controller.window(), 12000);
+            controller.on_acked(&acked(now + Duration::from_millis(100), now, false));
+            assert_eq!(controller.window(), 13200);
+        }
+    }
+
+    #[test]
+    fn req_j10_persistent_congestion_falls_to_the_minimum_and_starts_over() {
+        for mut controller in both() {
+            controller.on_persistent_congestion();
+            assert_eq!(controller.window(), 2400);
+            assert!(controller.in_slow_start());
+        }
+    }
+
+    #[test]
+    fn req_k07_a_collapsed_window_recovers_after_idling() {
+        // Loss for a while, then an application that has little to send, then a full pipe: the
+        // window has to grow again within twenty round trips.
+        let start = Instant::now();
+        let rtt = Duration::from_millis(50);
+        for mut controller in both() {
+            let mut now = start;
+            for _ in 0..20 {
+                now += rtt;
+                controller.on_congestion(now, now);
+            }
+            for _ in 0..200 {
+                now += rtt;
+                controller.on_acked(&acked(now, now - rtt, true));
+            }
+            let before = controller.window();
+            for _ in 0..60 {
+                now += rtt;
+                for _ in 0..controller.window() / 1200 {
+                    controller.on_acked(&Acked { rtt, ..acked(now, now - rtt, false) });
+                }
+            }
+            assert!(controller.window() > 10 * before, "{controller:?}");
+        }
+    }
+}

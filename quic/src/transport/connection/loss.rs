@@ -1,0 +1,346 @@
+//! Acknowledgments, losses and probe timeouts: what they mean for frames, paths and timers.
+//!
+//! <https://www.rfc-editor.org/rfc/rfc9002.html>
+
+use std::time::{Duration, Instant};
+
+use super::Connection;
+use crate::transport::{
+    congestion::Acked,
+    error::TransportError,
+    frame::Ack,
+    path::{Path, PathId},
+    recovery::{SentFrame, SentPacket, persistent_congestion_after},
+    space::Space,
+};
+
+/// Probe packets per timeout.
+///
+/// <https://www.rfc-editor.org/rfc/rfc9002.html#section-6.2.4>
+const PROBES: u8 = 2;
+/// Doublings of the probe timeout, at most.
+const MAX_BACKOFF: u32 = 12;
+
+impl Connection {
+    // Acknowledgments.
+
+    /// Takes an ACK frame.
+    pub(super) fn on_ack(
+        &mut self,
+        now: Instant,
+        space: Space,
+        ack: &Ack<'_>,
+    ) -> Result<(), TransportError> {
+        let mut acked = std::mem::take(&mut self.scratch);
+        let state = &mut self.spaces[space.index()];
+        let newer = state.sent.largest_acked().is_none_or(|largest| ack.largest > largest);
+        state.sent.on_ack(ack, &mut acked)?;
+        if !acked.is_empty() {
+            self.sample_rtt(now, space, ack, &acked);
+            if newer {
+                self.on_ecn_counts(now, space, ack, &acked);
+            }
+            self.detect_lost(now, space);
+            for packet in acked.drain(..) {
+                self.on_acked(now, space, packet);
+            }
+            if space == Space::Handshake {
+                self.handshake.server_knows_us = true;
+            }
+            // A client keeps backing off until the server is known to have validated it.
+            if self.is_validated_by_peer() {
+                self.pto_count = 0;
+            }
+            // "the client [...] MAY consider the handshake to be confirmed when it receives an
+            // acknowledgment for a 1-RTT packet"
+            // https://www.rfc-editor.org/rfc/rfc9001.html#section-4.1.2
+            if space == Space::Data && self.handshake.complete {
+                self.on_handshake_confirmed(now);
+            }
+        }
+        self.scratch = acked;
+        Ok(())
+    }
+
+    fn sample_rtt(&mut self, now: Instant, space: Space, ack: &Ack<'_>, acked: &[SentPacket]) {
+        let Some(largest) = acked.first().filter(|packet| packet.number == ack.largest) else {
+            return;
+        };
+        let eliciting = acked.iter().any(|packet| packet.ack_eliciting);
+        let (path, at) = (largest.path, largest.at);
+        if !eliciting || path != self.paths[0].id {
+            return;
+        }
+        let delay = self.peer_delay(space, ack.delay);
+        let rtt = now.saturating_duration_since(at);
+        let path = &mut self.paths[0];
+        path.rtt.sample(rtt, delay);
+        path.measured_since.get_or_insert(now);
+    }
+
+    /// What the peer says it waited, as far as it is to be believed.
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9002.html#section-5.3>
+    fn peer_delay(&self, space: Space, raw: u64) -> Duration {
+        let Some(peer) = self.handshake.peer.as_ref().filter(|_| space == Space::Data) else {
+            return Duration::ZERO;
+        };
+        let scaled = raw.saturating_mul(1 << peer.ack_delay_exponent);
+        let delay = Duration::from_micros(scaled);
+        if self.handshake.confirmed { delay.min(peer.max_ack_delay) } else { delay }
+    }
+
+    fn on_ecn_counts(&mut self, now: Instant, space: Space, ack: &Ack<'_>, acked: &[SentPacket]) {
+        let active = self.paths[0].id;
+        let marked = acked.iter().filter(|packet| packet.ect && packet.path == active).count();
+        let before = self.spaces[space.index()].ecn;
+        let congested = self.paths[0].on_ecn(marked as u64, ack.ecn, before);
+        if let Some(counts) = ack.ecn {
+            self.space(space).ecn = counts;
+        }
+        if congested && let Some(largest) = acked.first() {
+            self.paths[0].congestion.on_congestion(now, largest.at);
+        }
+    }
+
+    fn on_acked(&mut self, now: Instant, space: Space, packet: SentPacket) {
+        self.forget_in_flight(&packet);
+        if let Some(path) = path_by_id(&mut self.paths, packet.path) {
+            path.congestion.on_acked(&Acked {
+                now,
+                sent: packet.at,
+                size: u64::from(packet.size),
+                rtt: path.rtt.smoothed(),
+                app_limited: path.app_limited,
+            });
+            if path.mtu.on_acked(packet.number, packet.size) {
+                path.congestion.set_datagram(path.mtu.current());
+            }
+        }
+        if let Some(number) = packet.reported {
+            self.space(space).received.on_report_acked(number);
+        }
+        if space == Space::Data
+            && let Some(keys) = &mut self.one_rtt
+        {
+            keys.on_acked(packet.number);
+        }
+        for frame in &packet.frames {
+            self.on_frame_acked(space, frame);
+        }
+        self.recycle(packet.frames);
+    }
+
+    fn on_frame_acked(&mut self, space: Space, frame: &SentFrame) {
+        match frame {
+            SentFrame::Crypto(range) => self.space(space).crypto_out.on_acked(range.clone()),
+            SentFrame::Stream { id, range, fin } => {
+                self.streams.on_stream_acked(*id, range.clone(), *fin);
+            }
+            SentFrame::ResetStream(id) => self.streams.on_reset_acked(*id),
+            SentFrame::RetireConnectionId(sequence) => self.remote_cids.on_retire_acked(*sequence),
+            SentFrame::NewToken => self.new_token = None,
+            SentFrame::StopSending(_)
+            | SentFrame::MaxData
+            | SentFrame::MaxStreamData(_)
+            | SentFrame::MaxStreams(_)
+            | SentFrame::DataBlocked
+            | SentFrame::StreamDataBlocked(_)
+            | SentFrame::StreamsBlocked(_)
+            | SentFrame::NewConnectionId(_)
+            | SentFrame::HandshakeDone => {}
+        }
+    }
+
+    // Losses.
+
+    fn detect_lost(&mut self, now: Instant, space: Space) {
+        let (rtt, measured_since) = (self.paths[0].rtt, self.paths[0].measured_since);
+        let mut lost = Vec::new();
+        let losses =
+            self.spaces[space.index()].sent.detect_lost(now, &rtt, measured_since, &mut lost);
+        if lost.is_empty() {
+            return;
+        }
+        let mut latest: Option<(PathId, Instant)> = None;
+        for packet in lost {
+            self.forget_in_flight(&packet);
+            let size = packet.size;
+            if let Some(path) = path_by_id(&mut self.paths, packet.path) {
+                if packet.mtu_probe {
+                    path.mtu.on_probe_lost(packet.number);
+                } else if path.mtu.on_lost(now, size) {
+                    path.congestion.set_datagram(path.mtu.current());
+                }
+            }
+            if !packet.mtu_probe {
+                self.stats.lost_packets += 1;
+                if packet.path == self.paths[0].id {
+                    latest = Some((packet.path, packet.at));
+                }
+            }
+            self.resend(space, &packet.frames);
+            self.recycle(packet.frames);
+        }
+        let Some((_, at)) = latest else { return };
+        let path = &mut self.paths[0];
+        path.congestion.on_congestion(now, at);
+        let max_ack_delay = self.handshake.peer.as_ref().map(|peer| peer.max_ack_delay);
+        let long = persistent_congestion_after(&rtt, max_ack_delay.unwrap_or_default());
+        if losses.longest_run > long {
+            path.congestion.on_persistent_congestion();
+        }
+    }
+
+    /// Queues what `frames` were about, as it is now.
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-13.3>
+    pub(super) fn resend(&mut self, space: Space, frames: &[SentFrame]) {
+        for frame in frames {
+            match frame {
+                SentFrame::Crypto(range) => self.space(space).crypto_out.on_lost(range.clone()),
+                SentFrame::Stream { id, range, fin } => {
+                    self.streams.on_stream_lost(*id, range.clone(), *fin);
+                }
+                SentFrame::ResetStream(id) => self.streams.on_reset_lost(*id),
+                SentFrame::StopSending(id) => self.streams.on_stop_lost(*id),
+                SentFrame::MaxData => self.streams.on_max_data_lost(),
+                SentFrame::MaxStreamData(id) => self.streams.on_max_stream_data_lost(*id),
+                SentFrame::MaxStreams(dir) => self.streams.on_max_streams_lost(*dir),
+                SentFrame::DataBlocked => self.streams.on_data_blocked_lost(),
+                SentFrame::StreamDataBlocked(id) => self.streams.on_stream_data_blocked_lost(*id),
+                SentFrame::StreamsBlocked(dir) => self.streams.on_streams_blocked_lost(*dir),
+                SentFrame::NewConnectionId(sequence) => {
+                    let alive = self.local_cids.get(*sequence).is_some();
+                    if alive && !self.announce.contains(sequence) {
+                        self.announce.push_back(*sequence);
+                    }
+                }
+                SentFrame::RetireConnectionId(sequence) => {
+                    self.remote_cids.on_retire_lost(*sequence);
+                }
+                SentFrame::HandshakeDone => self.handshake_done_due = true,
+                SentFrame::NewToken => self.new_token_due = self.new_token.is_some(),
+            }
+        }
+    }
+
+    /// Takes a packet off its path's account.
+    pub(super) fn forget_in_flight(&mut self, packet: &SentPacket) {
+        if let Some(path) = path_by_id(&mut self.paths, packet.path) {
+            path.on_packet_gone(packet.size);
+        }
+    }
+
+    /// Keeps the memory of `frames` for a packet to come.
+    pub(super) fn recycle(&mut self, mut frames: Vec<SentFrame>) {
+        const SPARE: usize = 32;
+        if self.spare_frames.len() < SPARE && frames.capacity() > 0 {
+            frames.clear();
+            self.spare_frames.push(frames);
+        }
+    }
+
+    // Timeouts.
+
+    /// The probe timeout, not backed off.
+    pub(super) fn pto(&self, space: Space) -> Duration {
+        let delay = match (space, &self.handshake.peer) {
+            (Space::Data, Some(peer)) => peer.max_ack_delay,
+            _ => Duration::ZERO,
+        };
+        self.paths[0].rtt.pto() + delay
+    }
+
+    /// When packets count as lost, or a probe is due.
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9002.html#appendix-A.8>
+    pub(super) fn loss_deadline(&self) -> Option<Instant> {
+        let lost = self.spaces.iter().filter_map(|state| state.sent.loss_at()).min();
+        lost.or_else(|| self.pto_deadline().map(|(at, _)| at))
+    }
+
+    fn pto_deadline(&self) -> Option<(Instant, Space)> {
+        // "If no additional data can be sent, the server's PTO timer MUST NOT be armed until
+        // datagrams have been received from the client"
+        // https://www.rfc-editor.org/rfc/rfc9002.html#section-6.2.2.1
+        if self.is_amplification_limited() {
+            return None;
+        }
+        let backoff = 1 << self.pto_count.min(MAX_BACKOFF);
+        let armed = Space::ALL.into_iter().filter_map(|space| {
+            // "An endpoint MUST NOT set its PTO timer for the Application Data packet number space
+            // until the handshake is confirmed." Section 6.2.1.
+            if space == Space::Data && !self.handshake.confirmed {
+                return None;
+            }
+            let sent = self.spaces[space.index()].sent.last_eliciting()?;
+            Some((sent + self.pto(space) * backoff, space))
+        });
+        if let Some(first) = armed.min_by_key(|&(at, _)| at) {
+            return Some(first);
+        }
+        // A client has to keep going until the server has certainly validated its address, lest
+        // both wait for each other.
+        if self.is_validated_by_peer() {
+            return None;
+        }
+        let space = if self.has_keys(Space::Handshake) { Space::Handshake } else { Space::Initial };
+        Some((self.last_sent.max(self.active_since) + self.pto(space) * backoff, space))
+    }
+
+    /// Whether the peer has certainly validated our address.
+    fn is_validated_by_peer(&self) -> bool {
+        self.side.is_server() || self.handshake.server_knows_us || self.handshake.confirmed
+    }
+
+    pub(super) fn on_loss_deadline(&mut self, now: Instant) {
+        let lost = Space::ALL
+            .into_iter()
+            .filter(|space| self.spaces[space.index()].sent.loss_at().is_some_and(|at| at <= now));
+        let lost: Vec<_> = lost.collect();
+        if !lost.is_empty() {
+            for space in lost {
+                self.detect_lost(now, space);
+            }
+            return;
+        }
+        let Some((_, space)) = self.pto_deadline().filter(|&(at, _)| at <= now) else { return };
+        self.pto_count += 1;
+        self.stats.probe_timeouts += 1;
+        // Both sides of a handshake get on faster when all of its spaces are probed; and one whose
+        // packets are all lost may be kept waiting by those of another that fill the window.
+        let others = Space::ALL.into_iter().filter(|&other| {
+            let in_flight = self.spaces[other.index()].sent.last_eliciting().is_some();
+            let waiting = self.has_keys(other) && self.has_eliciting_output(other);
+            other != Space::Data && (in_flight || waiting)
+        });
+        let mut spaces: Vec<_> = others.collect();
+        if !spaces.contains(&space) {
+            spaces.push(space);
+        }
+        for space in spaces {
+            self.probe(space);
+        }
+    }
+
+    /// Lets probes leave, with as much of what is oldest as fits them. Were it less, a small loss
+    /// at the front would keep everything behind it waiting, probe after probe.
+    fn probe(&mut self, space: Space) {
+        let room = usize::from(PROBES) * self.paths[0].datagram_size();
+        let state = &mut self.spaces[space.index()];
+        state.probes = PROBES;
+        let mut used = 0;
+        let oldest = state.sent.oldest_eliciting().take_while(|packet| {
+            let fits = used < room;
+            used += usize::from(packet.size);
+            fits
+        });
+        let frames: Vec<_> = oldest.flat_map(|packet| packet.frames.iter().cloned()).collect();
+        self.resend(space, &frames);
+    }
+}
+
+fn path_by_id(paths: &mut [Path], id: PathId) -> Option<&mut Path> {
+    paths.iter_mut().find(|path| path.id == id)
+}

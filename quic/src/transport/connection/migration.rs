@@ -1,0 +1,246 @@
+//! Paths: the peer's address changes by a NAT or on purpose, ours changes on purpose, and each
+//! time the peer has to show that it is there.
+//!
+//! <https://www.rfc-editor.org/rfc/rfc9000.html#section-9>
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use super::{Arrival, Connection, Event};
+use crate::transport::{
+    error::{Code, TransportError},
+    path::{Answer, Path, PathId},
+    space::Space,
+};
+
+/// Paths known at once, the active one included.
+const MAX_PATHS: usize = 3;
+
+/// Why a client cannot migrate now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MigrateError {
+    /// Only clients migrate.
+    #[error("only a client can migrate")]
+    NotClient,
+    /// The handshake is not confirmed yet, or the connection is over.
+    #[error("the connection is not established")]
+    NotEstablished,
+    /// The server forbids it.
+    #[error("the server does not allow migration")]
+    Disabled,
+    /// The server has given no connection ID for another path yet.
+    #[error("the server has not provided a connection ID for another path")]
+    NoConnectionId,
+}
+
+impl Connection {
+    /// Moves to another address of ours: packets go out with a fresh connection ID from now on.
+    /// `local` is the address, where it is known.
+    ///
+    /// # Errors
+    ///
+    /// [`MigrateError`] when that is not possible; nothing has changed then.
+    pub fn migrate(&mut self, now: Instant, local: Option<IpAddr>) -> Result<(), MigrateError> {
+        if self.side.is_server() {
+            return Err(MigrateError::NotClient);
+        }
+        // "An endpoint MUST NOT initiate connection migration before the handshake is confirmed".
+        if !self.handshake.confirmed || self.is_over() {
+            return Err(MigrateError::NotEstablished);
+        }
+        if self.handshake.peer.as_ref().is_some_and(|peer| peer.disable_active_migration) {
+            return Err(MigrateError::Disabled);
+        }
+        let fresh = self.remote_cids.take_unused().ok_or(MigrateError::NoConnectionId)?;
+        let remote = self.paths[0].remote;
+        let mut path = self.new_path(remote, local, fresh.sequence);
+        // The server is where it was; what has to be found out is whether this path works.
+        path.set_validated();
+        path.start_validation(now, self.validation_timeout());
+        self.stats.path_validations += 1;
+        self.paths.insert(0, path);
+        for left in self.paths.split_off(1) {
+            self.remote_cids.retire(left.cid);
+        }
+        Ok(())
+    }
+
+    /// Whether a datagram may come from where it came.
+    pub(super) fn may_arrive_from(&self, arrival: &Arrival) -> bool {
+        if self.side.is_client() {
+            // "Clients MUST discard these packets" from unknown server addresses.
+            // https://www.rfc-editor.org/rfc/rfc9000.html#section-9
+            return self.paths.iter().any(|path| path.remote == arrival.remote);
+        }
+        self.handshake.confirmed || self.path_id_of(arrival).is_some()
+    }
+
+    /// Makes sure that the address of an authentic packet is a path.
+    pub(super) fn ensure_path(&mut self, arrival: &Arrival, dcid: &crate::ConnectionId) {
+        if self.side.is_client() || self.path_id_of(arrival).is_some() {
+            return;
+        }
+        if self.paths.len() == MAX_PATHS {
+            self.drop_path(MAX_PATHS - 1);
+        }
+        // A peer that moved on purpose uses another connection ID; so should we then. Behind a NAT
+        // that has moved, it uses the same one.
+        let moved = self.peer_used != *dcid;
+        let fresh = if moved { self.remote_cids.take_unused() } else { None };
+        let cid = fresh.map_or(self.paths[0].cid, |fresh| fresh.sequence);
+        let mut path = self.new_path(arrival.remote, arrival.local, cid);
+        path.on_datagram_received(arrival.len);
+        path.start_validation(arrival.now, self.validation_timeout());
+        self.stats.path_validations += 1;
+        self.paths.insert(1, path);
+    }
+
+    /// A packet has been processed; `decides` says that it is the newest one, and not a probe.
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-9.3>
+    pub(super) fn on_path_of_packet(
+        &mut self,
+        arrival: &Arrival,
+        dcid: &crate::ConnectionId,
+        decides: bool,
+    ) {
+        if self.side.is_client() {
+            return;
+        }
+        let Some(id) = self.path_id_of(arrival) else { return };
+        if id == self.paths[0].id {
+            self.peer_used = *dcid;
+            return;
+        }
+        if !decides {
+            return;
+        }
+        self.peer_used = *dcid;
+        self.activate(arrival.now, id);
+        self.events.push_back(Event::PeerMoved(arrival.remote));
+    }
+
+    fn activate(&mut self, now: Instant, id: PathId) {
+        let Some(at) = self.paths.iter().position(|path| path.id == id) else { return };
+        let mut path = self.paths.remove(at);
+        let old = &mut self.paths[0];
+        let defaults = self.config.path_defaults();
+        // "unless the only change in the peer's address is its port number"
+        // https://www.rfc-editor.org/rfc/rfc9000.html#section-9.4
+        if old.remote.ip() == path.remote.ip() && !path.rtt.is_measured() {
+            path.inherit(old, &defaults);
+        }
+        let timeout = self.validation_timeout();
+        if !path.is_validated() && !path.is_validating() {
+            path.start_validation(now, timeout);
+        }
+        self.paths.insert(0, path);
+        self.pto_count = 0;
+    }
+
+    // Validation.
+
+    pub(super) fn on_path_challenge(&mut self, arrival: &Arrival, data: [u8; 8]) {
+        let index = if self.side.is_client() {
+            Some(0)
+        } else {
+            let id = self.path_id_of(arrival);
+            self.paths.iter().position(|path| Some(path.id) == id)
+        };
+        if let Some(path) = index.and_then(|index| self.paths.get_mut(index)) {
+            path.response_due = Some(data);
+        }
+    }
+
+    pub(super) fn on_path_response(&mut self, now: Instant, data: [u8; 8]) {
+        let answers = self.paths.iter_mut().map(|path| path.on_response(data));
+        let answered = answers.enumerate().find(|(_, answer)| *answer != Answer::Unknown);
+        let Some((index, answer)) = answered else { return };
+        if index == 0 && answer == Answer::Validated {
+            while self.paths.len() > 1 {
+                self.drop_path(1);
+            }
+            // "A server SHOULD send [a NEW_TOKEN] after validating a new address", section 9.3.
+            self.wants_token = self.side.is_server();
+        }
+        self.last_sent = self.last_sent.max(now);
+    }
+
+    pub(super) fn on_path_deadlines(&mut self, now: Instant) {
+        let mut index = 0;
+        while index < self.paths.len() {
+            let failed = self.paths[index].handle_deadline(now);
+            if failed && index > 0 && !self.paths[index].is_validated() {
+                self.drop_path(index);
+                continue;
+            }
+            if failed && index == 0 && !self.paths[0].is_validated() {
+                self.fall_back(now);
+                return;
+            }
+            index += 1;
+        }
+    }
+
+    /// The active path proved to lead nowhere: back to the one before.
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-9.3.2>
+    fn fall_back(&mut self, now: Instant) {
+        let Some(at) = self.paths.iter().position(Path::is_validated) else {
+            let reason = "the peer does not answer on any path";
+            return self.close_for(now, TransportError::new(Code::NO_VIABLE_PATH, reason));
+        };
+        self.paths.swap(0, at);
+        while self.paths.len() > 1 {
+            self.drop_path(1);
+        }
+        self.events.push_back(Event::PeerMoved(self.paths[0].remote));
+    }
+
+    fn drop_path(&mut self, index: usize) {
+        let gone = self.paths.remove(index);
+        if self.paths.iter().all(|path| path.cid != gone.cid) {
+            self.remote_cids.retire(gone.cid);
+        }
+    }
+
+    // Connection IDs of paths.
+
+    /// Paths whose connection ID the peer asked back get others.
+    pub(super) fn replace_retired_cids(&mut self) -> Result<(), TransportError> {
+        for index in 0..self.paths.len() {
+            let retired = self.paths[index].cid;
+            if self.remote_cids.get(retired).is_some() {
+                continue;
+            }
+            let fresh = self.remote_cids.take_unused().map(|cid| cid.sequence);
+            let fresh = fresh.or_else(|| self.remote_cids.any().map(|cid| cid.sequence));
+            let Some(fresh) = fresh else {
+                return Err(TransportError::protocol_violation(
+                    "the last connection ID was asked back",
+                ));
+            };
+            for path in self.paths.iter_mut().filter(|path| path.cid == retired) {
+                path.cid = fresh;
+            }
+        }
+        Ok(())
+    }
+
+    fn new_path(&mut self, remote: std::net::SocketAddr, local: Option<IpAddr>, cid: u64) -> Path {
+        let id = PathId(self.next_path);
+        self.next_path = self.next_path.wrapping_add(1);
+        let mut path = Path::new(id, remote, local, cid, &self.config.path_defaults());
+        if let Some(peer) = &self.handshake.peer {
+            path.mtu.limit(peer.max_udp_payload_size);
+        }
+        path
+    }
+
+    fn validation_timeout(&self) -> Duration {
+        let fresh = super::super::rtt::Rtt::new(self.config.initial_rtt).pto();
+        self.pto(Space::Data).max(fresh)
+    }
+}

@@ -1,0 +1,108 @@
+//! Where our connection IDs come from, and what may be said about those that nobody has any more.
+
+use super::super::reset::ResetKey;
+use crate::{
+    ConnectionId,
+    routable::{CidGenerator, NoncesExhausted, UNROUTABLE_BITS},
+};
+
+/// Connection IDs a connection has at once where several are allowed.
+const PER_CONNECTION: u64 = 4;
+/// Former issuers whose connection IDs may still be in use.
+const MAX_FORMER: usize = 8;
+
+/// Makes connection IDs and the stateless-reset tokens that belong to them: one generator, one
+/// reset key, for one config ID.
+#[derive(Debug)]
+pub struct CidIssuer {
+    generator: CidGenerator,
+    reset_key: ResetKey,
+    per_connection: u64,
+    migration: bool,
+}
+
+impl CidIssuer {
+    /// For a server behind a balancer that knows the generator's configuration.
+    #[must_use]
+    pub const fn routable(generator: CidGenerator, reset_key: ResetKey) -> Self {
+        Self { generator, reset_key, per_connection: PER_CONNECTION, migration: true }
+    }
+
+    /// For a server behind a balancer, without a configuration: connection IDs of `len` octets
+    /// that say so, one per connection, and clients are told not to migrate.
+    ///
+    /// draft-ietf-quic-load-balancers-21, section 3.1
+    #[must_use]
+    pub fn unroutable(len: usize, seed: [u8; 32], reset_key: ResetKey) -> Self {
+        let generator = CidGenerator::unroutable(len, seed);
+        Self { generator, reset_key, per_connection: 1, migration: false }
+    }
+
+    /// For clients, and for servers that no balancer stands before.
+    #[must_use]
+    pub fn standalone(len: usize, seed: [u8; 32], reset_key: ResetKey) -> Self {
+        let generator = CidGenerator::unroutable(len, seed);
+        Self { generator, reset_key, per_connection: PER_CONNECTION, migration: true }
+    }
+
+    fn bits(&self) -> u8 {
+        self.generator.config_id().map_or(UNROUTABLE_BITS, crate::routable::ConfigId::get)
+    }
+}
+
+/// The issuer in use, and those before it.
+#[derive(Debug)]
+pub(super) struct Issuers {
+    current: CidIssuer,
+    /// Newest first.
+    former: Vec<CidIssuer>,
+}
+
+impl Issuers {
+    pub(super) const fn new(current: CidIssuer) -> Self {
+        Self { current, former: Vec::new() }
+    }
+
+    /// Replaces the issuer. One with the same config ID takes over its reset key's place too.
+    pub(super) fn replace(&mut self, new: CidIssuer) {
+        let old = std::mem::replace(&mut self.current, new);
+        self.former.insert(0, old);
+        self.former.truncate(MAX_FORMER);
+    }
+
+    pub(super) fn issue(&mut self) -> Result<(ConnectionId, [u8; 16]), NoncesExhausted> {
+        let id = self.current.generator.generate()?;
+        Ok((id, self.current.reset_key.token(&id)))
+    }
+
+    pub(super) const fn per_connection(&self) -> u64 {
+        self.current.per_connection
+    }
+
+    pub(super) const fn allows_migration(&self) -> bool {
+        self.current.migration
+    }
+
+    /// The lengths that a connection ID of ours may have which starts with `first_octet`.
+    pub(super) fn lengths(&self, first_octet: u8) -> impl Iterator<Item = usize> {
+        let bits = first_octet >> 5;
+        let all = std::iter::once(&self.current).chain(&self.former);
+        all.filter(move |issuer| issuer.bits() == bits).map(|issuer| issuer.generator.cid_len())
+    }
+
+    /// The reset token of a connection ID that was made here and that no connection has. A
+    /// connection ID of another server, misrouted to us, has none: its owner is alive, and knowing
+    /// the token would be enough to end the connection.
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-21.11>
+    pub(super) fn reset_token(&self, after_first: &[u8]) -> Option<[u8; 16]> {
+        let bits = after_first.first()? >> 5;
+        let mut all = std::iter::once(&self.current).chain(&self.former);
+        let issuer = all.find(|issuer| issuer.bits() == bits)?;
+        let id = after_first.get(..issuer.generator.cid_len())?;
+        if !issuer.generator.is_own(id) {
+            return None;
+        }
+        Some(issuer.reset_key.token(&ConnectionId::new(id)?))
+    }
+}

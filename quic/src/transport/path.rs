@@ -1,0 +1,418 @@
+//! One network path: its addresses, whether the peer was proved to be there, and everything
+//! learned about it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Ecn,
+    congestion::{Algorithm, Controller},
+    frame::EcnCounts,
+    mtu::Mtu,
+    pacer::{Pace, Pacer},
+    parameters::MIN_UDP_PAYLOAD,
+    rtt::Rtt,
+};
+
+/// Octets that may be sent for each one received, before the peer's address is validated.
+///
+/// <https://www.rfc-editor.org/rfc/rfc9000.html#section-8>
+const AMPLIFICATION: u64 = 3;
+/// Packets that carry an ECN mark before it is known whether the path bears it.
+///
+/// <https://www.rfc-editor.org/rfc/rfc9000.html#appendix-A.4>
+const ECN_TRIALS: u8 = 10;
+/// Challenges whose responses still count.
+const CHALLENGES: usize = 3;
+
+/// A path of a connection, never used for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PathId(pub(crate) u32);
+
+/// The state of one path.
+#[derive(Debug)]
+pub(crate) struct Path {
+    pub(crate) id: PathId,
+    pub(crate) remote: SocketAddr,
+    pub(crate) local: Option<IpAddr>,
+    /// The number of the peer's connection ID that packets on this path carry.
+    pub(crate) cid: u64,
+    pub(crate) rtt: Rtt,
+    /// When the first sample was taken: earlier losses say nothing about persistent congestion.
+    pub(crate) measured_since: Option<Instant>,
+    pub(crate) congestion: Box<dyn Controller>,
+    pub(crate) mtu: Mtu,
+    pub(crate) ecn: EcnState,
+    pub(crate) in_flight: u64,
+    /// Less was sent lately than the window allows.
+    pub(crate) app_limited: bool,
+    pacer: Pacer,
+    validated: bool,
+    received: u64,
+    sent: u64,
+    validation: Option<Validation>,
+    /// The latest challenge to answer. Older ones are superseded: a peer that asks twice is
+    /// content with one answer, and so nothing can pile up.
+    pub(crate) response_due: Option<[u8; 8]>,
+}
+
+/// A validation in progress.
+///
+/// <https://www.rfc-editor.org/rfc/rfc9000.html#section-8.2>
+#[derive(Clone, Debug)]
+struct Validation {
+    challenges: [Option<Challenge>; CHALLENGES],
+    /// A challenge is due.
+    due: bool,
+    repeat_at: Option<Instant>,
+    fail_at: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Challenge {
+    data: [u8; 8],
+    /// Whether its datagram had the full size, so that the answer proves the path carries it.
+    full_size: bool,
+}
+
+/// What a PATH_RESPONSE means for the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Unknown,
+    /// The peer is there; whether the path carries full datagrams is asked next.
+    AddressOnly,
+    Validated,
+}
+
+/// Whether the path bears ECN marks.
+///
+/// <https://www.rfc-editor.org/rfc/rfc9000.html#section-13.4.2>
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EcnState {
+    /// So many packets are still to be marked before an answer is awaited.
+    Testing(u8),
+    Capable,
+    Failed,
+}
+
+impl Path {
+    pub(crate) fn new(
+        id: PathId,
+        remote: SocketAddr,
+        local: Option<IpAddr>,
+        cid: u64,
+        defaults: &PathDefaults,
+    ) -> Self {
+        Self {
+            id,
+            remote,
+            local,
+            cid,
+            rtt: Rtt::new(defaults.initial_rtt),
+            measured_since: None,
+            congestion: defaults.congestion.controller(MIN_UDP_PAYLOAD),
+            mtu: Mtu::new(defaults.mtu_ceiling),
+            ecn: if defaults.ecn { EcnState::Testing(ECN_TRIALS) } else { EcnState::Failed },
+            in_flight: 0,
+            app_limited: true,
+            pacer: Pacer::default(),
+            validated: false,
+            received: 0,
+            sent: 0,
+            validation: None,
+            response_due: None,
+        }
+    }
+
+    /// Takes over what was learned about the path from the same host: only a NAT has moved.
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-9.4>
+    pub(crate) fn inherit(&mut self, other: &mut Self, defaults: &PathDefaults) {
+        self.rtt = other.rtt;
+        self.measured_since = other.measured_since;
+        let fresh = defaults.congestion.controller(other.mtu.current());
+        self.congestion = std::mem::replace(&mut other.congestion, fresh);
+        self.mtu = other.mtu.clone();
+    }
+
+    pub(crate) fn matches(&self, remote: SocketAddr, local: Option<IpAddr>) -> bool {
+        self.remote == remote && (self.local.is_none() || local.is_none() || self.local == local)
+    }
+
+    // Address validation.
+
+    pub(crate) fn on_datagram_received(&mut self, octets: usize) {
+        self.received += octets as u64;
+    }
+
+    pub(crate) fn on_datagram_sent(&mut self, octets: usize) {
+        self.sent += octets as u64;
+    }
+
+    /// Octets that may leave in one datagram now.
+    pub(crate) fn allowance(&self) -> usize {
+        if self.validated {
+            return usize::MAX;
+        }
+        let left = (AMPLIFICATION * self.received).saturating_sub(self.sent);
+        usize::try_from(left).unwrap_or(usize::MAX)
+    }
+
+    pub(crate) const fn is_validated(&self) -> bool {
+        self.validated
+    }
+
+    pub(crate) const fn set_validated(&mut self) {
+        self.validated = true;
+    }
+
+    /// Starts asking the peer whether it is there.
+    pub(crate) fn start_validation(&mut self, now: Instant, pto: Duration) {
+        // "a value of three times the larger of the current PTO or the PTO for the new path"
+        // https://www.rfc-editor.org/rfc/rfc9000.html#section-8.2.4
+        let fail_at = now + 3 * pto;
+        self.validation = Some(Validation {
+            challenges: [None; CHALLENGES],
+            due: true,
+            repeat_at: None,
+            fail_at,
+        });
+    }
+
+    pub(crate) const fn is_validating(&self) -> bool {
+        self.validation.is_some()
+    }
+
+    pub(crate) fn challenge_is_due(&self) -> bool {
+        self.validation.as_ref().is_some_and(|validation| validation.due)
+    }
+
+    /// Notes a challenge that leaves with `data` in a datagram of full size or less.
+    pub(crate) fn on_challenge_sent(&mut self, now: Instant, data: [u8; 8], full_size: bool) {
+        let repeat_at = now + self.rtt.pto();
+        if let Some(validation) = &mut self.validation {
+            validation.challenges.rotate_right(1);
+            validation.challenges[0] = Some(Challenge { data, full_size });
+            validation.due = false;
+            validation.repeat_at = Some(repeat_at);
+        }
+    }
+
+    /// Takes a PATH_RESPONSE.
+    pub(crate) fn on_response(&mut self, data: [u8; 8]) -> Answer {
+        let Some(validation) = &mut self.validation else { return Answer::Unknown };
+        let answered = validation.challenges.iter().flatten().find(|sent| sent.data == data);
+        let Some(answered) = answered else { return Answer::Unknown };
+        let full_size = answered.full_size;
+        self.validated = true;
+        if full_size {
+            self.validation = None;
+            Answer::Validated
+        } else {
+            // "If an endpoint [...] does not expand the datagram [...] it MUST perform a second
+            // path validation with an expanded datagram"
+            // https://www.rfc-editor.org/rfc/rfc9000.html#section-8.2.1
+            validation.due = true;
+            Answer::AddressOnly
+        }
+    }
+
+    /// Repeats a challenge when that is due; returns whether validation failed.
+    pub(crate) fn handle_deadline(&mut self, now: Instant) -> bool {
+        let Some(validation) = &mut self.validation else { return false };
+        if validation.fail_at <= now {
+            self.validation = None;
+            return true;
+        }
+        if validation.repeat_at.is_some_and(|at| at <= now) {
+            validation.repeat_at = None;
+            validation.due = true;
+        }
+        false
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let validation = self.validation.as_ref()?;
+        Some(validation.repeat_at.map_or(validation.fail_at, |at| at.min(validation.fail_at)))
+    }
+
+    // Sending.
+
+    /// Octets that one datagram may have.
+    pub(crate) fn datagram_size(&self) -> usize {
+        usize::from(self.mtu.current())
+    }
+
+    /// When a full datagram may leave; `None` for now.
+    pub(crate) fn pacing_delay(&mut self, now: Instant) -> Option<Instant> {
+        let pace = Pace {
+            window: self.congestion.window(),
+            rtt: self.rtt.smoothed(),
+            datagram: self.mtu.current(),
+            slow_start: self.congestion.in_slow_start(),
+        };
+        self.pacer.delay(now, &pace)
+    }
+
+    /// Whether the congestion window has room for a full datagram.
+    pub(crate) fn has_window(&self) -> bool {
+        self.in_flight + u64::from(self.mtu.current()) <= self.congestion.window()
+    }
+
+    pub(crate) fn on_packet_in_flight(&mut self, octets: u16) {
+        self.in_flight += u64::from(octets);
+        self.pacer.on_sent(u64::from(octets));
+    }
+
+    pub(crate) fn on_packet_gone(&mut self, octets: u16) {
+        self.in_flight = self.in_flight.saturating_sub(u64::from(octets));
+    }
+
+    // ECN.
+
+    /// The mark of the next datagram.
+    pub(crate) const fn mark(&self) -> Option<Ecn> {
+        match self.ecn {
+            EcnState::Testing(1..) | EcnState::Capable => Some(Ecn::Ect0),
+            EcnState::Testing(0) | EcnState::Failed => None,
+        }
+    }
+
+    pub(crate) const fn on_marked(&mut self) {
+        if let EcnState::Testing(left @ 1..) = &mut self.ecn {
+            *left -= 1;
+        }
+    }
+
+    /// Holds the counts of an ACK frame that acknowledges `marked` new packets with a mark against
+    /// those `before`. Returns whether congestion was reported.
+    pub(crate) fn on_ecn(
+        &mut self,
+        marked: u64,
+        counts: Option<EcnCounts>,
+        before: EcnCounts,
+    ) -> bool {
+        if self.ecn == EcnState::Failed {
+            return false;
+        }
+        let Some(counts) = counts else {
+            if marked > 0 {
+                self.ecn = EcnState::Failed;
+            }
+            return false;
+        };
+        let increase = |now: u64, before: u64| now.checked_sub(before);
+        let (Some(ect0), Some(ect1), Some(ce)) = (
+            increase(counts.ect0, before.ect0),
+            increase(counts.ect1, before.ect1),
+            increase(counts.ce, before.ce),
+        ) else {
+            self.ecn = EcnState::Failed;
+            return false;
+        };
+        // We never send ECT(1); a network that turns our marks into it is broken.
+        if ect0.saturating_add(ce) < marked || ect1 > 0 {
+            self.ecn = EcnState::Failed;
+            return false;
+        }
+        if marked > 0 {
+            self.ecn = EcnState::Capable;
+        }
+        ce > 0
+    }
+}
+
+/// What new paths start from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PathDefaults {
+    pub(crate) initial_rtt: Duration,
+    pub(crate) congestion: Algorithm,
+    pub(crate) mtu_ceiling: u16,
+    pub(crate) ecn: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path() -> Path {
+        let defaults = PathDefaults {
+            initial_rtt: Duration::from_millis(100),
+            congestion: Algorithm::NewReno,
+            mtu_ceiling: 1452,
+            ecn: true,
+        };
+        Path::new(PathId(0), "192.0.2.1:1".parse().unwrap(), None, 0, &defaults)
+    }
+
+    #[test]
+    fn req_e01_three_octets_may_leave_for_each_one_that_came() {
+        let mut path = path();
+        assert_eq!(path.allowance(), 0);
+        path.on_datagram_received(1200);
+        path.on_datagram_sent(3000);
+        assert_eq!(path.allowance(), 600);
+        path.on_datagram_sent(601);
+        assert_eq!(path.allowance(), 0);
+        path.set_validated();
+        assert_eq!(path.allowance(), usize::MAX);
+    }
+
+    #[test]
+    fn req_i04_only_matching_data_validates_and_small_datagrams_only_the_address() {
+        let now = Instant::now();
+        let mut path = path();
+        path.start_validation(now, Duration::from_secs(1));
+        assert!(path.challenge_is_due());
+        path.on_challenge_sent(now, [1; 8], false);
+        assert_eq!(path.on_response([2; 8]), Answer::Unknown);
+        assert!(!path.is_validated());
+        assert_eq!(path.on_response([1; 8]), Answer::AddressOnly);
+        assert!(path.is_validated() && path.challenge_is_due());
+        path.on_challenge_sent(now, [3; 8], true);
+        assert_eq!(path.on_response([3; 8]), Answer::Validated);
+        assert!(!path.is_validating());
+    }
+
+    #[test]
+    fn req_i04_validation_fails_after_three_probe_timeouts() {
+        let now = Instant::now();
+        let mut path = path();
+        path.start_validation(now, Duration::from_secs(1));
+        path.on_challenge_sent(now, [1; 8], true);
+        assert!(!path.handle_deadline(now + Duration::from_secs(2)));
+        assert!(path.challenge_is_due(), "repeated meanwhile");
+        assert!(path.handle_deadline(now + Duration::from_secs(3)));
+        assert_eq!(path.on_response([1; 8]), Answer::Unknown);
+    }
+
+    #[test]
+    fn req_k11_wrong_counts_end_the_use_of_ecn() {
+        let before = EcnCounts { ect0: 5, ect1: 0, ce: 1 };
+        for (marked, counts, state, congestion) in [
+            (2, Some(EcnCounts { ect0: 7, ..before }), EcnState::Capable, false),
+            (2, Some(EcnCounts { ect0: 6, ce: 2, ..before }), EcnState::Capable, true),
+            (2, Some(EcnCounts { ect0: 6, ..before }), EcnState::Failed, false),
+            (1, None, EcnState::Failed, false),
+            (0, None, EcnState::Testing(ECN_TRIALS), false),
+            (0, Some(EcnCounts { ect0: 4, ..before }), EcnState::Failed, false),
+            (1, Some(EcnCounts { ect0: 6, ect1: 1, ..before }), EcnState::Failed, false),
+        ] {
+            let mut path = path();
+            assert_eq!(path.on_ecn(marked, counts, before), congestion);
+            assert_eq!(path.ecn, state);
+        }
+    }
+
+    #[test]
+    fn req_k11_ten_packets_are_marked_before_an_answer_is_awaited() {
+        let mut path = path();
+        for _ in 0..ECN_TRIALS {
+            assert_eq!(path.mark(), Some(Ecn::Ect0));
+            path.on_marked();
+        }
+        assert_eq!(path.mark(), None);
+    }
+}

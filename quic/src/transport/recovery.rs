@@ -1,0 +1,390 @@
+//! What was sent in one packet number space and is not acknowledged yet, and which of it is lost.
+//!
+//! <https://www.rfc-editor.org/rfc/rfc9002.html#section-6>
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use super::{
+    error::TransportError,
+    frame::Ack,
+    path::PathId,
+    rtt::Rtt,
+    stream_id::{Dir, StreamId},
+};
+
+/// Packets acknowledged above a packet that make it lost.
+///
+/// <https://www.rfc-editor.org/rfc/rfc9002.html#section-6.1.1>
+const PACKET_THRESHOLD: u64 = 3;
+/// <https://www.rfc-editor.org/rfc/rfc9002.html#section-7.6.1>
+const PERSISTENT_CONGESTION_THRESHOLD: u32 = 3;
+/// Packet numbers left out on purpose that are remembered.
+const MAX_SKIPPED: usize = 16;
+
+/// A frame that has to be looked at again when its packet is acknowledged or lost. Only what the
+/// frame was about: what goes out again is the state of then.
+///
+/// <https://www.rfc-editor.org/rfc/rfc9000.html#section-13.3>
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SentFrame {
+    Crypto(Range<u64>),
+    Stream { id: StreamId, range: Range<u64>, fin: bool },
+    ResetStream(StreamId),
+    StopSending(StreamId),
+    MaxData,
+    MaxStreamData(StreamId),
+    MaxStreams(Dir),
+    DataBlocked,
+    StreamDataBlocked(StreamId),
+    StreamsBlocked(Dir),
+    NewConnectionId(u64),
+    RetireConnectionId(u64),
+    HandshakeDone,
+    NewToken,
+}
+
+/// A packet in flight.
+#[derive(Debug)]
+pub(crate) struct SentPacket {
+    pub(crate) number: u64,
+    pub(crate) at: Instant,
+    pub(crate) size: u16,
+    pub(crate) ack_eliciting: bool,
+    /// Marked ECT(0).
+    pub(crate) ect: bool,
+    pub(crate) mtu_probe: bool,
+    pub(crate) path: PathId,
+    /// The highest number in the ACK frame it carried.
+    pub(crate) reported: Option<u64>,
+    pub(crate) frames: Vec<SentFrame>,
+}
+
+/// The send side of a packet number space.
+#[derive(Debug, Default)]
+pub(crate) struct Sent {
+    /// By ascending number. The first one is always in flight.
+    packets: VecDeque<Slot>,
+    next_number: u64,
+    largest_acked: Option<u64>,
+    loss_at: Option<Instant>,
+    /// When the latest ack-eliciting packet left, and how many are in flight.
+    last_eliciting: Option<Instant>,
+    eliciting: usize,
+    skip_at: u64,
+    skipped: VecDeque<u64>,
+}
+
+#[derive(Debug)]
+enum Slot {
+    InFlight(SentPacket),
+    Acked(u64),
+    Lost(u64),
+}
+
+impl Slot {
+    const fn number(&self) -> u64 {
+        match self {
+            Self::InFlight(packet) => packet.number,
+            Self::Acked(number) | Self::Lost(number) => *number,
+        }
+    }
+}
+
+/// What [`Sent::detect_lost`] found besides the packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Losses {
+    /// The time from the first to the last ack-eliciting packet of a run that is wholly lost.
+    pub(crate) longest_run: Duration,
+}
+
+impl Sent {
+    /// The number of the next packet.
+    pub(crate) const fn next_number(&self) -> u64 {
+        self.next_number
+    }
+
+    /// Takes the number for a packet that leaves.
+    pub(crate) fn use_number(&mut self) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        number
+    }
+
+    /// Whether the next number is the one to leave out.
+    pub(crate) const fn skip_is_due(&self) -> bool {
+        self.next_number >= self.skip_at
+    }
+
+    /// Leaves a number out, so that a peer which acknowledges what it never received gives itself
+    /// away, and plans the next one `distance` packets on.
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-21.4>
+    pub(crate) fn skip(&mut self, distance: u64) {
+        if self.skip_at > 0 {
+            if self.skipped.len() == MAX_SKIPPED {
+                self.skipped.pop_front();
+            }
+            self.skipped.push_back(self.next_number);
+            self.next_number += 1;
+        }
+        self.skip_at = self.next_number + distance.max(1);
+    }
+
+    /// Remembers a packet that left; only those in flight are.
+    pub(crate) fn on_sent(&mut self, packet: SentPacket) {
+        if packet.ack_eliciting {
+            self.last_eliciting = Some(packet.at);
+            self.eliciting += 1;
+        }
+        self.packets.push_back(Slot::InFlight(packet));
+    }
+
+    /// Takes an ACK frame: appends newly acknowledged packets to `acked`, the highest first.
+    ///
+    /// # Errors
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-13.1>: "An endpoint SHOULD treat
+    /// receipt of an acknowledgment for a packet it did not send as a connection error of type
+    /// PROTOCOL_VIOLATION".
+    pub(crate) fn on_ack(
+        &mut self,
+        ack: &Ack<'_>,
+        acked: &mut Vec<SentPacket>,
+    ) -> Result<(), TransportError> {
+        if ack.largest >= self.next_number {
+            return Err(TransportError::protocol_violation(
+                "an acknowledgment for a packet that was not sent",
+            ));
+        }
+        for (low, high) in ack.ranges() {
+            if self.skipped.iter().any(|skipped| (low..=high).contains(skipped)) {
+                return Err(TransportError::protocol_violation(
+                    "an acknowledgment for a packet number that was left out",
+                ));
+            }
+            let first = self.packets.partition_point(|slot| slot.number() < low);
+            let last = self.packets.partition_point(|slot| slot.number() <= high);
+            for slot in self.packets.range_mut(first..last).rev() {
+                if matches!(slot, Slot::InFlight(_)) {
+                    let number = slot.number();
+                    if let Slot::InFlight(packet) = std::mem::replace(slot, Slot::Acked(number)) {
+                        self.eliciting -= usize::from(packet.ack_eliciting);
+                        acked.push(packet);
+                    }
+                }
+            }
+        }
+        self.largest_acked = self.largest_acked.max(Some(ack.largest));
+        self.trim();
+        Ok(())
+    }
+
+    /// Appends packets that count as lost now to `lost`, the lowest first, and notes when the next
+    /// one will. Only packets sent since the first round-trip sample count for runs.
+    pub(crate) fn detect_lost(
+        &mut self,
+        now: Instant,
+        rtt: &Rtt,
+        measured_since: Option<Instant>,
+        lost: &mut Vec<SentPacket>,
+    ) -> Losses {
+        self.loss_at = None;
+        let mut losses = Losses::default();
+        let Some(largest_acked) = self.largest_acked else { return losses };
+        let delay = rtt.loss_delay();
+        let mut run: Option<Instant> = None;
+        for slot in &mut self.packets {
+            let number = slot.number();
+            if number > largest_acked {
+                break;
+            }
+            let packet = match slot {
+                Slot::InFlight(packet) => packet,
+                Slot::Lost(_) => continue,
+                Slot::Acked(_) => {
+                    run = None;
+                    continue;
+                }
+            };
+            let due = packet.at + delay;
+            if due > now && largest_acked - number < PACKET_THRESHOLD {
+                self.loss_at = Some(self.loss_at.map_or(due, |at| at.min(due)));
+                run = None;
+                continue;
+            }
+            let counts = measured_since.is_some_and(|since| packet.at >= since);
+            if packet.ack_eliciting && !packet.mtu_probe && counts {
+                let start = *run.get_or_insert(packet.at);
+                losses.longest_run = losses.longest_run.max(packet.at - start);
+            }
+            if let Slot::InFlight(packet) = std::mem::replace(slot, Slot::Lost(number)) {
+                self.eliciting -= usize::from(packet.ack_eliciting);
+                lost.push(packet);
+            }
+        }
+        self.trim();
+        losses
+    }
+
+    /// The oldest packets that elicit acknowledgments, for probes to repeat.
+    pub(crate) fn oldest_eliciting(&self) -> impl Iterator<Item = &SentPacket> {
+        self.packets.iter().filter_map(|slot| match slot {
+            Slot::InFlight(packet) if packet.ack_eliciting && !packet.mtu_probe => Some(packet),
+            _ => None,
+        })
+    }
+
+    /// Takes everything out: the keys are gone, or the packets are beyond the peer.
+    pub(crate) fn clear(&mut self) -> impl Iterator<Item = SentPacket> {
+        self.loss_at = None;
+        self.last_eliciting = None;
+        self.eliciting = 0;
+        std::mem::take(&mut self.packets).into_iter().filter_map(|slot| match slot {
+            Slot::InFlight(packet) => Some(packet),
+            Slot::Acked(_) | Slot::Lost(_) => None,
+        })
+    }
+
+    /// When [`Self::detect_lost`] will find something without a further ACK.
+    pub(crate) const fn loss_at(&self) -> Option<Instant> {
+        self.loss_at
+    }
+
+    /// When the latest ack-eliciting packet left, while one is in flight.
+    pub(crate) fn last_eliciting(&self) -> Option<Instant> {
+        self.last_eliciting.filter(|_| self.eliciting > 0)
+    }
+
+    pub(crate) const fn largest_acked(&self) -> Option<u64> {
+        self.largest_acked
+    }
+
+    fn trim(&mut self) {
+        while matches!(self.packets.front(), Some(Slot::Acked(_) | Slot::Lost(_))) {
+            self.packets.pop_front();
+        }
+    }
+}
+
+/// How long nothing may get through before a path counts as congested for good.
+///
+/// <https://www.rfc-editor.org/rfc/rfc9002.html#section-7.6.1>
+pub(crate) fn persistent_congestion_after(rtt: &Rtt, max_ack_delay: Duration) -> Duration {
+    (rtt.pto() + max_ack_delay) * PERSISTENT_CONGESTION_THRESHOLD
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            frame::{Frame, Frames, write_ack},
+            ranges::RangeSet,
+            rtt::INITIAL_RTT,
+        },
+        *,
+    };
+
+    fn send(sent: &mut Sent, at: Instant) -> u64 {
+        let number = sent.use_number();
+        sent.on_sent(SentPacket {
+            number,
+            at,
+            size: 1200,
+            ack_eliciting: true,
+            ect: false,
+            mtu_probe: false,
+            path: PathId(0),
+            reported: None,
+            frames: vec![],
+        });
+        number
+    }
+
+    fn ack<const N: usize>(
+        sent: &mut Sent,
+        ranges: [(u64, u64); N],
+    ) -> Result<Vec<u64>, TransportError> {
+        let mut set = RangeSet::default();
+        for (start, end) in ranges {
+            set.insert(start..end);
+        }
+        let mut octets = Vec::new();
+        assert!(write_ack(&set, 0, None, 10_000, &mut octets));
+        let Some(Ok(Frame::Ack(ack))) = Frames::new(&octets).unwrap().next() else { panic!("ACK") };
+        let mut acked = vec![];
+        sent.on_ack(&ack, &mut acked)?;
+        Ok(acked.iter().map(|packet| packet.number).collect())
+    }
+
+    fn lost(sent: &mut Sent, now: Instant) -> Vec<u64> {
+        let mut rtt = Rtt::new(INITIAL_RTT);
+        rtt.sample(Duration::from_millis(80), Duration::ZERO);
+        let mut lost = vec![];
+        sent.detect_lost(now, &rtt, None, &mut lost);
+        lost.iter().map(|packet| packet.number).collect()
+    }
+
+    #[test]
+    fn req_j02_three_packets_or_nine_eighths_of_the_rtt_later_a_packet_is_lost() {
+        let now = Instant::now();
+        let mut sent = Sent::default();
+        for _ in 0..6 {
+            send(&mut sent, now);
+        }
+        assert_eq!(ack(&mut sent, [(4, 5)]).unwrap(), [4]);
+        assert_eq!(lost(&mut sent, now), [0, 1]);
+        assert_eq!(sent.loss_at(), Some(now + Duration::from_millis(90)));
+        assert_eq!(lost(&mut sent, now + Duration::from_millis(89)), [] as [u64; 0]);
+        assert_eq!(lost(&mut sent, now + Duration::from_millis(90)), [2, 3]);
+        assert_eq!(sent.loss_at(), None);
+        assert_eq!(sent.packets.len(), 1);
+    }
+
+    #[test]
+    fn req_f11_packets_never_sent_or_left_out_cannot_be_acknowledged() {
+        let now = Instant::now();
+        let mut sent = Sent::default();
+        for _ in 0..3 {
+            send(&mut sent, now);
+        }
+        assert!(ack(&mut sent, [(3, 4)]).is_err());
+        sent.skip(0);
+        sent.skip(10);
+        send(&mut sent, now);
+        assert!(ack(&mut sent, [(0, 3), (4, 5)]).is_ok());
+        assert!(ack(&mut sent, [(0, 5)]).is_err());
+    }
+
+    #[test]
+    fn a_packet_that_is_never_acknowledged_does_not_hold_the_later_ones() {
+        let now = Instant::now();
+        let mut sent = Sent::default();
+        send(&mut sent, now);
+        for _ in 0..100_000 {
+            let number = send(&mut sent, now);
+            assert_eq!(ack(&mut sent, [(number, number + 1)]).unwrap(), [number]);
+            lost(&mut sent, now);
+            assert!(sent.packets.len() <= 4);
+        }
+    }
+
+    #[test]
+    fn req_j10_a_run_of_losses_spans_no_acknowledged_packet() {
+        let start = Instant::now();
+        let step = Duration::from_secs(1);
+        let mut sent = Sent::default();
+        for number in 0..10 {
+            send(&mut sent, start + step * number);
+        }
+        ack(&mut sent, [(4, 5), (9, 10)]).unwrap();
+        let mut found = vec![];
+        let rtt = Rtt::new(INITIAL_RTT);
+        let losses = sent.detect_lost(start + step * 20, &rtt, Some(start), &mut found);
+        assert_eq!(found.len(), 8);
+        assert_eq!(losses.longest_run, step * 3);
+    }
+}

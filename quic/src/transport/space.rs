@@ -1,0 +1,19 @@
+//! The three packet number spaces.
+//!
+//! <https://www.rfc-editor.org/rfc/rfc9000.html#section-12.3>
+
+/// A packet number space. 0-RTT packets share the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Space {
+    Initial,
+    Handshake,
+    Data,
+}
+
+impl Space {
+    pub(crate) const ALL: [Self; 3] = [Self::Initial, Self::Handshake, Self::Data];
+
+    pub(crate) const fn index(self) -> usize {
+        self as usize
+    }
+}
