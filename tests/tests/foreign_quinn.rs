@@ -136,8 +136,8 @@ async fn our_client_speaks_chacha20() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_client_exchanges_datagrams() -> anyhow::Result<()> {
     let pair = OursToQuinn::start(provider(), QuinnServer::default()).await?;
-    let largest = pair.connection.max_datagram_size().context("quinn takes datagrams")?;
-    for size in [0, 1, 100, largest] {
+    ensure!(pair.connection.max_datagram_size() >= Some(1000), "quinn takes datagrams");
+    for size in [0, 1, 100, 1000] {
         let message = Bytes::from(vec![7; size]);
         pair.connection.send_datagram(message.clone())?;
         ensure!(pair.connection.read_datagram().await? == message, "{size} octets");

@@ -197,7 +197,7 @@ fn fields(frame_type: u64, values: &[u64]) -> Vec<u8> {
 
 fn stream(id: u64, offset: u64, data: &[u8]) -> Vec<u8> {
     let mut out = vec![];
-    frame::write_stream_header(StreamId::from_wire(id), offset, data.len(), false, &mut out);
+    frame::write_stream_header(StreamId::from_wire(id), offset, Some(data.len()), false, &mut out);
     out.extend_from_slice(data);
     out
 }

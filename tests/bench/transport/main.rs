@@ -119,9 +119,8 @@ fn main() -> Result<()> {
             }
         }
         let scale = if line.load == Load::Requests { 1.0 } else { 1e6 };
-        let of = |samples: &[Sample], rate: fn(&Sample) -> f64| median(samples, rate) / scale;
-        let (wall, processor): (fn(&Sample) -> f64, fn(&Sample) -> f64) =
-            (Sample::per_wall, Sample::per_processor);
+        let of = |samples: &[Sample], rate: Rate| median(samples, rate) / scale;
+        let (wall, processor): (Rate, Rate) = (Sample::per_wall, Sample::per_processor);
         println!(
             "| {} | {:.0} | {:.0} | **{:.2}** | {:.0} | {:.0} | **{:.2}** |",
             line.name,
@@ -138,6 +137,9 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Units per second of one kind of time.
+type Rate = fn(&Sample) -> f64;
+
 impl Sample {
     fn per_wall(&self) -> f64 {
         self.units / self.wall.as_secs_f64()
@@ -148,7 +150,7 @@ impl Sample {
     }
 }
 
-fn median(samples: &[Sample], rate: fn(&Sample) -> f64) -> f64 {
+fn median(samples: &[Sample], rate: Rate) -> f64 {
     let mut rates: Vec<_> = samples.iter().map(rate).collect();
     rates.sort_unstable_by(f64::total_cmp);
     rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN)
@@ -207,12 +209,12 @@ async fn transfer<S: Stack>(
 ) -> Result<()> {
     let (mut send, mut recv) = S::open(&connection).await?;
     if load == Load::Download {
-        send.write_all(&[b'D']).await?;
+        send.write_all(b"D").await?;
         send.write_all(&octets.to_be_bytes()).await?;
         send.shutdown().await?;
         return content.read_from(&mut recv, octets).await;
     }
-    send.write_all(&[b'U']).await?;
+    send.write_all(b"U").await?;
     send.write_all(&octets.to_be_bytes()).await?;
     content.write_to(&mut send, octets).await?;
     send.shutdown().await?;

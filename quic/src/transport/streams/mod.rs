@@ -848,7 +848,7 @@ mod tests {
     }
 
     fn varint_max() -> u64 {
-        crate::varint::MAX
+        varint::MAX
     }
 
     #[test]
