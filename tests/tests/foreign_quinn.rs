@@ -376,7 +376,13 @@ impl QuinnToOurs {
         let tls = certificate::client_tls(certificate.der(), with_initial_suite(provider))?;
         let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
         let mut client = quinn::Endpoint::client(SocketAddr::new(target.ip(), 0))?;
-        client.set_default_client_config(quinn::ClientConfig::new(Arc::new(tls)));
+        let mut config = quinn::ClientConfig::new(Arc::new(tls));
+        // A client that only receives says nothing after its NAT has rebound, and is out of the
+        // server's reach until it does.
+        let mut transport = quinn::TransportConfig::default();
+        transport.keep_alive_interval(Some(Duration::from_millis(300)));
+        config.transport_config(Arc::new(transport));
+        client.set_default_client_config(config);
         let connection = client.connect(target, SERVER_NAME)?.await?;
         Ok(Self { client, connection, target, server })
     }

@@ -88,7 +88,12 @@ impl Scene {
         });
         for &client in &clients {
             let app = &self.world.node::<Host<FileClient>>(client).app;
-            assert!(done && app.failed.is_empty() && app.done == 1, "{app:?}");
+            let (failed, fetched) = (&app.failed, app.done);
+            assert!(
+                done && failed.is_empty() && fetched == 1,
+                "{failed:?} {fetched} {:?}",
+                app.stats
+            );
         }
     }
 

@@ -499,6 +499,12 @@ fn req_e08_servers_that_are_full_refuse_and_keep_nothing() {
 }
 
 #[test]
+fn a_connection_takes_little_room_besides_tls() {
+    let size = size_of::<Connection>();
+    assert!(size <= 6 * 1024, "{size} octets");
+}
+
+#[test]
 fn noise_before_and_after_the_handshake_leaves_nothing_behind() {
     let mut pair = Pair::connected();
     let mut random = crate::random::Random::new([9; 32]);

@@ -1,7 +1,7 @@
 /* The least that a user-space UDP forwarder has to do on this kernel, to compare the balancer with.
  *
- *   floor copy BACKEND_PORT   copies between a listener and one connected upstream socket
- *   floor nat BACKEND_PORT    one upstream socket per client address, found by array index
+ *   floor copy BACKEND_PORT            copies between a listener and one connected upstream socket
+ *   floor nat BACKEND_PORT PROCESSES   one upstream socket per client address, found by array index
  *
  * Both use the system calls and socket options of the balancer: recvmmsg with UDP_GRO into 64 slots
  * of 64 KiB, ECN asked for, sendmmsg or send with UDP_SEGMENT, datagrams of one flow within a batch
@@ -17,7 +17,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <signal.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -52,7 +54,7 @@ static char out_controls[SLOTS][CMSG_SPACE(2)] __attribute__((aligned(8)));
 static int segment[SLOTS], next_of[SLOTS], flow_of[SLOTS], touched[SLOTS];
 static struct flow flows[FLOWS];
 static int listener, upstream, poller, copying, messages, part_count;
-static struct sockaddr_in backend, last_client;
+static struct sockaddr_in backend, source, last_client;
 
 static void check(int result, const char *what) {
     if (result < 0) {
@@ -85,8 +87,6 @@ static void watch(int fd, int token) {
 
 static int open_upstream(int token) {
     int fd = open_socket(1 << 20);
-    /* A source address of its own: one has not ports enough for all forwarders. */
-    struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK + 20)};
     check(bind(fd, (struct sockaddr *)&source, sizeof source), "bind");
     check(connect(fd, (struct sockaddr *)&backend, sizeof backend), "connect");
     watch(fd, token);
@@ -210,25 +210,44 @@ static void send_back(int filled) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 3)
+    if (argc != 4)
         return 2;
     copying = !strcmp(argv[1], "copy");
+    int processes = atoi(argv[3]);
     backend = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[2])),
                                    .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    poller = epoll_create1(0);
-    check(poller, "epoll_create1");
-    listener = open_socket(8 << 20);
     struct sockaddr_in name = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t len = sizeof name;
-    check(bind(listener, (struct sockaddr *)&name, len), "bind");
-    check(getsockname(listener, (struct sockaddr *)&name, &len), "getsockname");
-    watch(listener, LISTENER);
+    /* Each process opens its sockets before the next one is made, which joins it on the port. */
+    for (int process = 0;; process++) {
+        poller = epoll_create1(0);
+        check(poller, "epoll_create1");
+        listener = open_socket(8 << 20);
+        set(listener, SOL_SOCKET, SO_REUSEPORT, 1);
+        check(bind(listener, (struct sockaddr *)&name, len), "bind");
+        check(getsockname(listener, (struct sockaddr *)&name, &len), "getsockname");
+        watch(listener, LISTENER);
+        /* Source addresses of their own: one has not ports enough for all forwarders. */
+        source = (struct sockaddr_in){.sin_family = AF_INET,
+                                      .sin_addr.s_addr = htonl(INADDR_LOOPBACK + 40 + (uint32_t)process)};
+        if (process + 1 == processes)
+            break;
+        int child = fork();
+        check(child, "fork");
+        if (child > 0)
+            break;
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        close(listener);
+        close(poller);
+    }
     for (int i = 0; i < FLOWS; i++)
         flows[i] = (struct flow){.fd = -1, .head = -1};
     if (copying)
         upstream = open_upstream(0);
-    printf("%d\n", ntohs(name.sin_port));
-    fflush(stdout);
+    if (source.sin_addr.s_addr == htonl(INADDR_LOOPBACK + 40 + (uint32_t)processes - 1)) {
+        printf("%d\n", ntohs(name.sin_port));
+        fflush(stdout);
+    }
     for (;;) {
         struct epoll_event events[READY];
         int ready = epoll_wait(poller, events, READY, 100);

@@ -22,7 +22,7 @@ use quic_lb::{
 use quic_lb_config::{Admission, Backend, Config, Limits, Listener, Log, Pool, Timeouts};
 
 /// Client paths that a forwarder must be able to hold.
-pub(crate) const MAX_FLOWS: usize = 120_000;
+const MAX_FLOWS: usize = 120_000;
 
 /// A running forwarder.
 pub(crate) struct Forwarder {
@@ -59,7 +59,7 @@ impl Forwarder {
             Kind::NatFloor | Kind::CopyFloor => {
                 let mut command = pinned(&compile_floor(scratch)?);
                 let mode = if kind == Kind::CopyFloor { "copy" } else { "nat" };
-                command.args([mode, &backend.port().to_string()]);
+                command.args([mode, &backend.port().to_string(), &workers.to_string()]);
                 command
             }
             Kind::Nginx => return Self::start_nginx(backend, scratch),
@@ -110,15 +110,9 @@ impl Forwarder {
         Ok(Some(Self { kind: Kind::Nginx, address, child, _stdin: None }))
     }
 
-    /// Nanoseconds that all its threads have spent on a processor.
+    /// Nanoseconds that all its threads and descendants have spent on a processor.
     pub(crate) fn cpu(&self) -> Result<u64> {
-        let mut sum = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
-            let ns = schedstat.split(' ').next().and_then(|ns| ns.parse::<u64>().ok());
-            sum += ns.context("schedstat begins with a number")?;
-        }
-        Ok(sum)
+        cpu_of(self.child.id())
     }
 
     /// Octets that it has in memory.
@@ -127,11 +121,6 @@ impl Forwarder {
         let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
         Ok(pages.context("statm has a second number")? * 4096)
     }
-
-    /// Its process ID, for profilers.
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
 }
 
 impl Drop for Forwarder {
@@ -139,6 +128,20 @@ impl Drop for Forwarder {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn cpu_of(process: u32) -> Result<u64> {
+    let mut sum = 0;
+    for task in fs::read_dir(format!("/proc/{process}/task"))? {
+        let task = task?.path();
+        let schedstat = fs::read_to_string(task.join("schedstat"))?;
+        let ns = schedstat.split(' ').next().and_then(|ns| ns.parse::<u64>().ok());
+        sum += ns.context("schedstat begins with a number")?;
+        for child in fs::read_to_string(task.join("children"))?.split_whitespace() {
+            sum += cpu_of(child.parse()?)?;
+        }
+    }
+    Ok(sum)
 }
 
 /// Keeps this process, which makes the load, away from the forwarders.

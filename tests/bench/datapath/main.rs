@@ -24,13 +24,17 @@ mod load;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use forwarders::{Forwarder, Kind, MAX_FLOWS};
+use forwarders::{Forwarder, Kind};
 use load::{Line, Load};
 
 /// Datagrams under way.
 const WINDOW: u64 = 512;
 /// The same for nginx with one flow that is answered: its upstream socket takes no more.
 const WINDOW_OF_A_SMALL_SOCKET: u64 = 64;
+
+/// Messages under way where numbers of flows are compared: less than the least, so that no line
+/// gains by joining messages of one flow.
+const WINDOW_BELOW_ALL_FLOWS: u64 = 96;
 
 struct Options {
     rounds: usize,
@@ -121,7 +125,9 @@ fn measure_line(
                 (false, true) => options.offload,
                 (false, false) => options.plain,
             };
-            let figure = measure(load, forwarder, line, count)?;
+            let small = nginx && line.echo && line.flows == 1;
+            let window = if small { WINDOW_OF_A_SMALL_SOCKET } else { WINDOW };
+            let figure = measure(load, forwarder, line, count, window)?;
             if !warm_up {
                 figures.push(figure);
             }
@@ -150,9 +156,13 @@ fn measure_line(
 }
 
 /// Nanoseconds per forwarded datagram.
-fn measure(load: &mut Load, forwarder: &Forwarder, line: &Line, count: u64) -> Result<f64> {
-    let small = forwarder.kind == Kind::Nginx && line.echo && line.flows == 1;
-    let window = if small { WINDOW_OF_A_SMALL_SOCKET } else { WINDOW };
+fn measure(
+    load: &mut Load,
+    forwarder: &Forwarder,
+    line: &Line,
+    count: u64,
+    window: u64,
+) -> Result<f64> {
     let before = forwarder.cpu()?;
     let lost = load
         .run(line, forwarder.address, count, window)
@@ -168,36 +178,52 @@ fn measure(load: &mut Load, forwarder: &Forwarder, line: &Line, count: u64) -> R
 /// Whether cost per datagram and memory per flow stay flat from 100 to 100,000 flows.
 fn scale(options: &Options, scratch: &Path) -> Result<()> {
     const WORKERS: usize = 6;
-    let all = MAX_FLOWS / 6 * 5;
-    let mut load = Load::new(all)?;
-    let forwarder = Forwarder::start(Kind::Balancer, load.backend_address()?, WORKERS, scratch)?
-        .context("the balancer always runs")?;
-    println!(
-        "\n| flows ({WORKERS} workers, 1,200 octets, one by one) | one-way, ns | echo, ns | resident, MiB | octets per flow |"
-    );
-    println!("|---|---|---|---|---|");
-    let mut first: Option<(usize, u64)> = None;
-    for flows in [100, 1_000, 10_000, all] {
-        let mut figures = [0.0, 0.0];
-        for (figure, echo) in figures.iter_mut().zip([false, true]) {
-            let line = Line { size: 1_200, flows, echo, offload: false };
-            measure(&mut load, &forwarder, &line, flows as u64 * 2)?;
-            let rounds = (0..options.rounds)
-                .map(|_| measure(&mut load, &forwarder, &line, options.plain.max(flows as u64)))
-                .collect::<Result<Vec<_>>>()?;
-            *figure = median(&rounds);
-        }
-        let resident = forwarder.resident()?;
-        let (first_flows, first_resident) = *first.get_or_insert((flows, resident));
-        let per_flow = match flows - first_flows {
-            0 => "–".to_owned(),
-            more => (resident.saturating_sub(first_resident) / more as u64).to_string(),
-        };
-        let [one_way, echo] = figures;
-        let mib = resident as f64 / f64::from(1 << 20);
-        println!("| {flows} | {one_way:.0} | {echo:.0} | {mib:.1} | {per_flow} |");
+    const FLOWS: [usize; 4] = [100, 1_000, 10_000, 100_000];
+    let mut load = Load::new(FLOWS[3])?;
+    let start = |kind, load: &Load| {
+        let forwarder = Forwarder::start(kind, load.backend_address()?, WORKERS, scratch)?;
+        forwarder.context("it always runs")
+    };
+    // One pair of processes for each number of flows, so that all take turns.
+    let mut subjects = Vec::new();
+    for flows in FLOWS {
+        let (balancer, floor) = (start(Kind::Balancer, &load)?, start(Kind::NatFloor, &load)?);
+        subjects.push((flows, balancer, floor));
     }
-    eprintln!("process {}", forwarder.id());
+    let shapes = [(false, false), (false, true), (true, false)];
+    let mut figures = vec![[const { [const { Vec::new() }; 2] }; 3]; FLOWS.len()];
+    for round in 0..=options.rounds {
+        for ((flows, balancer, floor), figures) in subjects.iter().zip(&mut figures) {
+            for ((offload, echo), figures) in shapes.into_iter().zip(figures) {
+                let line = Line { size: 1_200, flows: *flows, echo, offload };
+                let each = if offload { load::SEGMENTS as u64 } else { 1 };
+                let count = (*flows as u64 * each).max(options.plain);
+                for (forwarder, figures) in [balancer, floor].into_iter().zip(figures) {
+                    let window = each * WINDOW_BELOW_ALL_FLOWS;
+                    let figure = measure(&mut load, forwarder, &line, count, window)?;
+                    if round > 0 {
+                        figures.push(figure);
+                    }
+                }
+            }
+        }
+    }
+    println!(
+        "\n| flows, {WORKERS} workers, 1,200 octets | plain one-way, ns | ratio to floor | plain echo, \
+         ns | ratio | offload one-way, ns | ratio | octets of memory per flow |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    let least = subjects[0].1.resident()?;
+    for ((flows, balancer, _), figures) in subjects.iter().zip(&figures) {
+        print!("| {flows} |");
+        for [balancer, floor] in figures {
+            print!(" {:.0} | {:.2} |", median(balancer), median(balancer) / median(floor));
+        }
+        match balancer.resident()?.saturating_sub(least) / (*flows as u64) {
+            0 => println!(" – |"),
+            octets => println!(" {octets} |"),
+        }
+    }
     Ok(())
 }
 

@@ -10,10 +10,12 @@
 //! | --- | --- |
 //! | [`link`] | delay, rate, queue, loss, reordering, duplication, corruption, marks, blackouts |
 //! | [`host`] | a node that is an endpoint of ours with an application |
+//! | [`balancer`] | a node that is the balancer's own forwarder |
 //! | [`files`] | the applications: a server of files and clients that fetch and check them |
 //! | [`crypto`] | TLS with seeded randomness |
 //! | [`rng`] | the randomness of the network |
 
+pub mod balancer;
 pub mod crypto;
 pub mod files;
 pub mod host;
@@ -23,7 +25,7 @@ pub mod rng;
 use std::{
     any::Any,
     collections::{BTreeMap, BinaryHeap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -100,6 +102,8 @@ pub struct World {
     nodes: Vec<Box<dyn Node>>,
     access: Vec<Option<Access>>,
     addresses: BTreeMap<SocketAddr, NodeId>,
+    /// Nodes that have all ports of an address.
+    hosts: BTreeMap<IpAddr, NodeId>,
     queue: BinaryHeap<Scheduled>,
     sequence: u64,
     next_outside: u16,
@@ -158,6 +162,7 @@ impl World {
             nodes: Vec::new(),
             access: Vec::new(),
             addresses: BTreeMap::new(),
+            hosts: BTreeMap::new(),
             queue: BinaryHeap::new(),
             sequence: 0,
             next_outside: 20_000,
@@ -175,6 +180,11 @@ impl World {
             self.addresses.insert(address, id);
         }
         id
+    }
+
+    /// Gives a node all ports of an address.
+    pub fn give(&mut self, address: IpAddr, node: NodeId) {
+        self.hosts.insert(address, node);
     }
 
     /// Adds a node behind links, and behind a NAT with `outside` as its first address if there is
@@ -278,10 +288,10 @@ impl World {
         nat.outside.set_port(self.next_outside);
         if address {
             let ip = match nat.outside.ip() {
-                std::net::IpAddr::V4(ip) => {
+                IpAddr::V4(ip) => {
                     std::net::Ipv4Addr::from_bits(u32::from(ip).wrapping_add(256)).into()
                 }
-                std::net::IpAddr::V6(ip) => {
+                IpAddr::V6(ip) => {
                     std::net::Ipv6Addr::from_bits(u128::from(ip).wrapping_add(1 << 64)).into()
                 }
             };
@@ -331,7 +341,8 @@ impl World {
 
     /// A datagram goes on to its destination, through the link and NAT of that.
     fn towards(&mut self, at: Duration, mut packet: Packet) {
-        let Some(&node) = self.addresses.get(&packet.to) else { return };
+        let host = || self.hosts.get(&packet.to.ip());
+        let Some(&node) = self.addresses.get(&packet.to).or_else(host) else { return };
         let mut arrivals = Vec::new();
         if let Some(access) = &mut self.access[node.0] {
             if let Some(nat) = &access.nat {

@@ -1,0 +1,170 @@
+//! A node that is the balancer: its own forwarder decides, and this carries the verdicts out as a
+//! worker does, with one upstream port per flow.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    num::{NonZeroU32, NonZeroUsize},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use quic::routable::{CidConfig, ServerId};
+use quic_lb::{
+    forwarder::{ClientPath, Datagram, FlowLimits, Forwarder},
+    memory::Memory,
+    routing::{BackendState, Registry, Routing},
+    verdict::{DropReason, FlowId, Opening, Rule, Verdict},
+};
+use quic_lb_config::{Admission, Backend, Config, Limits, Listener, Log, Pool, Timeouts};
+
+use super::{Node, Packet, origin};
+
+/// One listener and one pool.
+#[derive(Debug)]
+pub struct Balancer {
+    front: SocketAddr,
+    inside: IpAddr,
+    forwarder: Forwarder,
+    registry: Registry,
+    /// The upstream port of a flow, and the flow of a port.
+    ports: BTreeMap<usize, u16>,
+    flows: BTreeMap<u16, FlowId>,
+    next_port: u16,
+    out: Vec<Packet>,
+    /// How often a rule decided.
+    pub decided: BTreeMap<&'static str, u64>,
+    /// How often nothing was sent, and why.
+    pub dropped: Vec<DropReason>,
+}
+
+impl Balancer {
+    /// Listens on `front` and speaks to `backends` from the ports of `inside`. Each backend has an
+    /// address and its server IDs, one per configuration.
+    #[must_use]
+    pub fn new(
+        front: SocketAddr,
+        inside: IpAddr,
+        cid_configs: &[CidConfig],
+        backends: &[(SocketAddr, ServerId)],
+    ) -> Self {
+        let mut registry = Registry::default();
+        let config = config(front, cid_configs, backends);
+        let routing = Routing::new(&config, &mut registry, |_, _| BackendState::Active);
+        let limits = FlowLimits {
+            max_flows: 10_000,
+            idle: Duration::from_secs(180),
+            unanswered: Duration::from_secs(10),
+        };
+        let memory = Arc::new(Memory::new(10_000, Duration::from_secs(180), origin()));
+        Self {
+            front,
+            inside,
+            forwarder: Forwarder::new(limits, Arc::new(routing), memory),
+            registry,
+            ports: BTreeMap::new(),
+            flows: BTreeMap::new(),
+            next_port: 10_000,
+            out: Vec::new(),
+            decided: BTreeMap::new(),
+            dropped: Vec::new(),
+        }
+    }
+
+    /// Replaces the configurations of connection IDs, as a reload does.
+    pub fn reload(&mut self, cid_configs: &[CidConfig], backends: &[(SocketAddr, ServerId)]) {
+        let config = config(self.front, cid_configs, backends);
+        let routing = Routing::new(&config, &mut self.registry, |_, _| BackendState::Active);
+        self.forwarder.set_routing(Arc::new(routing));
+    }
+
+    fn from_client(&mut self, now: Instant, packet: Packet) {
+        let path = ClientPath { client: packet.from, local: Some(self.front.ip()) };
+        let datagram = Datagram { path, octets: &packet.octets };
+        let mut verdicts = [Verdict::Drop(DropReason::Empty)];
+        self.forwarder.decide_batch(now, 0, &[datagram], &mut verdicts);
+        match verdicts[0] {
+            Verdict::Drop(reason) => self.dropped.push(reason),
+            Verdict::Forward { flow, rule, opening } => {
+                *self.decided.entry(name(rule)).or_default() += 1;
+                let Some(upstream) = self.forwarder.upstream(flow) else { return };
+                if opening != Opening::Existing {
+                    self.next_port += 1;
+                    self.ports.insert(flow.index(), self.next_port);
+                    self.flows.insert(self.next_port, flow);
+                }
+                let Some(&port) = self.ports.get(&flow.index()) else { return };
+                let from = SocketAddr::new(self.inside, port);
+                self.out.push(Packet { from, to: upstream.address, ..packet });
+            }
+        }
+    }
+
+    fn from_backend(&mut self, now: Instant, packet: Packet) {
+        let Some(&flow) = self.flows.get(&packet.to.port()) else { return };
+        self.forwarder.returned(now, flow, &packet.octets);
+        let client = self.forwarder.flow(flow).path.client;
+        self.out.push(Packet { from: self.front, to: client, ..packet });
+    }
+}
+
+impl Node for Balancer {
+    fn handle(&mut self, now: Instant, packet: Packet) {
+        if packet.to == self.front {
+            self.from_client(now, packet);
+        } else {
+            self.from_backend(now, packet);
+        }
+    }
+
+    fn drive(&mut self, _now: Instant, out: &mut Vec<Packet>) {
+        out.append(&mut self.out);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+}
+
+const fn name(rule: Rule) -> &'static str {
+    match rule {
+        Rule::Cid => "cid",
+        Rule::FourTupleScid => "four_tuple_scid",
+        Rule::Dcid => "dcid",
+        Rule::FourTuple => "four_tuple",
+        Rule::Fallback => "fallback",
+    }
+}
+
+fn config(
+    front: SocketAddr,
+    cid_configs: &[CidConfig],
+    backends: &[(SocketAddr, ServerId)],
+) -> Config {
+    let ids = |server_id| cid_configs.iter().map(|config| (config.id(), server_id)).collect();
+    let backends = backends.iter().enumerate().map(|(index, &(address, server_id))| Backend {
+        name: index.to_string().into(),
+        address,
+        server_ids: ids(server_id),
+        weight: NonZeroU32::MIN,
+        admission: Admission::Active,
+    });
+    Config {
+        workers: None,
+        listeners: vec![Listener { name: "edge".into(), address: front, pool: 0 }],
+        pools: vec![Pool {
+            name: "web".into(),
+            cid_configs: cid_configs.to_vec(),
+            backends: backends.collect(),
+            source_addresses: vec![],
+        }],
+        admin: None,
+        limits: Limits { flows: NonZeroUsize::MAX, remembered: NonZeroUsize::MAX },
+        timeouts: Timeouts {
+            flow_idle: Duration::from_secs(180),
+            flow_unanswered: Duration::from_secs(10),
+            drain: Duration::from_secs(30),
+        },
+        log: Log { level: Default::default(), format: Default::default() },
+    }
+}

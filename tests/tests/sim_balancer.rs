@@ -1,0 +1,213 @@
+//! Our clients and servers through the balancer's own forwarder: NATs that move, clients that
+//! migrate, configurations that rotate. Nothing is lost and nothing goes astray.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use quic::{
+    routable::{CidConfig, CidGenerator, ConfigId, Key, Partition, ServerId},
+    transport::{
+        CidIssuer, ClientConfig, DropReason, EndpointConfig, ResetKey, RetryPolicy, ServerConfig,
+        TransportConfig,
+    },
+};
+use quic_lb_tests::sim::{
+    NodeId, Rebinding, World,
+    balancer::Balancer,
+    crypto::{self, CertificateSize},
+    files::{Fetch, FileClient, FileServer},
+    for_seeds,
+    host::Host,
+    link::LinkConfig,
+    rng::Rng,
+};
+
+const FRONT: &str = "192.0.2.9:443";
+const SERVERS: u8 = 3;
+
+fn cid_config(id: u8) -> CidConfig {
+    let nonce = if id.is_multiple_of(2) { 14 } else { 6 };
+    CidConfig::new(ConfigId::new(id).unwrap(), 2, nonce, Some(&Key::new([id + 1; 16]))).unwrap()
+}
+
+fn server_id(server: u8) -> ServerId {
+    ServerId::new(&[0x70, server]).unwrap()
+}
+
+fn issuer(server: u8, config: u8) -> CidIssuer {
+    let seed = [server * 16 + config; 32];
+    let generator =
+        CidGenerator::new(cid_config(config), server_id(server), Partition::Whole, seed).unwrap();
+    CidIssuer::routable(generator, ResetKey::new(seed))
+}
+
+fn backends() -> Vec<(SocketAddr, ServerId)> {
+    let address = |server| SocketAddr::from(([10, 9, 0, server], 443));
+    (1..=SERVERS).map(|server| (address(server), server_id(server))).collect()
+}
+
+struct Site {
+    world: World,
+    balancer: NodeId,
+    servers: Vec<NodeId>,
+    clients: Vec<NodeId>,
+}
+
+struct Plan {
+    clients: u16,
+    download: usize,
+    loss: u32,
+    retry: RetryPolicy,
+    rebinding: Option<Rebinding>,
+}
+
+fn site(seed: u64, plan: &Plan) -> Site {
+    let mut rng = Rng::new(seed);
+    let mut world = World::new(rng.number());
+    let front: SocketAddr = FRONT.parse().unwrap();
+    let inside = "10.9.0.100".parse().unwrap();
+    let balancer = Balancer::new(front, inside, &[cid_config(0)], &backends());
+    let balancer = world.add(&[front], balancer);
+    world.give(inside, balancer);
+    let servers = (1..=SERVERS).map(|server| {
+        let tls = crypto::server(rng.number(), CertificateSize::Small);
+        let mut config = ServerConfig::new(tls);
+        config.retry = plan.retry;
+        let config = EndpointConfig::server(config, issuer(server, 0), rng.octets());
+        let (address, _) = backends()[usize::from(server) - 1];
+        world.add(&[address], Host::new(address, config, FileServer::default()))
+    });
+    let servers = servers.collect();
+    let link = LinkConfig { loss: plan.loss, ..LinkConfig::default() };
+    let clients = (0..plan.clients).map(|client| {
+        let tls = crypto::client(rng.number(), CertificateSize::Small, None);
+        let files = vec![Fetch { download: plan.download, upload: plan.download / 10 }];
+        let mut config = ClientConfig::new(tls);
+        // Behind a NAT that moves while nothing of the client's is in flight, only the client can
+        // tell the server where it is.
+        let keep_alive = Some(Duration::from_secs(1));
+        config.transport = Arc::new(TransportConfig { keep_alive, ..TransportConfig::default() });
+        let app = FileClient::new(config, front, files);
+        let inside = SocketAddr::from(([172, 16, 0, 1], 5000 + client));
+        let outside = SocketAddr::from(([198, 51, 100, 1], 40_000 + client));
+        let host = Host::new(inside, EndpointConfig::client(rng.octets()), app);
+        let nat = Some((outside, plan.rebinding));
+        world.add_behind(&[inside], host, link.clone(), link.clone(), nat)
+    });
+    let clients = clients.collect();
+    Site { world, balancer, servers, clients }
+}
+
+impl Site {
+    fn finish(&mut self) {
+        let clients = self.clients.clone();
+        let done = self.world.run(Duration::from_secs(300), |world| {
+            clients.iter().all(|&client| world.node::<Host<FileClient>>(client).app.is_done())
+        });
+        for &client in &clients {
+            let app = &self.world.node::<Host<FileClient>>(client).app;
+            let (failed, fetched) = (&app.failed, app.done);
+            assert!(
+                done && failed.is_empty() && fetched == 1,
+                "{failed:?} {fetched} {:?}",
+                app.stats
+            );
+        }
+        let mut connected = 0;
+        for &server in &self.servers {
+            let host = self.world.node::<Host<FileServer>>(server);
+            connected += host.app.connected;
+            let astray = host.endpoint.dropped(DropReason::UnknownConnection);
+            assert_eq!(astray, 0, "datagrams of other servers");
+        }
+        assert_eq!(connected, clients.len() as u64);
+        assert_eq!(self.world.node::<Balancer>(self.balancer).dropped, []);
+    }
+}
+
+#[test]
+fn connections_survive_nats_that_move_and_clients_that_migrate() {
+    for_seeds("connections_survive_nats", 5, |seed| {
+        let rebinding = Rebinding {
+            first: Duration::from_millis(700),
+            every: Duration::from_millis(900),
+            address: !seed.is_multiple_of(2),
+        };
+        let mut site = site(
+            seed,
+            &Plan {
+                clients: 6,
+                download: 3 << 20,
+                loss: 5_000,
+                retry: if seed.is_multiple_of(3) {
+                    RetryPolicy::Always
+                } else {
+                    RetryPolicy::Never
+                },
+                rebinding: Some(rebinding),
+            },
+        );
+        for round in 0..3 {
+            site.world.pass(Duration::from_millis(500));
+            let now = site.world.now();
+            let client = site.clients[round];
+            let host = site.world.node::<Host<FileClient>>(client);
+            if let Some(connection) =
+                host.app.current.and_then(|current| host.endpoint.connection_mut(current))
+            {
+                let _ = connection.migrate(now, None);
+            }
+        }
+        site.finish();
+        let moves: u64 = (0..usize::from(SERVERS))
+            .map(|server| site.world.node::<Host<FileServer>>(site.servers[server]).app.moves)
+            .sum();
+        assert!(moves >= 6, "{moves} moves seen by the servers");
+        let decided = &site.world.node::<Balancer>(site.balancer).decided;
+        assert!(decided["cid"] > 100 && decided["fallback"] >= 6, "{decided:?}");
+    });
+}
+
+#[test]
+fn req_m09_a_rotation_through_the_balancer_loses_nothing() {
+    for_seeds("req_m09_a_rotation_through", 5, |seed| {
+        let plan = Plan {
+            clients: 4,
+            download: 4 << 20,
+            loss: 10_000,
+            retry: RetryPolicy::Never,
+            rebinding: Some(Rebinding {
+                first: Duration::from_secs(1),
+                every: Duration::from_secs(1),
+                address: false,
+            }),
+        };
+        let mut site = site(seed, &plan);
+        for round in 1..4u8 {
+            site.world.pass(Duration::from_millis(800));
+            // The balancer first, then its servers, then the old configuration goes.
+            let both = [cid_config(round - 1), cid_config(round)];
+            site.world.node::<Balancer>(site.balancer).reload(&both, &backends());
+            site.world.pass(Duration::from_millis(100));
+            for server in 1..=SERVERS {
+                let node = site.servers[usize::from(server) - 1];
+                let host = site.world.node::<Host<FileServer>>(node);
+                host.endpoint.set_cid_config(issuer(server, round));
+            }
+            site.world.pass(Duration::from_secs(1));
+            for &server in &site.servers {
+                let endpoint = &site.world.node::<Host<FileServer>>(server).endpoint;
+                let connections = endpoint.connections().filter_map(|id| endpoint.connection(id));
+                for cid in
+                    connections.flat_map(|connection| connection.local_cids().collect::<Vec<_>>())
+                {
+                    assert_eq!(ConfigId::from_first_octet(cid[0]), ConfigId::new(round));
+                }
+            }
+            let new = [cid_config(round)];
+            site.world.node::<Balancer>(site.balancer).reload(&new, &backends());
+        }
+        site.finish();
+    });
+}
