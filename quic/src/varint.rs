@@ -22,7 +22,7 @@ pub fn read(input: &[u8]) -> Option<(u64, &[u8])> {
     Some((value, rest))
 }
 
-/// Octets that [`write`] needs for `value`: 1, 2, 4 or 8.
+/// Octets that [`write()`] needs for `value`: 1, 2, 4 or 8.
 #[must_use]
 pub const fn size(value: u64) -> usize {
     match value {

@@ -1,4 +1,4 @@
-//! For quinn: a [`ConnectionIdGenerator`](quinn_proto::ConnectionIdGenerator) whose connection IDs
+//! For quinn: a [`ConnectionIdGenerator`] whose connection IDs
 //! a balancer can read.
 //!
 //! ```
