@@ -143,7 +143,7 @@ fn config(
 ) -> Config {
     let ids = |server_id| cid_configs.iter().map(|config| (config.id(), server_id)).collect();
     let backends = backends.iter().enumerate().map(|(index, &(address, server_id))| Backend {
-        name: index.to_string().into(),
+        name: index.to_string(),
         address,
         server_ids: ids(server_id),
         weight: NonZeroU32::MIN,
