@@ -51,6 +51,9 @@ pub(crate) struct Load {
     at_backend: Check,
     at_client: Check,
     run: u32,
+    /// How many messages have been sent: whose turn it is. It goes on over runs, so that short
+    /// runs reach all flows in time.
+    turn: usize,
 }
 
 /// What has arrived on one side.
@@ -93,6 +96,7 @@ impl Load {
             at_backend: Check::default(),
             at_client: Check::default(),
             run: 0,
+            turn: 0,
         })
     }
 
@@ -113,7 +117,7 @@ impl Load {
         self.at_backend.reset(line.flows);
         self.at_client.reset(line.flows);
         let mut numbers = vec![0u64; line.flows];
-        let (mut sent, mut turn, mut lost) = (0, 0, 0);
+        let (mut sent, mut lost) = (0, 0);
         let mut last_arrival = Instant::now();
         loop {
             let arrived = if line.echo { self.at_client.arrived } else { self.at_backend.arrived };
@@ -124,7 +128,7 @@ impl Load {
             // Refilled from the half: the forwarder always finds a burst, as under full load.
             if sent < count && under_way <= window / 2 {
                 let wanted = (window - under_way).min(count - sent);
-                sent += self.send(line, forwarder, wanted, &mut turn, &mut numbers)?;
+                sent += self.send(line, forwarder, wanted, &mut numbers)?;
             }
             let got = self.serve_backend(line)? + self.serve_client()?;
             if got > 0 {
@@ -143,7 +147,6 @@ impl Load {
         line: &Line,
         forwarder: SocketAddr,
         wanted: u64,
-        turn: &mut usize,
         numbers: &mut [u64],
     ) -> Result<u64> {
         let per_message = if line.offload { SEGMENTS } else { 1 };
@@ -156,8 +159,8 @@ impl Load {
             for (at, message) in
                 self.buffer.chunks_mut(per_message * line.size).enumerate().take(messages as usize)
             {
-                let flow = *turn % line.flows;
-                *turn += 1;
+                let flow = self.turn % line.flows;
+                self.turn += 1;
                 flows[at] = flow;
                 for datagram in message.chunks_mut(line.size) {
                     let number = numbers[flow];

@@ -197,7 +197,11 @@ fn scale(options: &Options, scratch: &Path) -> Result<()> {
             for ((offload, echo), figures) in shapes.into_iter().zip(figures) {
                 let line = Line { size: 1_200, flows: *flows, echo, offload };
                 let each = if offload { load::SEGMENTS as u64 } else { 1 };
-                let count = (*flows as u64 * each).max(options.plain);
+                let count = match round {
+                    0 => (*flows as u64 * each).max(options.plain),
+                    _ if offload => options.offload,
+                    _ => options.plain,
+                };
                 for (forwarder, figures) in [balancer, floor].into_iter().zip(figures) {
                     let window = each * WINDOW_BELOW_ALL_FLOWS;
                     let figure = measure(&mut load, forwarder, &line, count, window)?;

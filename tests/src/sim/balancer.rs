@@ -78,7 +78,7 @@ impl Balancer {
         self.forwarder.set_routing(Arc::new(routing));
     }
 
-    fn on_client_packet(&mut self, now: Instant, packet: Packet) {
+    fn handle_client(&mut self, now: Instant, packet: Packet) {
         let path = ClientPath { client: packet.from, local: Some(self.front.ip()) };
         let datagram = Datagram { path, octets: &packet.octets };
         let mut verdicts = [Verdict::Drop(DropReason::Empty)];
@@ -100,7 +100,7 @@ impl Balancer {
         }
     }
 
-    fn on_backend_packet(&mut self, now: Instant, packet: Packet) {
+    fn handle_backend(&mut self, now: Instant, packet: Packet) {
         let Some(&flow) = self.flows.get(&packet.to.port()) else { return };
         self.forwarder.returned(now, flow, &packet.octets);
         let client = self.forwarder.flow(flow).path.client;
@@ -111,9 +111,9 @@ impl Balancer {
 impl Node for Balancer {
     fn handle(&mut self, now: Instant, packet: Packet) {
         if packet.to == self.front {
-            self.on_client_packet(now, packet);
+            self.handle_client(now, packet);
         } else {
-            self.on_backend_packet(now, packet);
+            self.handle_backend(now, packet);
         }
     }
 
