@@ -30,7 +30,7 @@ async fn the_example_server_echoes_behind_the_balancer_while_its_client_moves() 
     let client = Client::new(LOCAL, &certificate)?;
 
     let connection = client.connect(address).await?;
-    download(&connection, 3 << 20, each(1 << 18, || client.rebind(LOCAL).expect("a port"))).await?;
+    download(&connection, 8 << 20, each(1 << 18, || client.rebind(LOCAL).expect("a port"))).await?;
     echo(&connection, 1 << 20, |_| {}).await?;
 
     ensure!(client.rebinds() >= 10, "{} rebinds", client.rebinds());

@@ -28,8 +28,9 @@ use tokio::task::JoinSet;
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-/// What a download is long enough for, a rebind each 256 KiB.
-const REBINDS: usize = 12;
+/// What a download is long enough for, a rebind each 256 KiB: twice what is asked for, since a port
+/// that is given up before it has sent anything is none that anybody saw.
+const REBINDS: usize = 24;
 const REBOUND_DOWNLOAD: usize = (REBINDS + 1) * 256 * KIB;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
