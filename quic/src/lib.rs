@@ -19,6 +19,10 @@
 //! | [`routable`] | routable connection IDs (QUIC-LB): encode, decode, generate |
 #![cfg_attr(feature = "transport", doc = "| [`transport`] | endpoint and connections |")]
 #![cfg_attr(feature = "driver", doc = "| [`driver`] | the transport on tokio and UDP sockets |")]
+#![cfg_attr(
+    feature = "h3",
+    doc = "| [`h3`] | HTTP/3 on the driver, through the crate of that name |"
+)]
 #![cfg_attr(feature = "quinn", doc = "| [`adapters`] | routable connection IDs for other stacks |")]
 #![forbid(unsafe_code)]
 
@@ -27,6 +31,8 @@ pub mod adapters;
 pub mod connection_id;
 #[cfg(feature = "driver")]
 pub mod driver;
+#[cfg(feature = "h3")]
+pub mod h3;
 pub mod header;
 pub mod invariants;
 mod random;

@@ -122,7 +122,7 @@ impl SendStream {
         }
     }
 
-    fn poll_write_some(
+    pub(crate) fn poll_write_some(
         &mut self,
         cx: &Context<'_>,
         data: &[u8],
@@ -296,7 +296,7 @@ impl RecvStream {
         stopped.unwrap_or(Ok(())).map_err(|_| ClosedStream)
     }
 
-    fn poll_read_some(
+    pub(crate) fn poll_read_some(
         &mut self,
         cx: &Context<'_>,
         out: &mut [u8],

@@ -1,0 +1,355 @@
+//! HTTP/3 on our driver, with the crate `h3` at both ends, and with a client that breaks its rules.
+
+use std::{future::poll_fn, net::SocketAddr, sync::Arc};
+
+use anyhow::{Context as _, ensure};
+use bytes::{Buf as _, Bytes, BytesMut};
+use h3::error::Code;
+use h3_datagram::datagram_handler::HandleDatagramsExt as _;
+use http::{Method, Request, Response, StatusCode};
+use quic::{
+    driver::{self, Endpoint},
+    h3 as http3,
+    transport::{ClientConfig, ConnectionError, PeerClose, ServerConfig, StreamId},
+};
+use quic_lb_tests::{
+    certificate::{Certificate, SERVER_NAME, client_tls, provider},
+    pattern,
+    site::LOCAL,
+};
+
+const ANY: SocketAddr = SocketAddr::new(LOCAL, 0);
+
+type Requests = h3::client::SendRequest<http3::OpenStreams, Bytes>;
+type Exchange = h3::client::RequestStream<http3::BidiStream<Bytes>, Bytes>;
+
+#[tokio::test]
+async fn requests_with_and_without_a_body_are_answered() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let mut requests = site.http().await?;
+    let (status, body) = fetch(&mut requests, Method::GET, "/bytes/10", Bytes::new()).await?;
+    ensure!((status, &body[..]) == (StatusCode::OK, &pattern::octets(0, 10)[..]), "{body:?}");
+    let (status, body) =
+        fetch(&mut requests, Method::POST, "/echo", "there and back".into()).await?;
+    ensure!((status, &body[..]) == (StatusCode::OK, b"there and back"), "{body:?}");
+    let (status, _) = fetch(&mut requests, Method::GET, "/nowhere", Bytes::new()).await?;
+    ensure!(status == StatusCode::NOT_FOUND, "{status}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn bodies_larger_than_every_window_arrive_whole_on_many_streams_at_once() -> anyhow::Result<()>
+{
+    const LENGTH: usize = 6 << 20;
+    const STREAMS: usize = 4;
+    let site = Site::start().await?;
+    let requests = site.http().await?;
+    let fetches = (0..STREAMS).map(|_| {
+        let mut requests = requests.clone();
+        tokio::spawn(async move {
+            fetch(&mut requests, Method::GET, &format!("/bytes/{LENGTH}"), Bytes::new()).await
+        })
+    });
+    for fetched in fetches.collect::<Vec<_>>() {
+        let (status, body) = fetched.await??;
+        ensure!(status == StatusCode::OK, "{status}");
+        ensure!(body == pattern::octets(0, LENGTH), "the body is another one");
+    }
+    let sent = Bytes::from(pattern::octets(0, LENGTH));
+    let (_, body) = fetch(&mut requests.clone(), Method::POST, "/echo", sent.clone()).await?;
+    ensure!(body == sent, "the echo is another one");
+    Ok(())
+}
+
+#[tokio::test]
+async fn datagrams_find_their_request() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let connection = site.connect().await?;
+    let (control, mut requests) = client(connection.clone()).await?;
+    let mut reader = control.get_datagram_reader();
+    let _running = run(control);
+    // The second request, so that the stream's number has to be right.
+    fetch(&mut requests, Method::GET, "/bytes/0", Bytes::new()).await?;
+    let mut exchange = requests.send_request(request(Method::GET, "/datagrams")?).await?;
+    let stream = StreamId::from(exchange.id());
+    exchange.recv_response().await?;
+    http3::send_datagram(&connection, stream, b"ping")?;
+    let answer = reader.read_datagram().await?;
+    ensure!(answer.stream_id() == exchange.id(), "{:?}", answer.stream_id());
+    ensure!(&answer.payload()[..] == b"ping", "{answer:?}");
+    exchange.finish().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_response_that_is_abandoned_does_not_look_whole() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let mut requests = site.http().await?;
+    let fetched = fetch(&mut requests, Method::GET, "/abandoned", Bytes::new()).await;
+    let error = fetched.err().context("half of it passed for the whole")?.downcast()?;
+    let expected = Code::H3_REQUEST_CANCELLED;
+    let h3::error::StreamError::RemoteTerminate { code, .. } = error else {
+        return Err(error.into());
+    };
+    ensure!(code == expected, "{code}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_request_that_the_server_does_not_want_to_the_end_is_answered() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let mut requests = site.http().await?;
+    let mut exchange = requests.send_request(request(Method::POST, "/bytes/5")?).await?;
+    let response = exchange.recv_response().await?;
+    ensure!(response.status() == StatusCode::OK, "{response:?}");
+    ensure!(body_of(&mut exchange).await? == pattern::octets(0, 5), "the body is another one");
+    let endless = Bytes::from(vec![0; 1 << 16]);
+    let error = loop {
+        if let Err(error) = exchange.send_data(endless.clone()).await {
+            break error;
+        }
+    };
+    let h3::error::StreamError::RemoteTerminate { code, .. } = error else {
+        return Err(error.into());
+    };
+    ensure!(code == Code::H3_NO_ERROR, "{code}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn closing_is_seen_with_its_code_by_the_other_side() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let connection = site.connect().await?;
+    let (control, _requests) = client(connection.clone()).await?;
+    let running = run(control);
+    site.server().await?.close(Code::H3_EXCESSIVE_LOAD.value(), b"enough");
+    let error = running.await?;
+    let h3::error::ConnectionError::Remote(error) = error else { return Err(error.into()) };
+    ensure!(
+        matches!(error, h3::quic::ConnectionErrorIncoming::ApplicationClose { error_code }
+            if error_code == Code::H3_EXCESSIVE_LOAD.value()),
+        "{error}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn broken_rules_close_the_connection_with_the_code_of_the_rule() -> anyhow::Result<()> {
+    // RFC 9114, sections 7.2.1, 7.2.8, 6.2.1 and 7.2.4: type, length, payload.
+    let data_first: &[u8] = &[0x00, 1, 0];
+    let of_http2: &[u8] = &[0x06, 0];
+    for (frames, code) in
+        [(data_first, Code::H3_FRAME_UNEXPECTED), (of_http2, Code::H3_FRAME_UNEXPECTED)]
+    {
+        let (_site, connection) = Site::start().await?.connect_and_keep().await?;
+        let (mut send, _recv) = connection.open_bi().await?;
+        send.write_all(frames).await?;
+        expect_close(&connection, code).await?;
+    }
+    // RFC 9114, section 6.2.1: the type of the stream, then SETTINGS before anything else, once.
+    for (streams, code) in [
+        (&[&[0x00, 0x00, 0][..]][..], Code::H3_MISSING_SETTINGS),
+        (&[&[0x00, 0x04, 0], &[0x00, 0x04, 0]], Code::H3_STREAM_CREATION_ERROR),
+    ] {
+        let (_site, connection) = Site::start().await?.connect_and_keep().await?;
+        let mut open = Vec::new();
+        for start in streams {
+            let mut send = connection.open_uni().await?;
+            send.write_all(start).await?;
+            open.push(send);
+        }
+        expect_close(&connection, code).await?;
+    }
+    let (_site, connection) = Site::start().await?.connect_and_keep().await?;
+    let mut send = connection.open_uni().await?;
+    send.write_all(&[0x00, 0x04, 0]).await?;
+    send.finish()?;
+    expect_close(&connection, Code::H3_CLOSED_CRITICAL_STREAM).await
+}
+
+#[tokio::test]
+async fn a_malformed_request_costs_its_stream_and_no_more() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let connection = site.connect().await?;
+    let (mut send, mut recv) = connection.open_bi().await?;
+    // HEADERS with nothing but `:method: GET` (static table, 17): the other pseudo-headers lack.
+    send.write_all(&[0x01, 3, 0, 0, 0xc0 | 17]).await?;
+    send.finish()?;
+    let answer = recv.read_to_end(1000).await;
+    let expected = driver::ReadError::Reset(Code::H3_MESSAGE_ERROR.value());
+    ensure!(answer == Err(expected.into()), "{answer:?}");
+    let (control, mut requests) = client(connection).await?;
+    let _running = run(control);
+    let (status, _) = fetch(&mut requests, Method::GET, "/bytes/1", Bytes::new()).await?;
+    ensure!(status == StatusCode::OK, "{status}");
+    Ok(())
+}
+
+async fn expect_close(connection: &driver::Connection, code: Code) -> anyhow::Result<()> {
+    let ConnectionError::PeerClosed(PeerClose::Application { code: seen, reason }) =
+        connection.closed().await
+    else {
+        anyhow::bail!("{:?} instead of {code}", connection.close_reason());
+    };
+    ensure!(seen == code.value(), "{seen:#x} ({reason:?}) instead of {code}");
+    Ok(())
+}
+
+/// A server, and what clients need to know of it.
+struct Site {
+    endpoint: Endpoint,
+    client: Endpoint,
+    /// The server's ends of connections.
+    accepted: tokio::sync::Mutex<tokio::sync::mpsc::UnboundedReceiver<driver::Connection>>,
+}
+
+impl Site {
+    async fn start() -> anyhow::Result<Self> {
+        let certificate = Certificate::new()?;
+        let mut tls = certificate.server_tls(provider())?;
+        tls.alpn_protocols = vec![http3::ALPN.to_vec()];
+        let endpoint = Endpoint::server(ServerConfig::new(Arc::new(tls)), ANY)?;
+        let mut tls = client_tls(certificate.der(), provider())?;
+        tls.alpn_protocols = vec![http3::ALPN.to_vec()];
+        let mut client = Endpoint::client(ANY)?;
+        client.set_default_client_config(ClientConfig::new(Arc::new(tls)));
+        let (announce, accepted) = tokio::sync::mpsc::unbounded_channel();
+        let accepting = endpoint.clone();
+        tokio::spawn(async move {
+            while let Some(incoming) = accepting.accept().await {
+                let Ok(connection) = incoming.await else { continue };
+                let _ = announce.send(connection.clone());
+                tokio::spawn(serve(connection));
+            }
+        });
+        Ok(Self { endpoint, client, accepted: accepted.into() })
+    }
+
+    async fn connect(&self) -> anyhow::Result<driver::Connection> {
+        Ok(self.client.connect(self.endpoint.local_addr(), SERVER_NAME)?.await?)
+    }
+
+    async fn connect_and_keep(self) -> anyhow::Result<(Self, driver::Connection)> {
+        let connection = self.connect().await?;
+        Ok((self, connection))
+    }
+
+    async fn http(&self) -> anyhow::Result<Requests> {
+        let (control, requests) = client(self.connect().await?).await?;
+        run(control);
+        Ok(requests)
+    }
+
+    async fn server(&self) -> anyhow::Result<driver::Connection> {
+        self.accepted.lock().await.recv().await.context("no connection")
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.endpoint.close(Code::H3_NO_ERROR.value(), b"the test ends");
+    }
+}
+
+async fn client(
+    connection: driver::Connection,
+) -> anyhow::Result<(h3::client::Connection<http3::Connection, Bytes>, Requests)> {
+    let connection = http3::Connection::from(connection);
+    Ok(h3::client::builder().enable_datagram(true).build(connection).await?)
+}
+
+fn run(
+    mut control: h3::client::Connection<http3::Connection, Bytes>,
+) -> tokio::task::JoinHandle<h3::error::ConnectionError> {
+    tokio::spawn(async move { poll_fn(|cx| control.poll_close(cx)).await })
+}
+
+fn request(method: Method, path: &str) -> anyhow::Result<Request<()>> {
+    let uri = format!("https://{SERVER_NAME}{path}");
+    Ok(Request::builder().method(method).uri(uri).body(())?)
+}
+
+async fn fetch(
+    requests: &mut Requests,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> anyhow::Result<(StatusCode, Bytes)> {
+    let mut exchange = requests.send_request(request(method, path)?).await?;
+    let (mut send, mut recv) = {
+        if body.is_empty() {
+            exchange.finish().await?;
+        }
+        exchange.split()
+    };
+    // Both at once: the echo waits for nobody.
+    let sending = async {
+        if !body.is_empty() {
+            send.send_data(body).await?;
+            send.finish().await?;
+        }
+        anyhow::Ok(())
+    };
+    let receiving = async {
+        let response = recv.recv_response().await?;
+        let mut all = BytesMut::new();
+        while let Some(data) = recv.recv_data().await? {
+            bytes::BufMut::put(&mut all, data);
+        }
+        anyhow::Ok((response.status(), all.freeze()))
+    };
+    Ok(tokio::try_join!(sending, receiving)?.1)
+}
+
+async fn body_of(exchange: &mut Exchange) -> anyhow::Result<Bytes> {
+    let mut all = BytesMut::new();
+    while let Some(data) = exchange.recv_data().await? {
+        bytes::BufMut::put(&mut all, data);
+    }
+    Ok(all.freeze())
+}
+
+async fn serve(connection: driver::Connection) -> anyhow::Result<()> {
+    let transport = http3::Connection::from(connection.clone());
+    let mut http: h3::server::Connection<_, Bytes> =
+        h3::server::builder().enable_datagram(true).build(transport).await?;
+    let mut datagrams = http.get_datagram_reader();
+    tokio::spawn(async move {
+        while let Ok(datagram) = datagrams.read_datagram().await {
+            let stream = StreamId::from(datagram.stream_id());
+            let _ = http3::send_datagram(&connection, stream, datagram.payload());
+        }
+    });
+    while let Some(resolver) = http.accept().await? {
+        tokio::spawn(async move {
+            let (request, mut exchange) = resolver.resolve_request().await?;
+            let path = request.uri().path();
+            let found = ["/bytes/", "/echo", "/datagrams", "/abandoned"];
+            let found = found.iter().any(|start| path.starts_with(start));
+            let status = if found { StatusCode::OK } else { StatusCode::NOT_FOUND };
+            exchange.send_response(Response::builder().status(status).body(())?).await?;
+            match path {
+                "/echo" => {
+                    while let Some(mut data) = exchange.recv_data().await? {
+                        let data = data.copy_to_bytes(data.remaining());
+                        exchange.send_data(data).await?;
+                    }
+                }
+                "/datagrams" => while exchange.recv_data().await?.is_some() {},
+                "/abandoned" => {
+                    exchange.send_data(Bytes::from_static(b"the first half")).await?;
+                    return Ok(());
+                }
+                _ => {
+                    if let Some(length) = path.strip_prefix("/bytes/") {
+                        for block in pattern::blocks(length.parse()?) {
+                            exchange.send_data(block.into()).await?;
+                        }
+                    }
+                }
+            }
+            anyhow::Ok(exchange.finish().await?)
+        });
+    }
+    Ok(())
+}
