@@ -170,6 +170,14 @@ impl RemoteStreams {
     fn new(concurrent: u64) -> Self {
         Self { concurrent, announced: concurrent, ..Self::default() }
     }
+
+    /// Has the limit announced when that is worth a frame. Telling one by one would cost a frame
+    /// per stream; a peer that is about to run out of streams is told of each one.
+    fn consider(&mut self) {
+        let news = self.closed + self.concurrent - self.announced;
+        let left = self.announced - self.opened;
+        self.limit_due |= news > 0 && news >= (self.concurrent / 8).min(left / 2);
+    }
 }
 
 impl Streams {
@@ -678,6 +686,7 @@ impl Streams {
             return Ok(());
         }
         remote.opened = opened.end;
+        remote.consider();
         for index in opened {
             self.insert(StreamId::new(id.initiator(), dir, index));
         }
@@ -772,9 +781,7 @@ impl Streams {
         }
         let remote = &mut self.remote[id.dir().index()];
         remote.closed += 1;
-        // Telling one by one would cost a frame per stream.
-        let unannounced = remote.closed + remote.concurrent - remote.announced;
-        remote.limit_due |= unannounced >= (remote.concurrent / 4).max(1);
+        remote.consider();
     }
 }
 
@@ -946,6 +953,33 @@ mod tests {
         // A late frame for the stream that is gone changes nothing.
         streams.on_stream(&data(0, 0, b"hi", true)).unwrap();
         assert!(streams.recv.is_empty());
+    }
+
+    /// Opens, answers and closes stream `number`, and says whether a limit was announced.
+    fn request(streams: &mut Streams, number: u64) -> bool {
+        let stream = StreamId::new(Side::Client, Dir::Bi, number);
+        streams.on_stream(&data(stream.to_wire(), 0, b"?", true)).unwrap();
+        while let Ok(Read::Data(_)) = streams.read(stream, &mut [0; 8]) {}
+        streams.finish(stream).unwrap();
+        let (mut out, mut sent) = (Vec::new(), Vec::new());
+        streams.write_data(1000, &mut out, &mut sent);
+        streams.on_stream_acked(stream, 0..0, true);
+        out.clear();
+        sent.clear();
+        streams.write_control(Instant::now(), Duration::ZERO, 1000, &mut out, &mut sent);
+        sent.contains(&SentFrame::MaxStreams(Dir::Bi))
+    }
+
+    #[test]
+    fn req_g09_a_stream_per_request_costs_an_eighth_of_a_frame_and_never_runs_out() {
+        let mut streams = server(StreamLimits { max_bidi: 64, ..small() });
+        let frames = (0..1000).filter(|&number| request(&mut streams, number)).count();
+        assert_eq!(frames, 1000 / 8);
+        assert!(streams.remote[0].announced - streams.remote[0].opened >= 64 - 8);
+        // With the last stream in use, every one that closes is news.
+        let last = StreamId::new(Side::Client, Dir::Bi, streams.remote[0].announced - 1);
+        streams.on_stream(&data(last.to_wire(), 0, b"?", false)).unwrap();
+        assert!(request(&mut streams, 1000) && request(&mut streams, 1001));
     }
 
     #[test]
