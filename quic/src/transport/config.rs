@@ -17,7 +17,8 @@ pub struct TransportConfig {
     pub idle_timeout: Duration,
     /// Silence after which a PING goes out, to keep the connection and NAT bindings alive.
     pub keep_alive: Option<Duration>,
-    /// How long a handshake may take.
+    /// How long a handshake may take in all. Silence ends it sooner: after `idle_timeout`, but not
+    /// before three probe timeouts, backed off.
     pub handshake_timeout: Duration,
     /// Which congestion controller paths get.
     pub congestion: Algorithm,
@@ -42,8 +43,9 @@ impl Default for TransportConfig {
             // Below the two minutes after which RFC 4787 lets NATs forget, and the usual choice.
             idle_timeout: Duration::from_secs(30),
             keep_alive: None,
-            // Three PTOs of the initial RTT and their backoff.
-            handshake_timeout: Duration::from_secs(10),
+            // Twice the idle timeout: enough for a path that loses every third packet, and an end
+            // for peers that keep a handshake alive without completing it.
+            handshake_timeout: Duration::from_secs(60),
             congestion: Algorithm::default(),
             // What fits an Ethernet frame over IPv6.
             max_udp_payload: 1452,

@@ -210,8 +210,11 @@ pub enum ConnectionError {
     #[error("nothing arrived within the idle timeout")]
     IdleTimeout,
     /// The handshake did not complete in time.
-    #[error("the handshake did not complete in time")]
-    HandshakeTimeout,
+    #[error("the handshake did not complete in time: {}", handshake_advice(*.answered))]
+    HandshakeTimeout {
+        /// Whether anything authentic came from the peer.
+        answered: bool,
+    },
     /// The server speaks none of our versions.
     #[error("the server speaks none of our QUIC versions (it offers {0:x?})")]
     VersionMismatch(Vec<u32>),
@@ -221,6 +224,15 @@ pub enum ConnectionError {
     /// An invariant of this implementation did not hold.
     #[error("internal error: {0}")]
     Internal(&'static str),
+}
+
+/// What to do about a handshake that took too long.
+const fn handshake_advice(answered: bool) -> &'static str {
+    if answered {
+        "the peer answers, but too much is lost or delayed on the way"
+    } else {
+        "nothing came from the peer; check its address and port, and that UDP passes"
+    }
 }
 
 /// What to do about a TLS failure.

@@ -111,6 +111,17 @@ impl Connection {
         self.start_closing(now, OwnedClose::Transport(close), error);
     }
 
+    /// The handshake has taken too long. A peer that was heard is told.
+    pub(super) fn give_up_handshake(&mut self, now: Instant) {
+        let answered = self.handshake.any_processed;
+        let error = ConnectionError::HandshakeTimeout { answered };
+        if !answered {
+            return self.vanish(error);
+        }
+        let close = TransportError::new(Code::NO_ERROR, "the handshake took too long");
+        self.start_closing(now, OwnedClose::Transport(close), error);
+    }
+
     fn start_closing(&mut self, now: Instant, close: OwnedClose, error: ConnectionError) {
         if self.is_over() {
             return;

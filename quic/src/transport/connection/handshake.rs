@@ -43,7 +43,7 @@ pub(super) struct Handshake {
     /// The space that TLS writes to.
     write_space: Space,
     /// What the client sent to in the first place.
-    original_dcid: ConnectionId,
+    pub(super) original_dcid: ConnectionId,
     /// Our first connection ID.
     pub(super) local_cid: ConnectionId,
     /// What the peer chose; a client learns it from the first Initial.

@@ -252,6 +252,11 @@ impl Connection {
         self.paths[0].rtt.pto() + delay
     }
 
+    /// By what probe timeouts are multiplied after those that expired.
+    pub(super) fn pto_backoff(&self) -> u32 {
+        1 << self.pto_count.min(MAX_BACKOFF)
+    }
+
     /// When packets count as lost, or a probe is due.
     ///
     /// <https://www.rfc-editor.org/rfc/rfc9002.html#appendix-A.8>
@@ -267,7 +272,7 @@ impl Connection {
         if self.is_amplification_limited() {
             return None;
         }
-        let backoff = 1 << self.pto_count.min(MAX_BACKOFF);
+        let backoff = self.pto_backoff();
         let armed = Space::ALL.into_iter().filter_map(|space| {
             // "An endpoint MUST NOT set its PTO timer for the Application Data packet number space
             // until the handshake is confirmed." Section 6.2.1.

@@ -535,6 +535,12 @@ impl Connection {
         self.remote_cids.get(self.paths[0].cid).map(|cid| cid.id).unwrap_or_default()
     }
 
+    /// What a client sent to in the first place.
+    #[cfg(test)]
+    pub(crate) const fn original_dcid(&self) -> ConnectionId {
+        self.handshake.original_dcid
+    }
+
     // What the endpoint does.
 
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
@@ -621,10 +627,14 @@ impl Connection {
             return;
         }
         if due(self.idle_deadline()) {
-            return self.vanish(ConnectionError::IdleTimeout);
+            let answered = self.handshake.any_processed;
+            return self.vanish(match self.handshake.complete {
+                true => ConnectionError::IdleTimeout,
+                false => ConnectionError::HandshakeTimeout { answered },
+            });
         }
         if due(self.handshake_deadline()) {
-            return self.vanish(ConnectionError::HandshakeTimeout);
+            return self.give_up_handshake(now);
         }
         if due(self.keep_alive_deadline()) {
             self.ping();
@@ -676,7 +686,9 @@ impl Connection {
         };
         // "To avoid excessively small idle timeout periods, endpoints MUST increase the idle
         // timeout period to be at least three times the current Probe Timeout (PTO)."
-        Some(self.active_since + timeout.max(3 * self.pto(Space::Data)))
+        // During the handshake, a lossy path has the probe timeout back off to more than that.
+        let backoff = if self.handshake.complete { 1 } else { self.pto_backoff() };
+        Some(self.active_since + timeout.max(3 * backoff * self.pto(Space::Data)))
     }
 
     fn handshake_deadline(&self) -> Option<Instant> {
