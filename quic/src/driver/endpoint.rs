@@ -22,7 +22,7 @@ use crate::{
     token::{TokenKey, TokenKeys},
     transport::{
         self, CidIssuer, ClientConfig, DropReason, MigrateError, ResetKey, ServerConfig,
-        TokenPolicy,
+        TokenPolicy, TokenResult,
     },
 };
 
@@ -286,6 +286,18 @@ impl Endpoint {
     #[must_use]
     pub fn connection_count(&self) -> usize {
         self.shared.shards.iter().map(|shard| shard.lock().core.connection_count()).sum()
+    }
+
+    /// How many of them are in their handshake.
+    #[must_use]
+    pub fn half_open(&self) -> usize {
+        self.shared.shards.iter().map(|shard| shard.lock().core.half_open()).sum()
+    }
+
+    /// Address tokens of Initials that asked for a connection, by what became of them.
+    #[must_use]
+    pub fn tokens(&self, result: TokenResult) -> u64 {
+        self.shared.shards.iter().map(|shard| shard.lock().core.tokens(result)).sum()
     }
 
     /// Datagrams dropped for this reason before they reached a connection.

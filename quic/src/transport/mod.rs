@@ -63,7 +63,7 @@ pub use connection::{
 };
 pub use endpoint::{
     CidIssuer, ConnectError, ConnectionHandle, Endpoint, EndpointConfig, Received, TokenPolicy,
-    Transmit,
+    TokenResult, Transmit,
 };
 pub use error::{Code, ConnectionError, PeerClose, TransportError};
 pub use packet::DropReason;

@@ -19,8 +19,8 @@ pub use issuer::CidIssuer;
 use issuer::Issuers;
 use rustls::pki_types::ServerName;
 use siphasher::sip::SipHasher13;
-pub use tokens::TokenPolicy;
-use tokens::Verdict;
+use tokens::{SpentTokens, Verdict};
+pub use tokens::{TokenPolicy, TokenResult};
 
 use super::{
     Ecn,
@@ -156,7 +156,9 @@ pub struct Endpoint {
     events: VecDeque<(ConnectionHandle, Event)>,
     /// Tokens for servers by name.
     kept_tokens: BTreeMap<String, VecDeque<Vec<u8>>>,
+    spent_tokens: SpentTokens,
     drops: [u64; DropReason::COUNT],
+    token_results: [u64; TokenResult::COUNT],
 }
 
 struct Entry {
@@ -203,7 +205,9 @@ impl Endpoint {
             replies: VecDeque::new(),
             events: VecDeque::new(),
             kept_tokens: BTreeMap::new(),
+            spent_tokens: SpentTokens::default(),
             drops: [0; DropReason::COUNT],
+            token_results: [0; TokenResult::COUNT],
             random,
         }
     }
@@ -225,7 +229,7 @@ impl Endpoint {
         let (local_cid, reset_token) = self.issuers.issue()?;
         let first: [u8; FIRST_DCID_LEN] = self.random.octets();
         let first = ConnectionId::new(&first).expect("8 octets fit");
-        let token = self.kept_tokens.get_mut(server_name).and_then(VecDeque::pop_front);
+        let token = self.kept_tokens.get_mut(server_name).and_then(VecDeque::pop_back);
         let setup = Setup {
             now,
             version: config.version,
@@ -394,6 +398,18 @@ impl Endpoint {
         self.count
     }
 
+    /// How many of them are in their handshake.
+    #[must_use]
+    pub const fn half_open(&self) -> usize {
+        self.half_open
+    }
+
+    /// Address tokens of Initials that asked for a connection, by what became of them.
+    #[must_use]
+    pub const fn tokens(&self, result: TokenResult) -> u64 {
+        self.token_results[result as usize]
+    }
+
     /// Datagrams dropped for this reason before they reached a connection.
     #[must_use]
     pub const fn dropped(&self, reason: DropReason) -> u64 {
@@ -505,7 +521,9 @@ impl Endpoint {
         version: Version,
         datagram: &mut [u8],
     ) -> Result<(), DropReason> {
-        let Some(server) = &self.server else { return Err(DropReason::UnknownConnection) };
+        if self.server.is_none() {
+            return Err(DropReason::UnknownConnection);
+        }
         if !VERSIONS.contains(&version.to_wire()) {
             return self.on_unknown_version(arrival, datagram);
         }
@@ -522,12 +540,9 @@ impl Endpoint {
         if header.dcid.len() < FIRST_DCID_LEN {
             return Err(DropReason::Malformed);
         }
-        let verdict = self.tokens.judge(
-            &datagram[token],
-            arrival.remote,
-            &header.dcid,
-            self.wall_clock(arrival.now),
-        );
+        let token = datagram[token].to_vec();
+        let verdict = self.judge(arrival, &token, &header.dcid);
+        let Some(server) = &self.server else { return Err(DropReason::UnknownConnection) };
         let retry_wanted = match server.retry {
             RetryPolicy::Never => false,
             RetryPolicy::Always => true,
@@ -577,11 +592,52 @@ impl Endpoint {
         if !connection.is_heard() {
             return Err(DropReason::Undecryptable);
         }
+        if verdict != Verdict::Nothing {
+            self.spent_tokens.insert(self.by_cid.hasher(), &token);
+        }
+        if let Verdict::Retried(original) = verdict {
+            self.supersede(arrival.remote, original, scid);
+        }
         let first = (arrival.remote, header.dcid);
         let index = self.insert(connection, Some(first), None);
         self.by_cid.insert(local_cid, index);
         self.by_first_dcid.insert(first, index);
         Ok(())
+    }
+
+    /// Judges the token of an Initial, and counts what came of it.
+    fn judge(&mut self, arrival: &Arrival, token: &[u8], dcid: &ConnectionId) -> Verdict {
+        if token.is_empty() {
+            return Verdict::Nothing;
+        }
+        let now = self.wall_clock(arrival.now);
+        let verdict = self.tokens.judge(token, arrival.remote, dcid, now);
+        let (verdict, result) = match verdict {
+            Verdict::Invalid => (verdict, TokenResult::Invalid),
+            Verdict::Nothing => (verdict, TokenResult::Ignored),
+            _ if self.spent_tokens.contains(self.by_cid.hasher(), token) => {
+                (Verdict::Nothing, TokenResult::Spent)
+            }
+            Verdict::Retried(_) => (verdict, TokenResult::Retry),
+            Verdict::Known => (verdict, TokenResult::NewToken),
+        };
+        self.token_results[result as usize] += 1;
+        verdict
+    }
+
+    /// A client has answered a Retry: what its first Initial began here before the Retry was asked
+    /// for, it knows nothing of. That happens while a balancer in front starts sending Retries.
+    fn supersede(&mut self, remote: SocketAddr, original: ConnectionId, client_cid: ConnectionId) {
+        let Some(&older) = self.by_first_dcid.get(&(remote, original)) else { return };
+        let forgotten = self.connections[older].as_ref().is_some_and(|entry| {
+            let connection = &entry.connection;
+            connection.is_half_open()
+                && !connection.path().validated
+                && connection.remote_cid() == client_cid
+        });
+        if forgotten {
+            self.remove(older);
+        }
     }
 
     fn send_retry(
@@ -788,6 +844,12 @@ impl Endpoint {
         self.half_open -= usize::from(entry.half_open);
         self.count -= 1;
         self.free.push(index);
+    }
+
+    /// Tokens kept for connections to come.
+    #[cfg(test)]
+    pub(crate) fn kept_tokens(&self) -> usize {
+        self.kept_tokens.values().map(VecDeque::len).sum()
     }
 
     fn wall_clock(&self, now: Instant) -> SystemTime {

@@ -1,6 +1,8 @@
 //! Address tokens as a server sees them: which it honours, which it makes.
 
 use std::{
+    collections::HashSet,
+    hash::BuildHasher,
     net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime},
 };
@@ -35,6 +37,26 @@ pub enum TokenPolicy {
     Proxied(TokenKeys),
 }
 
+/// What became of a token in a client's Initial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TokenResult {
+    /// It was of a Retry, and proves the client's address.
+    Retry,
+    /// It was of a NEW_TOKEN frame, and proves the client's address.
+    NewToken,
+    /// It was good once, and has been spent: it counts as absent.
+    Spent,
+    /// It says nothing to us, as one of another server does: it counts as absent.
+    Ignored,
+    /// It claims to be of a Retry, and is not: the connection is refused.
+    Invalid,
+}
+
+impl TokenResult {
+    /// The number of results, for tables of counters.
+    pub const COUNT: usize = Self::Invalid as usize + 1;
+}
+
 /// What a token means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -46,6 +68,35 @@ pub(super) enum Verdict {
     Nothing,
     /// It claims to be of a Retry, and is not.
     Invalid,
+}
+
+/// Tokens that began a connection, by their hashes, so that they begin no second one. Tokens are
+/// bound to an address and expire; this memory is for those that come again before. It is of fixed
+/// size: after so many others, an old token may count again.
+///
+/// <https://www.rfc-editor.org/rfc/rfc9000.html#section-8.1.4>: "servers MUST ensure that replay of
+/// tokens is prevented or limited".
+#[derive(Debug, Default)]
+pub(super) struct SpentTokens {
+    recent: HashSet<u64>,
+    older: HashSet<u64>,
+}
+
+impl SpentTokens {
+    /// Tokens in each of the two generations.
+    const GENERATION: usize = 8192;
+
+    pub(super) fn contains(&self, hasher: &impl BuildHasher, token: &[u8]) -> bool {
+        let hash = hasher.hash_one(token);
+        self.recent.contains(&hash) || self.older.contains(&hash)
+    }
+
+    pub(super) fn insert(&mut self, hasher: &impl BuildHasher, token: &[u8]) {
+        if self.recent.len() >= Self::GENERATION {
+            self.older = std::mem::take(&mut self.recent);
+        }
+        self.recent.insert(hasher.hash_one(token));
+    }
 }
 
 impl TokenPolicy {
@@ -102,5 +153,28 @@ impl TokenPolicy {
         let key = keys.get(*minting)?;
         let client = client.to_canonical();
         shared_state::seal_new_token(key, random.octets(), client, now + NEW_TOKEN_LIFETIME)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hash::{BuildHasherDefault, DefaultHasher};
+
+    use super::*;
+
+    #[test]
+    fn req_e06_a_million_tokens_are_remembered_within_a_fixed_size() {
+        let hasher = BuildHasherDefault::<DefaultHasher>::default();
+        let mut spent = SpentTokens::default();
+        for number in 0..1_000_000u32 {
+            let token = number.to_be_bytes();
+            assert!(!spent.contains(&hasher, &token));
+            spent.insert(&hasher, &token);
+            assert!(spent.contains(&hasher, &token));
+            assert!(spent.recent.len() + spent.older.len() <= 2 * SpentTokens::GENERATION);
+        }
+        let last = 1_000_000 - u32::try_from(SpentTokens::GENERATION).unwrap();
+        assert!(spent.contains(&hasher, &last.to_be_bytes()));
+        assert!(!spent.contains(&hasher, &0u32.to_be_bytes()));
     }
 }

@@ -2,7 +2,10 @@
 //! are forged: what a peer may not do ends the connection with the right code, and what it may do
 //! a million times costs no memory.
 
+mod handshake;
+
 use std::{
+    net::SocketAddr,
     sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime},
 };
@@ -19,11 +22,49 @@ use crate::{ConnectionId, varint};
 const CLIENT: &str = "192.0.2.2:1000";
 const SERVER: &str = "192.0.2.1:443";
 
+/// What both ends are made of.
+struct Scene {
+    client: ClientConfig,
+    server: ServerConfig,
+    cids: CidIssuer,
+    tokens: Option<TokenPolicy>,
+}
+
+impl Default for Scene {
+    fn default() -> Self {
+        Self {
+            client: ClientConfig::new(Arc::clone(&tls().client)),
+            server: ServerConfig::new(Arc::clone(&tls().server)),
+            cids: CidIssuer::standalone(8, [1; 32], ResetKey::new([2; 32])),
+            tokens: None,
+        }
+    }
+}
+
+impl Scene {
+    /// Both ends with the same settings.
+    fn with(transport: TransportConfig) -> Self {
+        let mut scene = Self::default();
+        scene.client.transport = Arc::new(transport.clone());
+        scene.server.transport = Arc::new(transport);
+        scene
+    }
+
+    fn with_retry(retry: RetryPolicy) -> Self {
+        let mut scene = Self::default();
+        scene.server.retry = retry;
+        scene
+    }
+}
+
 /// Both ends, and a clock.
 struct Pair {
     now: Instant,
     client: Endpoint,
     server: Endpoint,
+    config: ClientConfig,
+    /// Where the client is, as the server sees it.
+    from: SocketAddr,
     at_client: ConnectionHandle,
     at_server: Option<ConnectionHandle>,
     /// Why the server's connection ended.
@@ -67,21 +108,21 @@ fn tls() -> &'static Tls {
 
 impl Pair {
     /// Before the first datagram.
-    fn new(transport: TransportConfig) -> Self {
+    fn new(scene: Scene) -> Self {
         let now = Instant::now();
-        let mut config = ServerConfig::new(Arc::clone(&tls().server));
-        config.transport = Arc::new(transport);
-        let cids = CidIssuer::standalone(8, [1; 32], ResetKey::new([2; 32]));
-        let config = EndpointConfig::server(config, cids, [3; 32]);
+        let mut config = EndpointConfig::server(scene.server, scene.cids, [3; 32]);
+        config.tokens = scene.tokens;
         let server = Endpoint::new(config, now, SystemTime::UNIX_EPOCH);
         let config = EndpointConfig::client([4; 32]);
         let mut client = Endpoint::new(config, now, SystemTime::UNIX_EPOCH);
-        let config = ClientConfig::new(Arc::clone(&tls().client));
+        let config = scene.client;
         let at_client = client.connect(now, &config, SERVER.parse().unwrap(), "server.test");
         Self {
             now,
             client,
             server,
+            config,
+            from: CLIENT.parse().unwrap(),
             at_client: at_client.unwrap(),
             at_server: None,
             closed: None,
@@ -92,10 +133,22 @@ impl Pair {
 
     /// After the handshake, with nothing left to say.
     fn connected() -> Self {
-        let mut pair = Self::new(TransportConfig::default());
+        Self::connected_as(Scene::default())
+    }
+
+    fn connected_as(scene: Scene) -> Self {
+        let mut pair = Self::new(scene);
         pair.settle();
         assert!(pair.at_server().is_confirmed() && pair.at_client().is_confirmed());
         pair
+    }
+
+    /// Connects once more, with the same client endpoint.
+    fn reconnect(&mut self) {
+        let to = SERVER.parse().unwrap();
+        let connected = self.client.connect(self.now, &self.config, to, "server.test");
+        self.at_client = connected.unwrap();
+        (self.at_server, self.closed, self.client_closed) = (None, None, None);
     }
 
     fn at_server(&mut self) -> &mut Connection {
@@ -130,11 +183,20 @@ impl Pair {
                     self.deliver(datagram);
                 }
             }
-            for mut datagram in down {
-                let from = Received { remote: SERVER.parse().unwrap(), local: None, ecn: None };
-                self.client.handle_datagram(self.now, from, &mut datagram);
+            for datagram in down {
+                self.deliver_down(datagram);
             }
         }
+    }
+
+    /// What the client has to send now.
+    fn up(&mut self) -> Vec<Vec<u8>> {
+        drain(&mut self.client, self.now)
+    }
+
+    /// What the server has to send now.
+    fn down(&mut self) -> Vec<Vec<u8>> {
+        drain(&mut self.server, self.now)
     }
 
     /// Lets acknowledgments and the like come to rest.
@@ -154,8 +216,14 @@ impl Pair {
 
     /// Hands the server a datagram.
     fn deliver(&mut self, mut datagram: Vec<u8>) {
-        let from = Received { remote: CLIENT.parse().unwrap(), local: None, ecn: None };
+        let from = Received { remote: self.from, local: None, ecn: None };
         self.server.handle_datagram(self.now, from, &mut datagram);
+    }
+
+    /// Hands the client a datagram.
+    fn deliver_down(&mut self, mut datagram: Vec<u8>) {
+        let from = Received { remote: SERVER.parse().unwrap(), local: None, ecn: None };
+        self.client.handle_datagram(self.now, from, &mut datagram);
     }
 
     /// A packet of the client's with these frames.
@@ -281,14 +349,13 @@ fn req_f01_frames_of_other_packet_types_are_refused_in_handshake_packets() {
         fields(types::MAX_DATA, &[1]),
         fields(types::APPLICATION_CLOSE, &[0, 0]),
     ] {
-        let mut pair = Pair::new(TransportConfig::default());
+        let mut pair = Pair::new(Scene::default());
         // Until the client has Handshake keys, and the server does not know it yet.
         for datagram in drain(&mut pair.client, pair.now) {
             pair.deliver(datagram);
         }
-        for mut datagram in drain(&mut pair.server, pair.now) {
-            let from = Received { remote: SERVER.parse().unwrap(), local: None, ecn: None };
-            pair.client.handle_datagram(pair.now, from, &mut datagram);
+        for datagram in drain(&mut pair.server, pair.now) {
+            pair.deliver_down(datagram);
         }
         assert_eq!(pair.verdict(Space::Handshake, &frames), Some(Code::PROTOCOL_VIOLATION));
     }
@@ -296,8 +363,10 @@ fn req_f01_frames_of_other_packet_types_are_refused_in_handshake_packets() {
 
 #[test]
 fn req_f17_datagrams_that_were_not_offered_are_refused() {
-    let mut pair =
-        Pair::new(TransportConfig { datagram_receive_buffer: 0, ..TransportConfig::default() });
+    let mut pair = Pair::new(Scene::with(TransportConfig {
+        datagram_receive_buffer: 0,
+        ..TransportConfig::default()
+    }));
     pair.settle();
     assert_eq!(pair.verdict(Space::Data, &[0x31, 1, 9]), Some(Code::PROTOCOL_VIOLATION));
     assert_eq!(pair.at_client().max_datagram(), None);
@@ -418,7 +487,7 @@ fn req_h01_an_idle_connection_ends_on_both_sides() {
 
 #[test]
 fn req_e07_an_application_close_during_the_handshake_says_nothing_of_the_application() {
-    let mut pair = Pair::new(TransportConfig::default());
+    let mut pair = Pair::new(Scene::default());
     for datagram in drain(&mut pair.client, pair.now) {
         pair.deliver(datagram);
     }
@@ -461,7 +530,7 @@ fn req_a06_version_negotiation_is_honoured_only_before_anything_else() {
     for (offered, late, ended) in
         [(0x0a0a_0a0a_u32, false, true), (1, false, false), (0x0a0a_0a0a, true, false)]
     {
-        let mut pair = Pair::new(TransportConfig::default());
+        let mut pair = Pair::new(Scene::default());
         let first = drain(&mut pair.client, pair.now).remove(0);
         if late {
             pair.deliver(first.clone());
@@ -473,8 +542,7 @@ fn req_a06_version_negotiation_is_honoured_only_before_anything_else() {
         packet.push(8);
         packet.extend_from_slice(dcid);
         packet.extend_from_slice(&offered.to_be_bytes());
-        let from = Received { remote: SERVER.parse().unwrap(), local: None, ecn: None };
-        pair.client.handle_datagram(pair.now, from, &mut packet);
+        pair.deliver_down(packet);
         pair.exchange();
         let mismatch = matches!(pair.client_closed, Some(ConnectionError::VersionMismatch(_)));
         assert_eq!(mismatch, ended, "{offered:x} late {late}");
@@ -483,7 +551,7 @@ fn req_a06_version_negotiation_is_honoured_only_before_anything_else() {
 
 #[test]
 fn req_e08_servers_that_are_full_refuse_and_keep_nothing() {
-    let mut pair = Pair::new(TransportConfig::default());
+    let mut pair = Pair::new(Scene::default());
     let mut config = ServerConfig::new(Arc::clone(&tls().server));
     config.max_connections = 0;
     pair.server.set_server_config(Some(config));
