@@ -14,7 +14,7 @@ pub(super) fn of_connection(error: ConnectionError) -> ConnectionErrorIncoming {
         ConnectionError::PeerClosed(PeerClose::Application { code, .. }) => {
             ConnectionErrorIncoming::ApplicationClose { error_code: code }
         }
-        ConnectionError::IdleTimeout | ConnectionError::HandshakeTimeout => {
+        ConnectionError::IdleTimeout | ConnectionError::HandshakeTimeout { .. } => {
             ConnectionErrorIncoming::Timeout
         }
         ConnectionError::Internal(reason) => {
