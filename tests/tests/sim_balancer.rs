@@ -6,10 +6,9 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use quic::{
-    routable::{CidConfig, CidGenerator, ConfigId, Key, Partition, ServerId},
+    routable::ConfigId,
     transport::{
-        CidIssuer, ClientConfig, DropReason, EndpointConfig, ResetKey, RetryPolicy, ServerConfig,
-        TransportConfig,
+        ClientConfig, DropReason, EndpointConfig, RetryPolicy, ServerConfig, TransportConfig,
     },
 };
 use quic_lb_tests::sim::{
@@ -17,6 +16,7 @@ use quic_lb_tests::sim::{
     balancer::Balancer,
     crypto::{self, CertificateSize},
     files::{Fetch, FileClient, FileServer},
+    fleet::{self, SERVERS, add_balancer, cid_config, issuer},
     for_seeds,
     host::Host,
     link::LinkConfig,
@@ -24,29 +24,6 @@ use quic_lb_tests::sim::{
 };
 
 const FRONT: &str = "192.0.2.9:443";
-const SERVERS: u8 = 3;
-
-fn cid_config(id: u8) -> CidConfig {
-    let nonce = if id.is_multiple_of(2) { 14 } else { 6 };
-    CidConfig::new(ConfigId::new(id).unwrap(), 2, nonce, Some(&Key::new([id + 1; 16]))).unwrap()
-}
-
-fn server_id(server: u8) -> ServerId {
-    ServerId::new(&[0x70, server]).unwrap()
-}
-
-fn issuer(server: u8, config: u8) -> CidIssuer {
-    let seed = [server * 16 + config; 32];
-    let generator =
-        CidGenerator::new(cid_config(config), server_id(server), Partition::Whole, seed).unwrap();
-    CidIssuer::routable(generator, ResetKey::new(seed))
-}
-
-fn backends() -> Vec<(SocketAddr, ServerId)> {
-    let address = |server| SocketAddr::from(([10, 9, 0, server], 443));
-    (1..=SERVERS).map(|server| (address(server), server_id(server))).collect()
-}
-
 struct Site {
     world: World,
     balancer: NodeId,
@@ -66,16 +43,13 @@ fn site(seed: u64, plan: &Plan) -> Site {
     let mut rng = Rng::new(seed);
     let mut world = World::new(rng.number());
     let front: SocketAddr = FRONT.parse().unwrap();
-    let inside = "10.9.0.100".parse().unwrap();
-    let balancer = Balancer::new(front, inside, &[cid_config(0)], &backends());
-    let balancer = world.add(&[front], balancer);
-    world.give(inside, balancer);
+    let balancer = add_balancer(&mut world, front);
     let servers = (1..=SERVERS).map(|server| {
         let tls = crypto::server(rng.number(), CertificateSize::Small);
         let mut config = ServerConfig::new(tls);
         config.retry = plan.retry;
         let config = EndpointConfig::server(config, issuer(server, 0), rng.octets());
-        let (address, _) = backends()[usize::from(server) - 1];
+        let address = fleet::address(server, false);
         world.add(&[address], Host::new(address, config, FileServer::default()))
     });
     let servers = servers.collect();
@@ -188,7 +162,7 @@ fn req_m09_a_rotation_through_the_balancer_loses_nothing() {
             site.world.pass(Duration::from_millis(800));
             // The balancer first, then its servers, then the old configuration goes.
             let both = [cid_config(round - 1), cid_config(round)];
-            site.world.node::<Balancer>(site.balancer).reload(&both, &backends());
+            site.world.node::<Balancer>(site.balancer).reload(&both, &fleet::backends(false));
             site.world.pass(Duration::from_millis(100));
             for server in 1..=SERVERS {
                 let node = site.servers[usize::from(server) - 1];
@@ -206,7 +180,7 @@ fn req_m09_a_rotation_through_the_balancer_loses_nothing() {
                 }
             }
             let new = [cid_config(round)];
-            site.world.node::<Balancer>(site.balancer).reload(&new, &backends());
+            site.world.node::<Balancer>(site.balancer).reload(&new, &fleet::backends(false));
         }
         site.finish();
     });

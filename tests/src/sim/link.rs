@@ -29,8 +29,8 @@ pub struct LinkConfig {
     pub reorder: u32,
     /// CE marks on datagrams that carry ECT.
     pub mark: u32,
-    /// Marks taken away.
-    pub bleach: bool,
+    /// What happens to ECN marks.
+    pub ecn: EcnTreatment,
     /// The largest datagram.
     pub mtu: usize,
     /// On and off times: nothing passes while it is off.
@@ -53,13 +53,24 @@ impl Default for LinkConfig {
             duplicate: 0,
             reorder: 0,
             mark: 0,
-            bleach: false,
+            ecn: EcnTreatment::Kept,
             mtu: 1500 - 28,
             blackout: None,
             #[expect(clippy::reversed_empty_ranges, reason = "none")]
             drop_list: 1..=0,
         }
     }
+}
+
+/// What a link does to ECN marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EcnTreatment {
+    /// Lets them pass, apart from CE marks.
+    Kept,
+    /// Takes them away.
+    Bleached,
+    /// Makes all of them this.
+    Replaced(Ecn),
 }
 
 /// A link at work.
@@ -152,11 +163,12 @@ impl Link {
             self.in_a_row = 0;
         }
         if packet.ecn.is_some() {
-            if config.bleach {
-                packet.ecn = None;
-            } else if rng.chance(config.mark) {
-                packet.ecn = Some(Ecn::Ce);
-            }
+            packet.ecn = match config.ecn {
+                EcnTreatment::Bleached => None,
+                EcnTreatment::Replaced(mark) => Some(mark),
+                EcnTreatment::Kept if rng.chance(config.mark) => Some(Ecn::Ce),
+                EcnTreatment::Kept => packet.ecn,
+            };
         }
         if config.rate == 0 {
             return Some(now);

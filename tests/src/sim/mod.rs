@@ -11,6 +11,7 @@
 //! | [`link`] | delay, rate, queue, loss, reordering, duplication, corruption, marks, blackouts |
 //! | [`host`] | a node that is an endpoint of ours with an application |
 //! | [`balancer`] | a node that is the balancer's own forwarder |
+//! | [`fleet`] | servers behind it: addresses, server IDs, configurations |
 //! | [`files`] | the applications: a server of files and clients that fetch and check them |
 //! | [`crypto`] | TLS with seeded randomness |
 //! | [`rng`] | the randomness of the network |
@@ -18,6 +19,7 @@
 pub mod balancer;
 pub mod crypto;
 pub mod files;
+pub mod fleet;
 pub mod host;
 pub mod link;
 pub mod rng;
