@@ -272,6 +272,12 @@ impl Connection {
         self.path().map_or(self.owner.first_remote, |path| path.remote)
     }
 
+    /// How often the peer was found at another address so far.
+    #[must_use]
+    pub fn path_changes(&self) -> u64 {
+        self.owner.with_link(|link| link.moves)
+    }
+
     /// The active path; `None` once the connection is forgotten.
     #[must_use]
     pub fn path(&self) -> Option<PathInfo> {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::{
     connection::{Connecting, Incoming},
     error::ConnectError,
-    shard::{Accepts, Shard, State},
+    shard::{Accepts, Shard, State, Unclaimed},
     sharding,
     socket::Socket,
     task::Task,
@@ -72,6 +72,8 @@ pub struct Options {
     pub tokens: Option<TokenPolicy>,
     /// Sockets and tasks that share the work of a server, at most 256. A client has one.
     pub shards: usize,
+    /// Who counts datagrams of connections that are not here.
+    pub unclaimed: Option<Unclaimed>,
 }
 
 impl Options {
@@ -85,6 +87,7 @@ impl Options {
             cids: Cids::Standalone,
             tokens: None,
             shards: 1,
+            unclaimed: None,
         }
     }
 
@@ -135,7 +138,7 @@ impl Endpoint {
     /// When the address is not to be had, the system has no randomness, or the connection IDs do not
     /// fit their configuration.
     pub fn new(options: Options) -> io::Result<Self> {
-        let Options { address, socket, server, cids, tokens, shards } = options;
+        let Options { address, socket, server, cids, tokens, shards, unclaimed } = options;
         let count = if server.is_some() && socket.is_none() { shards } else { 1 };
         let count = count.clamp(1, MAX_SHARDS);
         let sockets = match socket {
@@ -166,7 +169,9 @@ impl Endpoint {
             let (mut others, strays) =
                 ((count > 1).then_some(others), (count > 1).then_some(strays));
             cids.announce(&mut others);
-            let shard = Arc::new(Shard::new(core, socket.address(), others, Arc::clone(&accepts)));
+            let shard =
+                Shard::new(core, socket.address(), others, unclaimed.clone(), Arc::clone(&accepts));
+            let shard = Arc::new(shard);
             tokio::spawn(Task::new(Arc::clone(&shard), socket, strays));
             shards.push(shard);
         }

@@ -22,6 +22,8 @@ pub(super) struct Link {
     readers: HashMap<StreamId, Waker>,
     /// Sending streams that have a handle, or have ended before they were accepted.
     senders: HashMap<StreamId, Sender>,
+    /// How often the peer was found at another address.
+    pub(super) moves: u64,
     /// How many streams that carry data both ways were accepted.
     accepted: u64,
     side: Side,
@@ -73,6 +75,7 @@ impl Link {
             connecting: None,
             readers: HashMap::new(),
             senders: HashMap::new(),
+            moves: 0,
             accepted: 0,
             side,
             signals: Arc::default(),
@@ -139,7 +142,7 @@ impl Link {
             }
             Event::DatagramReceived => self.signals.datagram.notify_waiters(),
             Event::DatagramsUnblocked => self.signals.datagram_room.notify_waiters(),
-            Event::PeerMoved(_) => {}
+            Event::PeerMoved(_) => self.moves += 1,
             Event::Closed(error) => self.on_closed(error, wakers),
         }
     }

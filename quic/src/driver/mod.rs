@@ -54,4 +54,5 @@ pub use error::{
     ClosedStream, ConnectError, ReadError, ReadExactError, ReadToEndError, SendDatagramError,
     WriteError,
 };
+pub use shard::Unclaimed;
 pub use stream::{RecvStream, SendStream};

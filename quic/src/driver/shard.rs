@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Waker,
@@ -17,7 +18,10 @@ use super::{
     sharding::Others,
     socket::Socket,
 };
-use crate::transport::{self, ConnectionError, ConnectionHandle, Event, Received, Side};
+use crate::{
+    ConnectionId,
+    transport::{self, ConnectionError, ConnectionHandle, Event, Received, Side},
+};
 
 /// Connections that wait to be accepted; beyond it they are closed. An application that is this
 /// far behind has more than it can serve.
@@ -42,6 +46,8 @@ pub(super) struct State {
     pub(super) fresh_socket: Option<Socket>,
     /// Present where the endpoint has several shards.
     pub(super) others: Option<Others>,
+    /// Who counts datagrams of connections that are not here.
+    unclaimed: Option<Unclaimed>,
     /// No endpoint handle is left.
     pub(super) abandoned: bool,
     accepts: Arc<Accepts>,
@@ -55,6 +61,7 @@ impl Shard {
         core: transport::Endpoint,
         address: SocketAddr,
         others: Option<Others>,
+        unclaimed: Option<Unclaimed>,
         accepts: Arc<Accepts>,
     ) -> Self {
         let state = State {
@@ -63,6 +70,7 @@ impl Shard {
             address,
             fresh_socket: None,
             others,
+            unclaimed,
             abandoned: false,
             accepts,
             task: None,
@@ -126,7 +134,15 @@ impl State {
     pub(super) fn handle_datagram(&mut self, now: Instant, from: Received, datagram: &mut [u8]) {
         let elsewhere = self.others.as_mut().is_some_and(|others| others.hand_over(from, datagram));
         if !elsewhere {
-            self.core.handle_datagram(now, from, datagram);
+            self.take_datagram(now, from, datagram);
+        }
+    }
+
+    /// Takes a datagram that is for this shard and no other.
+    pub(super) fn take_datagram(&mut self, now: Instant, from: Received, datagram: &mut [u8]) {
+        self.core.handle_datagram(now, from, datagram);
+        if let (Some(id), Some(unclaimed)) = (self.core.take_unclaimed(), &self.unclaimed) {
+            unclaimed.on_datagram(&id);
         }
     }
 
@@ -186,6 +202,30 @@ impl State {
             }
             _ => {}
         }
+    }
+}
+
+/// Is told whom each datagram was meant for that no connection of the endpoint is: misrouted ones,
+/// and those that come after their connection has ended. Runs in the task of the endpoint and under
+/// its lock: it may count, and nothing slower.
+#[derive(Clone)]
+pub struct Unclaimed(Arc<dyn Fn(&ConnectionId) + Send + Sync>);
+
+impl Unclaimed {
+    /// Tells `observe` the destination connection ID; where the header is short and does not say
+    /// how long that is, up to 20 octets that start with it.
+    pub fn new(observe: impl Fn(&ConnectionId) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(observe))
+    }
+
+    fn on_datagram(&self, id: &ConnectionId) {
+        (self.0)(id);
+    }
+}
+
+impl fmt::Debug for Unclaimed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Unclaimed")
     }
 }
 

@@ -67,7 +67,7 @@ impl Task {
         self.inbound.drain(|from, datagram| state.handle_datagram(now, from, datagram));
         if let Some(strays) = &mut self.strays {
             while let Poll::Ready(Some(mut stray)) = strays.poll_recv(cx) {
-                state.core.handle_datagram(now, stray.from, &mut stray.octets);
+                state.take_datagram(now, stray.from, &mut stray.octets);
             }
         }
         if state.core.deadline().is_some_and(|at| at <= now) {

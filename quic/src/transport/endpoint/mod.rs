@@ -37,6 +37,7 @@ use super::{
 };
 use crate::{
     ConnectionId,
+    connection_id::MAX_LEN,
     header::{Kind, LongType, Version},
     invariants::{LongHeader, Packet},
     random::Random,
@@ -154,6 +155,7 @@ pub struct Endpoint {
     deadlines: BTreeSet<(Instant, usize)>,
     replies: VecDeque<Reply>,
     events: VecDeque<(ConnectionHandle, Event)>,
+    unclaimed: Option<ConnectionId>,
     /// Tokens for servers by name.
     kept_tokens: BTreeMap<String, VecDeque<Vec<u8>>>,
     spent_tokens: SpentTokens,
@@ -204,6 +206,7 @@ impl Endpoint {
             deadlines: BTreeSet::new(),
             replies: VecDeque::new(),
             events: VecDeque::new(),
+            unclaimed: None,
             kept_tokens: BTreeMap::new(),
             spent_tokens: SpentTokens::default(),
             drops: [0; DropReason::COUNT],
@@ -271,6 +274,9 @@ impl Endpoint {
                     Stranger::Version => self.on_unknown_version(&arrival, datagram),
                     Stranger::Other(reason) => Err(reason),
                 };
+                if matches!(outcome, Err(DropReason::UnknownConnection)) {
+                    self.note_unclaimed(datagram);
+                }
                 if let Err(reason) = outcome {
                     self.drops[reason as usize] += 1;
                 }
@@ -416,6 +422,14 @@ impl Endpoint {
         self.drops[reason as usize]
     }
 
+    /// Whom a datagram was meant for that no connection here is: its destination connection ID, or,
+    /// where the header is short and does not tell the length, the octets that start with it. For
+    /// those who count what was misrouted, or came after its connection had ended. The last one
+    /// stands until it is taken.
+    pub fn take_unclaimed(&mut self) -> Option<ConnectionId> {
+        self.unclaimed.take()
+    }
+
     // Finding the connection of a datagram.
 
     /// The connection that a datagram is addressed to, with the length of its connection ID.
@@ -479,8 +493,23 @@ impl Endpoint {
         if !reset::write(&token, datagram.len(), &mut self.random, &mut octets) {
             return Err(DropReason::UnknownConnection);
         }
+        self.note_unclaimed(datagram);
         self.reply(arrival, octets);
         Ok(())
+    }
+
+    /// Remembers whom a datagram was meant for that no connection here is, until
+    /// [`Self::take_unclaimed`].
+    fn note_unclaimed(&mut self, datagram: &[u8]) {
+        let meant = match Packet::read(datagram) {
+            Ok(Packet::Long(header)) => ConnectionId::new(header.dcid),
+            Ok(Packet::Short(short)) => {
+                let len = short.rest.len().min(MAX_LEN);
+                ConnectionId::new(&short.rest[..len])
+            }
+            Err(_) => None,
+        };
+        self.unclaimed = meant;
     }
 
     /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-6.1>
