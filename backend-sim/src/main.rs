@@ -1,2 +1,7 @@
-//! An origin server and load client on the `quic` stack.
-fn main() {}
+//! The `backend-sim` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    backend_sim::cli::main()
+}

@@ -1,0 +1,233 @@
+//! The command line: reads arguments, runs one command, turns its outcome into an exit code.
+//!
+//! Standard output carries what was asked for, standard error what went wrong, as one clear
+//! sentence or as the list of a file's mistakes. Exit codes: 0 done, 1 not done, 2 not understood.
+
+use std::{
+    io::{self, IsTerminal as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args as Arguments, Parser, Subcommand, ValueHint};
+use quic::routable::ConfigId;
+use quic_lb_config::units::{parse_duration, parse_size};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    certificate::Certificate,
+    serve::{Misbehaviour, Origin, Settings},
+};
+
+/// An HTTP/3 origin server and a load client for quic-lb.
+#[derive(Debug, Parser)]
+#[command(name = "backend-sim", version, subcommand_required = true, arg_required_else_help = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one origin server of a balancer's configuration.
+    ///
+    /// SIGHUP reads the file again and gives every live connection new connection IDs. SIGTERM and
+    /// SIGINT drain: what was asked is answered, nothing new is accepted. A second signal ends at
+    /// once.
+    #[command(after_help = "\
+Routes: /  /whoami  /bytes/N  /echo (POST)  /delay/MS  /stream  /health, and the files of --root
+
+Examples:
+  backend-sim serve --config lb.yaml --backend a
+  backend-sim serve --config lb.yaml --backend a --https 127.0.0.1:8443 --root public")]
+    Serve(ServeArgs),
+}
+
+#[derive(Debug, Arguments)]
+struct ServeArgs {
+    /// The balancer's configuration file (YAML).
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    config: PathBuf,
+    /// The backend to be: NAME, or POOL/NAME where several pools have that name.
+    #[arg(long, value_name = "NAME")]
+    backend: String,
+    /// Issue connection IDs of this configuration; of the one with the highest ID otherwise.
+    #[arg(long, value_name = "N", value_parser = config_id)]
+    config_id: Option<ConfigId>,
+    /// Listen here instead of at the backend's address in the file.
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// The certificate chain (PEM); one is made at start otherwise.
+    #[arg(long, value_name = "FILE", requires = "key", value_hint = ValueHint::FilePath)]
+    cert: Option<PathBuf>,
+    /// The certificate's private key (PEM).
+    #[arg(long, value_name = "FILE", requires = "cert", value_hint = ValueHint::FilePath)]
+    key: Option<PathBuf>,
+    /// A name for the certificate that is made at start; may be repeated.
+    #[arg(long, value_name = "NAME", default_values = ["localhost", "127.0.0.1", "::1"])]
+    name: Vec<String>,
+    /// Write the certificate that is made at start to this file (PEM), for clients to trust.
+    #[arg(long, value_name = "FILE", conflicts_with = "cert", value_hint = ValueHint::FilePath)]
+    write_cert: Option<PathBuf>,
+    /// Serve the files of this folder.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    root: Option<PathBuf>,
+    /// Answer over HTTPS on TCP here too, and tell browsers by Alt-Svc that HTTP/3 is to be had.
+    #[arg(long, value_name = "ADDR")]
+    https: Option<SocketAddr>,
+    /// The UDP port to tell them; that of the balancer's listener otherwise.
+    #[arg(long, value_name = "PORT")]
+    alt_svc_port: Option<u16>,
+    /// Show Prometheus metrics here, at /metrics.
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
+    /// Sockets and tasks that share the work.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    shards: u16,
+    /// What the body of a request may have.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_size)]
+    max_body: u64,
+    /// What to do wrong, for tests: wrong-server-id, silent, refusing, or slow=200ms.
+    #[arg(long, value_name = "HOW", default_value = "none")]
+    misbehave: Misbehaviour,
+    /// How long SIGTERM waits for answers.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    drain: Duration,
+}
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let command = Args::parse().command;
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))
+        .and_then(|runtime| runtime.block_on(run(command)));
+    match outcome {
+        Ok(code) => code,
+        Err(sentence) => {
+            tell(&format!("backend-sim: {sentence}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<ExitCode, String> {
+    match command {
+        Command::Serve(args) => serve(args).await,
+    }
+}
+
+async fn serve(args: ServeArgs) -> Result<ExitCode, String> {
+    start_logging();
+    let loaded = quic_lb_config::load(&args.config).map_err(|report| report.to_string())?;
+    let certificate = match (&args.cert, &args.key) {
+        (Some(chain), Some(key)) => Certificate::read(chain, key),
+        _ => Certificate::make(args.name.iter().cloned()),
+    };
+    let certificate = certificate.map_err(|error| error.to_string())?;
+    if let (Some(path), Some(pem)) = (&args.write_cert, certificate.made_pem()) {
+        std::fs::write(path, pem)
+            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
+    let mut settings = Settings::new(loaded.config, args.backend, certificate);
+    settings.config_id = args.config_id;
+    settings.address = args.listen;
+    settings.root = args.root;
+    settings.https = args.https;
+    settings.alt_svc_port = args.alt_svc_port;
+    settings.metrics = args.metrics;
+    settings.shards = args.shards.into();
+    settings.max_body = args.max_body;
+    settings.misbehaviour = args.misbehave;
+    let origin = Origin::start(settings).await.map_err(|error| error.to_string())?;
+    info!(backend = origin.name(), address = %origin.address(), "listening");
+    if let Some(address) = origin.https_address() {
+        info!(%address, "HTTPS");
+    }
+    if let Some(address) = origin.metrics_address() {
+        info!(%address, "metrics");
+    }
+    until_told(&origin, &args.config).await?;
+    tokio::select! {
+        () = origin.drain(args.drain) => {}
+        () = ended() => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reloads on SIGHUP until a signal ends it.
+async fn until_told(origin: &Origin, file: &PathBuf) -> Result<(), String> {
+    let mut hangups = signal(SignalKind::hangup()).map_err(|error| error.to_string())?;
+    loop {
+        tokio::select! {
+            _ = hangups.recv() => reload(origin, file),
+            () = ended() => {
+                info!("draining");
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn reload(origin: &Origin, file: &PathBuf) {
+    match quic_lb_config::load(file) {
+        Ok(loaded) => match origin.reload(&loaded.config) {
+            Ok(()) => info!(file = %file.display(), "reloaded, connection IDs rotated"),
+            Err(error) => warn!(%error, "not reloaded, the old configuration goes on"),
+        },
+        Err(report) => warn!(%report, "not reloaded, the old configuration goes on"),
+    }
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn ended() {
+    let wait = |kind| async move {
+        match signal(kind) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = wait(SignalKind::terminate()) => {}
+        () = wait(SignalKind::interrupt()) => {}
+    }
+}
+
+fn start_logging() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // Of two in one process the first counts.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .try_init();
+}
+
+/// Writes to standard error; where that is gone there is nobody to tell.
+fn tell(what: &str) {
+    use io::Write as _;
+    let _ = writeln!(io::stderr(), "{what}");
+}
+
+fn config_id(text: &str) -> Result<ConfigId, String> {
+    let id = text.parse().ok().and_then(ConfigId::new);
+    id.ok_or_else(|| "a config ID is a number from 0 to 6".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,5 @@
+//! The load client.
+
+mod session;
+
+pub use session::{Answer, OpenError, RequestError, Session};

@@ -1,0 +1,279 @@
+//! What an origin answers, and how it behaves over its life.
+
+mod support;
+
+use std::{collections::HashSet, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use backend_sim::{
+    BACKEND_HEADER,
+    certificate::Certificate,
+    load::Session,
+    pattern,
+    serve::{Misbehaviour, Origin, Settings},
+};
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use quic::transport::{ConnectionError, PeerClose};
+use serde_json::Value;
+use support::{CONFIG, Site, config, get, settings, text};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+#[tokio::test]
+async fn routes_answer_and_name_their_backend() -> anyhow::Result<()> {
+    let site = Site::start(settings()?).await?;
+    let session = site.session().await?;
+    let page = text(&session, "/").await?;
+    ensure!(page.contains("<span id=\"backend\">a</span>"), "{page}");
+    ensure!(page.contains("<span id=\"protocol\">h3</span>"), "{page}");
+    ensure!(text(&session, "/health").await? == "ok\n", "health");
+    ensure!(text(&session, "/delay/1").await? == "1 milliseconds later\n", "delay");
+    for length in [0_u64, 1, 65_536, 65_537, 3_000_000] {
+        let mut answer = get(&session, &format!("/bytes/{length}")).await?;
+        ensure!(answer.head.headers()[BACKEND_HEADER] == "a", "{answer:?}");
+        let body = answer.body(1 << 22).await?;
+        ensure!(body.len() as u64 == length && pattern::matches(0, &body), "{length}");
+    }
+    for (path, status) in [
+        ("/nowhere", StatusCode::NOT_FOUND),
+        ("/bytes/x", StatusCode::BAD_REQUEST),
+        ("/bytes/-1", StatusCode::BAD_REQUEST),
+        ("/delay/99999999", StatusCode::BAD_REQUEST),
+        ("/echo", StatusCode::METHOD_NOT_ALLOWED),
+    ] {
+        let answer = get(&session, path).await?;
+        ensure!(answer.head.status() == status, "{path}: {answer:?}");
+    }
+    ensure!(site.origin.counters().requests >= 13, "{:?}", site.origin.counters());
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoami_says_who_answers_whom() -> anyhow::Result<()> {
+    let site = Site::start(settings()?).await?;
+    let session = site.session().await?;
+    let who: Value = serde_json::from_str(&text(&session, "/whoami").await?)?;
+    ensure!(who["backend"] == "a" && who["pool"] == "web", "{who}");
+    ensure!(who["server_id"] == "0001" && who["config_id"] == 0, "{who}");
+    ensure!(who["client"] == site.endpoint.local_addr().to_string(), "{who}");
+    ensure!(who["path_changes"] == 0, "{who}");
+    ensure!(cids(&who)?.contains(&remote_cid(&session)?), "{who}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn bodies_come_back_up_to_the_limit() -> anyhow::Result<()> {
+    let mut settings = settings()?;
+    settings.max_body = 100_000;
+    let site = Site::start(settings).await?;
+    let session = site.session().await?;
+    let sent: Bytes = pattern::blocks(100_000).flatten().collect::<Vec<_>>().into();
+    let mut answer = session.request(Method::POST, "/echo", sent.clone()).await?;
+    ensure!(answer.body(1 << 20).await? == sent, "the echo is another one");
+    let too_much: Bytes = pattern::blocks(100_001).flatten().collect::<Vec<_>>().into();
+    let outcome = async {
+        let mut answer = session.request(Method::POST, "/echo", too_much).await?;
+        answer.body(1 << 20).await
+    };
+    ensure!(outcome.await.is_err(), "more than the limit came back");
+    ensure!(text(&session, "/health").await? == "ok\n", "the connection goes on");
+    Ok(())
+}
+
+#[tokio::test]
+async fn files_are_served_with_types_and_ranges_and_nothing_outside() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let root = folder.path().join("public");
+    std::fs::create_dir(&root)?;
+    std::fs::write(root.join("page.html"), "<p>a page</p>")?;
+    std::fs::write(folder.path().join("secret"), "not for you")?;
+    let mut settings = settings()?;
+    settings.root = Some(root);
+    let site = Site::start(settings).await?;
+    let session = site.session().await?;
+    let mut answer = get(&session, "/page.html").await?;
+    ensure!(answer.head.headers()["content-type"] == "text/html", "{answer:?}");
+    ensure!(answer.body(100).await? == b"<p>a page</p>", "another page");
+    for path in ["/../secret", "/%2e%2e/secret", "/..%2fsecret", "/x/../../secret", "//secret"] {
+        let mut answer = get(&session, path).await?;
+        let (status, body) = (answer.head.status(), answer.body(100).await?);
+        ensure!(status.is_client_error() && body != b"not for you", "{path}: {status}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reload_gives_live_connections_new_connection_ids() -> anyhow::Result<()> {
+    let site = Site::start(settings()?).await?;
+    let session = site.session().await?;
+    let before = cids(&serde_json::from_str(&text(&session, "/whoami").await?)?)?;
+    let second = "      - { config_id: 0,";
+    let rotated = CONFIG.replace(
+        second,
+        &format!("      - {{ config_id: 1, server_id_length: 3, nonce_length: 8 }}\n{second}"),
+    );
+    let rotated = rotated
+        .replace("server_id: \"0001\"", "server_ids: { 0: \"0001\", 1: \"a1b2c3\" }")
+        .replace("server_id: \"0002\"", "server_ids: { 0: \"0002\", 1: \"a1b2c4\" }");
+    site.origin.reload(&config(&rotated)?)?;
+    // A few round trips until the client has asked no more for the old ones.
+    for _ in 0..100 {
+        let who: Value = serde_json::from_str(&text(&session, "/whoami").await?)?;
+        let now = cids(&who)?;
+        if now.is_disjoint(&before) {
+            ensure!(who["config_id"] == 1 && who["server_id"] == "a1b2c3", "{who}");
+            ensure!(now.contains(&remote_cid(&session)?), "{who}");
+            return Ok(());
+        }
+    }
+    anyhow::bail!("old connection IDs are still in use")
+}
+
+#[tokio::test]
+async fn datagrams_of_other_servers_are_counted_by_their_server_id() -> anyhow::Result<()> {
+    let site = Site::start(settings()?).await?;
+    let mut other = settings()?;
+    other.backend = "b".into();
+    let other = Site::start(other).await?;
+    let session = other.session().await?;
+    text(&session, "/health").await?;
+    let to = remote_cid(&session)?;
+    let mut datagram = vec![0x40];
+    datagram.extend(
+        (0..to.len()).step_by(2).filter_map(|at| u8::from_str_radix(&to[at..at + 2], 16).ok()),
+    );
+    datagram.extend([0; 40]);
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    socket.send_to(&datagram, site.origin.address())?;
+    datagram[1] |= 0xe0;
+    socket.send_to(&datagram, site.origin.address())?;
+    while site.origin.counters().unclaimed < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    ensure!(site.origin.counters().misrouted == 1, "{:?}", site.origin.counters());
+    let metrics = site.origin.metrics();
+    for id in ["0002", "unknown"] {
+        let line = format!("unknown_cid_datagrams_total{{server_id=\"{id}\"}} 1");
+        ensure!(metrics.contains(&line), "{metrics}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn draining_answers_what_was_asked_and_closes_without_an_error() -> anyhow::Result<()> {
+    let site = Site::start(settings()?).await?;
+    let session = site.session().await?;
+    let (answer, ()) = tokio::join!(text(&session, "/delay/300"), async {
+        while site.origin.counters().active == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        site.origin.drain(Duration::from_secs(20)).await;
+    });
+    ensure!(answer? == "300 milliseconds later\n", "the answer");
+    let ConnectionError::PeerClosed(PeerClose::Application { code, .. }) =
+        session.connection().closed().await
+    else {
+        anyhow::bail!("{:?}", session.connection().close_reason());
+    };
+    ensure!(code == h3::error::Code::H3_NO_ERROR.value(), "{code:#x}");
+    let late = tokio::time::timeout(Duration::from_millis(300), site.session()).await;
+    ensure!(!matches!(late, Ok(Ok(_))), "nothing new is accepted");
+    Ok(())
+}
+
+#[tokio::test]
+async fn misbehaviour_is_what_was_asked_for() -> anyhow::Result<()> {
+    let with = |misbehaviour| {
+        let mut settings = settings()?;
+        settings.misbehaviour = misbehaviour;
+        anyhow::Ok(settings)
+    };
+    let refusing = Site::start(with(Misbehaviour::Refusing)?).await?;
+    let refused = refusing.session().await.err().context("it refuses")?.to_string();
+    ensure!(refused.contains("CONNECTION_REFUSED"), "{refused}");
+
+    let slow = Site::start(with(Misbehaviour::Slow(Duration::from_millis(100)))?).await?;
+    let session = slow.session().await?;
+    let began = std::time::Instant::now();
+    text(&session, "/health").await?;
+    ensure!(began.elapsed() >= Duration::from_millis(100), "it was not slow");
+
+    let wrong = Site::start(with(Misbehaviour::WrongServerId)?).await?;
+    let session = wrong.session().await?;
+    let pool = config(CONFIG)?.pools.swap_remove(0);
+    let id = session.connection().remote_cid().context("it is there")?;
+    let carried = pool.cid_configs[0].decode(id.as_slice()).context("it decodes")?;
+    ensure!(carried.as_slice() == [0, 2], "{carried:?}");
+
+    let silent = Site::start(with(Misbehaviour::Silent)?).await?;
+    let attempt = tokio::time::timeout(Duration::from_millis(300), silent.session()).await;
+    ensure!(attempt.is_err(), "somebody answered");
+    Ok(())
+}
+
+#[tokio::test]
+async fn browsers_are_told_where_http3_is() -> anyhow::Result<()> {
+    let mut settings = settings()?;
+    settings.https = Some(([127, 0, 0, 1], 0).into());
+    let trust = backend_sim::certificate::Trust::Roots(settings.certificate.chain().to_vec());
+    let tls = tokio_rustls::TlsConnector::from(std::sync::Arc::new(trust.client(&[b"http/1.1"])?));
+    let site = Site::start(settings).await?;
+    let address = site.origin.https_address().context("it listens")?;
+    let stream = tokio::net::TcpStream::connect(address).await?;
+    let mut stream = tls.connect(support::NAME.try_into()?, stream).await?;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    ensure!(answer.contains("alt-svc: h3=\":4433\"; ma=3600"), "{answer}");
+    ensure!(answer.contains("<span id=\"backend\">a</span>"), "{answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_in_one_sentence() -> anyhow::Result<()> {
+    let certificate = || Certificate::make([support::NAME.to_owned()]);
+    let unknown = Settings::new(config(CONFIG)?, "c", certificate()?);
+    let sentence = Origin::start(unknown).await.err().context("unknown")?.to_string();
+    ensure!(
+        sentence == "there is no backend \"c\" in the configuration; it has web/a, web/b",
+        "{sentence}"
+    );
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    let mut in_use = settings()?;
+    in_use.address = Some(taken.local_addr()?);
+    let sentence = Origin::start(in_use).await.err().context("in use")?.to_string();
+    ensure!(
+        sentence.ends_with("Address already in use; another process listens there"),
+        "{sentence}"
+    );
+    let mut no_folder = settings()?;
+    no_folder.root = Some("/nowhere/at/all".into());
+    let sentence = Origin::start(no_folder).await.err().context("no folder")?.to_string();
+    ensure!(sentence == "/nowhere/at/all is not a folder to serve files from", "{sentence}");
+    let mut no_config = settings()?;
+    no_config.config_id = quic::routable::ConfigId::new(3);
+    let sentence = Origin::start(no_config).await.err().context("no such ID")?.to_string();
+    ensure!(
+        sentence == "the pool \"web\" has no quic_lb configuration with config_id 3",
+        "{sentence}"
+    );
+    let missing = Certificate::read("/nowhere/cert.pem".as_ref(), "/nowhere/key.pem".as_ref());
+    let sentence = missing.err().context("missing")?.to_string();
+    ensure!(
+        sentence
+            == "/nowhere/cert.pem does not hold a chain of certificates in PEM: No such file or directory",
+        "{sentence}"
+    );
+    Ok(())
+}
+
+fn cids(who: &Value) -> anyhow::Result<HashSet<String>> {
+    let ids = who["connection_ids"].as_array().context("no connection IDs")?;
+    Ok(ids.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+fn remote_cid(session: &Session) -> anyhow::Result<String> {
+    let id = session.connection().remote_cid().context("no connection")?;
+    Ok(id.as_slice().iter().map(|octet| format!("{octet:02x}")).collect())
+}

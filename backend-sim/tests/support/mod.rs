@@ -1,0 +1,70 @@
+//! An origin in this process, and a client for it.
+#![allow(dead_code, reason = "each suite needs a part of it")]
+
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use backend_sim::{
+    certificate::{Certificate, Trust},
+    load::{Answer, Session},
+    serve::{Origin, Settings},
+};
+use http::Method;
+use quic::{driver::Endpoint, h3::ALPN, transport::ClientConfig};
+use quic_lb_config::{Config, Surroundings};
+
+pub(crate) const NAME: &str = "localhost";
+pub(crate) const CONFIG: &str = r#"
+listeners: [{ name: edge, address: "127.0.0.1:4433", pool: web }]
+pools:
+  - name: web
+    quic_lb:
+      - { config_id: 0, server_id_length: 2, nonce_length: 6, key: "8f95f09245765f80256934e50c66207f" }
+    backends:
+      - { name: a, address: "127.0.0.1:5001", server_id: "0001" }
+      - { name: b, address: "127.0.0.1:5002", server_id: "0002" }
+"#;
+
+pub(crate) fn config(text: &str) -> anyhow::Result<Config> {
+    let surroundings =
+        Surroundings { file: "lb.yaml", directory: Path::new(""), environment: &|_| None };
+    let loaded = quic_lb_config::from_str(text, &surroundings);
+    Ok(loaded.map_err(|report| anyhow::anyhow!("{report}"))?.config)
+}
+
+/// Backend a at a port of its own.
+pub(crate) fn settings() -> anyhow::Result<Settings> {
+    let certificate = Certificate::make([NAME.to_owned()])?;
+    let mut settings = Settings::new(config(CONFIG)?, "a", certificate);
+    settings.address = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    Ok(settings)
+}
+
+pub(crate) struct Site {
+    pub(crate) origin: Origin,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) client: ClientConfig,
+}
+
+impl Site {
+    pub(crate) async fn start(settings: Settings) -> anyhow::Result<Self> {
+        let trust = Trust::Roots(settings.certificate.chain().to_vec());
+        let client = ClientConfig::new(Arc::new(trust.client(&[ALPN])?));
+        let origin = Origin::start(settings).await?;
+        let endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        Ok(Self { origin, endpoint, client })
+    }
+
+    pub(crate) async fn session(&self) -> anyhow::Result<Session> {
+        let remote = self.origin.address();
+        Ok(Session::open(&self.endpoint, &self.client, remote, NAME).await?)
+    }
+}
+
+pub(crate) async fn get(session: &Session, path: &str) -> anyhow::Result<Answer> {
+    session.request(Method::GET, path, bytes::Bytes::new()).await.context(path.to_owned())
+}
+
+pub(crate) async fn text(session: &Session, path: &str) -> anyhow::Result<String> {
+    Ok(String::from_utf8(get(session, path).await?.body(1 << 20).await?)?)
+}
