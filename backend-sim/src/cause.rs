@@ -10,7 +10,7 @@ pub const fn word(error: &ConnectionError) -> &'static str {
         ConnectionError::PeerClosed(PeerClose::Transport { .. }) => "refused_by_peer",
         ConnectionError::ClosedLocally => "closed",
         ConnectionError::IdleTimeout => "idle_timeout",
-        ConnectionError::HandshakeTimeout => "handshake_timeout",
+        ConnectionError::HandshakeTimeout { .. } => "handshake_timeout",
         ConnectionError::Reset => "stateless_reset",
         ConnectionError::Tls { .. } => "tls",
         ConnectionError::Peer(_) => "peer_broke_protocol",
