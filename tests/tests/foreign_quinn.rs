@@ -12,8 +12,8 @@ use std::{
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use quic::{
-    driver,
-    transport::{self, RetryPolicy},
+    driver::{self, Cids},
+    transport::{self, ResetKey, RetryPolicy},
 };
 use quic_lb_tests::{
     certificate::{self, Certificate, SERVER_NAME, provider, provider_with},
@@ -253,15 +253,22 @@ async fn our_server_follows_a_client_behind_a_nat_that_rebinds() -> anyhow::Resu
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_server_in_several_shards_follows_clients_that_move() -> anyhow::Result<()> {
-    let pair = QuinnToOurs::start(provider(), |options, _| options.shards = 4).await?;
-    let rebind = || pair.client.rebind(fresh_socket(LOCAL)).expect("a socket");
-    for _ in 0..4 {
-        pair.get(octets(), each(200 * KIB, rebind)).await?;
+    let unroutable = Cids::Unroutable { len: 8, reset_key: ResetKey::new([1; 32]) };
+    for cids in [Cids::Standalone, unroutable] {
+        let pair = QuinnToOurs::start(provider(), |options, _| {
+            (options.shards, options.cids) = (4, cids);
+        });
+        let pair = pair.await?;
+        let rebind = || pair.client.rebind(fresh_socket(LOCAL)).expect("a socket");
+        for _ in 0..4 {
+            pair.get(octets(), each(200 * KIB, rebind)).await?;
+        }
+        let (handed_over, lost) = pair.server.endpoint.handed_over();
+        println!("{handed_over} datagrams handed over, {lost} lost");
+        ensure!(handed_over > 0, "the kernel always hit the right shard");
+        pair.end().await?;
     }
-    let (handed_over, lost) = pair.server.endpoint.handed_over();
-    println!("{handed_over} datagrams handed over, {lost} lost");
-    ensure!(handed_over > 0, "the kernel always hit the right shard");
-    pair.end().await
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

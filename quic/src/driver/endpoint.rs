@@ -18,7 +18,7 @@ use super::{
     task::Task,
 };
 use crate::{
-    routable::{CidConfig, CidGenerator, ConfigId, Key, Partition, ServerId},
+    routable::{CidConfig, CidGenerator, ConfigId, Key, Partition, ServerId, ShardMark},
     token::{TokenKey, TokenKeys},
     transport::{
         self, CidIssuer, ClientConfig, DropReason, MigrateError, ResetKey, ServerConfig,
@@ -109,6 +109,8 @@ pub struct Endpoint {
 #[derive(Debug)]
 struct Shared {
     shards: Vec<Arc<Shard>>,
+    /// What shards mark connection IDs with that are not routable, as long as the endpoint lives.
+    mark_key: Key,
     accepts: Arc<Accepts>,
 }
 
@@ -151,6 +153,9 @@ impl Endpoint {
             Some(tokens) => tokens,
             None => own_tokens()?,
         };
+        let mut mark_key = [0; 16];
+        fill(&mut mark_key)?;
+        let mark_key = Key::new(mark_key);
         let accepts = Arc::<Accepts>::default();
         let mut shards = Vec::new();
         let connected = sharding::connect(count);
@@ -158,7 +163,7 @@ impl Endpoint {
             let socket = Socket::new(socket)?;
             let core = transport::Endpoint::new(
                 transport::EndpointConfig {
-                    cids: cids.issuer(partition(index, count), &reset_key)?,
+                    cids: cids.issuer(partition(index, count), &reset_key, &mark_key)?,
                     server: server.clone(),
                     tokens: Some(tokens.clone()),
                     seed: seed()?,
@@ -168,14 +173,15 @@ impl Endpoint {
             );
             let (mut others, strays) =
                 ((count > 1).then_some(others), (count > 1).then_some(strays));
-            cids.announce(&mut others);
+            cids.announce(&mut others, &mark_key);
             let shard =
                 Shard::new(core, socket.address(), others, unclaimed.clone(), Arc::clone(&accepts));
             let shard = Arc::new(shard);
             tokio::spawn(Task::new(Arc::clone(&shard), socket, strays));
             shards.push(shard);
         }
-        Ok(Self { shared: Arc::new(Shared { shards, accepts }), default_client: None })
+        let shared = Arc::new(Shared { shards, mark_key, accepts });
+        Ok(Self { shared, default_client: None })
     }
 
     /// What [`Self::connect`] uses.
@@ -232,14 +238,14 @@ impl Endpoint {
     /// When the system has no randomness, or the server ID does not fit the configuration; nothing
     /// has changed then.
     pub fn set_cid_config(&self, cids: Cids) -> io::Result<()> {
-        let shards = &self.shared.shards;
+        let Shared { shards, mark_key, .. } = &*self.shared;
         let (cids, reset_key) = (cids.resolved(shards.len())?, ResetKey::new(seed()?));
         let issuers: io::Result<Vec<_>> = (0..shards.len())
-            .map(|index| cids.issuer(partition(index, shards.len()), &reset_key))
+            .map(|index| cids.issuer(partition(index, shards.len()), &reset_key, mark_key))
             .collect();
         for (shard, issuer) in shards.iter().zip(issuers?) {
             let mut state = shard.lock();
-            cids.announce(&mut state.others);
+            cids.announce(&mut state.others, mark_key);
             state.core.set_cid_config(issuer);
             state.wake();
         }
@@ -405,11 +411,23 @@ impl Cids {
         }
     }
 
-    fn issuer(&self, partition: Partition, own: &ResetKey) -> io::Result<CidIssuer> {
+    fn issuer(
+        &self,
+        partition: Partition,
+        own: &ResetKey,
+        mark_key: &Key,
+    ) -> io::Result<CidIssuer> {
         Ok(match self {
             Self::Standalone => CidIssuer::standalone(STANDALONE_LEN, seed()?, own.clone()),
             Self::Unroutable { len, reset_key } => {
-                CidIssuer::unroutable(*len, seed()?, reset_key.clone())
+                let generator = match partition {
+                    Partition::Whole => CidGenerator::unroutable(*len, seed()?),
+                    Partition::Of256(shard) => {
+                        let mark = ShardMark::new(*len, mark_key);
+                        CidGenerator::unroutable_of_shard(mark, shard, seed()?)
+                    }
+                };
+                CidIssuer::unroutable_from(generator, reset_key.clone())
             }
             Self::Routable { config, server_id, reset_key } => {
                 let made = CidGenerator::new(config.clone(), *server_id, partition, seed()?);
@@ -420,9 +438,12 @@ impl Cids {
     }
 
     /// Lets a shard tell its own connection IDs from those of others.
-    fn announce(&self, others: &mut Option<sharding::Others>) {
-        if let (Some(others), Self::Routable { config, server_id, .. }) = (others, self) {
-            others.set_config(config, *server_id);
+    fn announce(&self, others: &mut Option<sharding::Others>, mark_key: &Key) {
+        let Some(others) = others else { return };
+        match self {
+            Self::Standalone => {}
+            Self::Routable { config, server_id, .. } => others.set_config(config, *server_id),
+            Self::Unroutable { len, .. } => others.set_mark(ShardMark::new(*len, mark_key)),
         }
     }
 }

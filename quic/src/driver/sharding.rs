@@ -2,13 +2,14 @@
 //!
 //! The kernel spreads clients over the sockets of an address by their own address. When that
 //! changes, a connection's datagrams come to another socket. The first octet of the nonce in its
-//! connection IDs, which is encrypted, says where they belong.
+//! connection IDs, which is encrypted, says where they belong. Connection IDs that are not routable
+//! have an encrypted octet of their own ([`ShardMark`]).
 
 use tokio::sync::mpsc;
 
 use crate::{
     invariants::Packet,
-    routable::{CidConfig, ConfigId, ServerId},
+    routable::{CidConfig, ConfigId, ServerId, ShardMark},
     transport::Received,
 };
 
@@ -33,6 +34,8 @@ pub(super) struct Others {
     /// Newest first: configurations that take the number of the shard for the end of the server ID,
     /// and the server ID before that.
     views: Vec<(CidConfig, ServerId)>,
+    /// Reads connection IDs that are not routable, of the lengths that were in use.
+    marks: Vec<ShardMark>,
     handed_over: u64,
     lost: u64,
 }
@@ -45,6 +48,7 @@ pub(super) fn connect(count: usize) -> Vec<(Others, mpsc::Receiver<Stray>)> {
         own,
         inboxes: senders.clone(),
         views: Vec::new(),
+        marks: Vec::new(),
         handed_over: 0,
         lost: 0,
     });
@@ -57,6 +61,13 @@ impl Others {
         if let Some(view) = config.with_partition() {
             self.views.insert(0, (view, server_id));
             self.views.truncate(MAX_FORMER);
+        }
+    }
+
+    /// Connection IDs that are not routable are made with `mark` from now on.
+    pub(super) fn set_mark(&mut self, mark: ShardMark) {
+        if self.marks.iter().all(|known| known.cid_len() != mark.cid_len()) {
+            self.marks.push(mark);
         }
     }
 
@@ -83,7 +94,13 @@ impl Others {
             Packet::Short(short) => short.rest,
             Packet::Long(long) => long.dcid,
         };
-        let id = ConfigId::from_first_octet(*dcid.first()?)?;
+        let first = *dcid.first()?;
+        let Some(id) = ConfigId::from_first_octet(first) else {
+            // Not routable, and its length is in the first octet.
+            let len = usize::from(first & 0x1f) + 1;
+            let mark = self.marks.iter().find(|mark| mark.cid_len() == len)?;
+            return mark.shard(dcid).map(usize::from);
+        };
         let (view, server_id) = self.views.iter().find(|(view, _)| view.id() == id)?;
         let decoded = view.decode(dcid)?;
         let (&shard, owner) = decoded.as_slice().split_last()?;

@@ -6,7 +6,8 @@
 //! other. Several threads or processes of one server share the nonces by [`Partition`].
 
 use super::{
-    CidConfig, EncodeError, Key, MAX_ENCODED_LEN, ServerId, UNROUTABLE_BITS, codec::FourPass,
+    CidConfig, ConfigId, EncodeError, Key, MAX_ENCODED_LEN, ServerId, UNROUTABLE_BITS,
+    codec::FourPass,
 };
 use crate::{ConnectionId, connection_id, random::Random};
 
@@ -41,7 +42,43 @@ pub struct CidGenerator {
 #[derive(Debug)]
 enum Kind {
     Routable(Box<Routable>),
-    Unroutable { len: usize },
+    Unroutable { len: usize, shard: Option<(ShardMark, u8)> },
+}
+
+/// Which shard of a server a connection ID that is not routable belongs to: one octet, encrypted
+/// with the random rest, so that whoever has no key can neither read nor link it.
+#[derive(Clone, Debug)]
+pub struct ShardMark {
+    /// How the octets after the first one are encrypted; its config ID appears nowhere.
+    config: CidConfig,
+}
+
+impl ShardMark {
+    /// For connection IDs of `len` octets, kept within 8 to 20. All shards share `key`, which
+    /// nobody else has.
+    #[must_use]
+    pub fn new(len: usize, key: &Key) -> Self {
+        let len = clamped(len);
+        let id = ConfigId::new(0).expect("0 is below 7");
+        let config = CidConfig::new(id, 1, len - 2, Some(key)).expect("6 to 18 octets fit");
+        Self { config }
+    }
+
+    /// The shard of a connection ID; any number for those that were not made with the key. `None`
+    /// for routable ones.
+    #[must_use]
+    pub fn shard(&self, id: &[u8]) -> Option<u8> {
+        if id.first()? >> 5 != UNROUTABLE_BITS {
+            return None;
+        }
+        self.config.decode(id)?.as_slice().first().copied()
+    }
+
+    /// Octets of the connection IDs.
+    #[must_use]
+    pub const fn cid_len(&self) -> usize {
+        self.config.cid_len()
+    }
 }
 
 #[derive(Debug)]
@@ -83,8 +120,15 @@ impl CidGenerator {
     /// octet, the rest random. `len` is in octets and kept within 8 to 20, as section 3.1 wants.
     #[must_use]
     pub fn unroutable(len: usize, seed: [u8; 32]) -> Self {
-        let len = len.clamp(8, connection_id::MAX_LEN);
-        Self { random: Random::new(seed), kind: Kind::Unroutable { len }, fallback_seed: None }
+        let kind = Kind::Unroutable { len: clamped(len), shard: None };
+        Self { random: Random::new(seed), kind, fallback_seed: None }
+    }
+
+    /// As [`Self::unroutable`], for one of several shards.
+    #[must_use]
+    pub fn unroutable_of_shard(mark: ShardMark, shard: u8, seed: [u8; 32]) -> Self {
+        let kind = Kind::Unroutable { len: mark.cid_len(), shard: Some((mark, shard)) };
+        Self { random: Random::new(seed), kind, fallback_seed: None }
     }
 
     /// For callers that cannot handle [`NoncesExhausted`]: after the last nonce, connection IDs of
@@ -100,7 +144,7 @@ impl CidGenerator {
     pub const fn cid_len(&self) -> usize {
         match &self.kind {
             Kind::Routable(routable) => routable.config.cid_len(),
-            Kind::Unroutable { len } => *len,
+            Kind::Unroutable { len, .. } => *len,
         }
     }
 
@@ -120,7 +164,7 @@ impl CidGenerator {
 
     /// The config ID of what it makes; `None` for connection IDs that are not routable.
     #[must_use]
-    pub fn config_id(&self) -> Option<super::ConfigId> {
+    pub fn config_id(&self) -> Option<ConfigId> {
         match &self.kind {
             Kind::Routable(routable) => Some(routable.config.id()),
             Kind::Unroutable { .. } => None,
@@ -157,9 +201,15 @@ impl CidGenerator {
                 back.copy_from_slice(&unique[..counter.len]);
                 Ok(config.encode(server_id, nonce).expect("the lengths were checked in new"))
             }
-            Kind::Unroutable { len } => {
+            Kind::Unroutable { len, shard } => {
                 let octets = &mut octets[..*len];
                 self.random.fill(octets);
+                if let Some((mark, shard)) = shard {
+                    let shard = ServerId::new(&[*shard]).expect("one octet");
+                    let marked = mark.config.encode(&shard, &octets[2..]);
+                    octets
+                        .copy_from_slice(&marked.expect("the lengths were set in ShardMark::new"));
+                }
                 #[expect(clippy::cast_possible_truncation, reason = "at most 20")]
                 let own_len = *len as u8 - 1;
                 octets[0] = UNROUTABLE_BITS << 5 | own_len;
@@ -167,6 +217,11 @@ impl CidGenerator {
             }
         }
     }
+}
+
+/// A length that connection IDs of servers without configuration may have.
+fn clamped(len: usize) -> usize {
+    len.clamp(8, connection_id::MAX_LEN)
 }
 
 /// Every value of `len` octets once, in an order that starts at random.
@@ -210,7 +265,6 @@ impl Counter {
 mod tests {
     use std::collections::HashSet;
 
-    use super::super::ConfigId;
     use super::*;
 
     fn config(nonce_len: usize, key: Option<[u8; 16]>) -> CidConfig {
@@ -298,6 +352,25 @@ mod tests {
             assert_eq!(cid.len(), len);
             assert_eq!(cid[0] >> 5, UNROUTABLE_BITS);
             assert_eq!(usize::from(cid[0] & 0x1f) + 1, len);
+        }
+    }
+
+    #[test]
+    fn req_m17_shards_read_their_number_where_no_balancer_reads_anything() {
+        for len in [8, 13, 20] {
+            let mark = ShardMark::new(len, &Key::new([5; 16]));
+            let other = ShardMark::new(len, &Key::new([6; 16]));
+            let mut misread = 0;
+            for shard in 0..=255 {
+                let mut generator = CidGenerator::unroutable_of_shard(mark.clone(), shard, [1; 32]);
+                let id = generator.generate().unwrap();
+                assert_eq!((id.len(), id[0] >> 5), (len, UNROUTABLE_BITS));
+                assert_eq!(mark.shard(&id), Some(shard));
+                misread += usize::from(other.shard(&id) == Some(shard));
+                assert_ne!(id, generator.generate().unwrap());
+            }
+            assert!(misread < 16, "the number is there to be read without the key");
+            assert_eq!(mark.shard(&[0; 20]), None);
         }
     }
 

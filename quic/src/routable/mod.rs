@@ -15,7 +15,7 @@ use std::fmt;
 
 pub use codec::CidConfig;
 pub use decoder::{Decoded, Decoder, Unroutable};
-pub use generator::{CidGenerator, NoncesExhausted, Partition};
+pub use generator::{CidGenerator, NoncesExhausted, Partition, ShardMark};
 
 /// The longest server ID: 19 octets less the shortest nonce.
 pub const MAX_SERVER_ID_LEN: usize = 15;
