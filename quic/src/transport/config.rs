@@ -1,6 +1,10 @@
 //! What can be configured about connections, and the defaults with their reasons.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{SocketAddrV4, SocketAddrV6},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     congestion::Algorithm, parameters::MIN_UDP_PAYLOAD, path::PathDefaults, rtt::INITIAL_RTT,
@@ -34,6 +38,8 @@ pub struct TransportConfig {
     pub key_update_after: Option<u64>,
     /// Whether to mark packets ECT(0).
     pub ecn: bool,
+    /// Whether a client moves to the preferred address of a server that has one.
+    pub follow_preferred_address: bool,
 }
 
 impl Default for TransportConfig {
@@ -54,6 +60,8 @@ impl Default for TransportConfig {
             datagram_send_buffer: 256 * 1024,
             key_update_after: None,
             ecn: true,
+            // A client SHOULD, by section 9.6.1 of RFC 9000.
+            follow_preferred_address: true,
         }
     }
 }
@@ -102,6 +110,20 @@ pub struct ServerConfig {
     pub max_half_open: usize,
     /// Connections at once; beyond it new ones are refused.
     pub max_connections: usize,
+    /// Where clients should go after the handshake, which has to lead to the same endpoint. Not
+    /// sent with connection IDs that are not routable, since there is only one of them.
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-9.6>
+    pub preferred_address: Option<PreferredAddress>,
+}
+
+/// A further address of a server, in either or both families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PreferredAddress {
+    /// For clients that have reached it over IPv4.
+    pub ipv4: Option<SocketAddrV4>,
+    /// For clients that have reached it over IPv6.
+    pub ipv6: Option<SocketAddrV6>,
 }
 
 impl ServerConfig {
@@ -115,6 +137,7 @@ impl ServerConfig {
             retry: RetryPolicy::AboveHalfOpen(1000),
             max_half_open: 10_000,
             max_connections: 100_000,
+            preferred_address: None,
         }
     }
 }

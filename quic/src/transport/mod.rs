@@ -57,7 +57,7 @@ mod streams;
 mod tests;
 mod tls;
 
-pub use config::{ClientConfig, RetryPolicy, ServerConfig, TransportConfig};
+pub use config::{ClientConfig, PreferredAddress, RetryPolicy, ServerConfig, TransportConfig};
 pub use connection::{
     Connection, Event, MigrateError, PathInfo, SendDatagramError, Stats, Traffic,
 };

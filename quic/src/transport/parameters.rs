@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{
+    config::PreferredAddress,
     error::{Code, TransportError},
     frame::MAX_STREAM_COUNT,
     stream_id::Side,
@@ -48,7 +49,7 @@ pub(crate) struct TransportParameters {
     pub(crate) initial_source_connection_id: Option<ConnectionId>,
     pub(crate) retry_source_connection_id: Option<ConnectionId>,
     pub(crate) stateless_reset_token: Option<[u8; 16]>,
-    pub(crate) preferred_address: Option<PreferredAddress>,
+    pub(crate) preferred_address: Option<Preferred>,
     /// Zero: no timeout.
     pub(crate) max_idle_timeout: Duration,
     pub(crate) max_udp_payload_size: u64,
@@ -66,13 +67,12 @@ pub(crate) struct TransportParameters {
     pub(crate) max_datagram_frame_size: u64,
 }
 
-/// A further address of a server.
+/// A further address of a server, and its connection ID there, whose number is 1.
 ///
 /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-9.6>
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PreferredAddress {
-    pub(crate) ipv4: Option<SocketAddrV4>,
-    pub(crate) ipv6: Option<SocketAddrV6>,
+pub(crate) struct Preferred {
+    pub(crate) address: PreferredAddress,
     pub(crate) connection_id: ConnectionId,
     pub(crate) stateless_reset_token: [u8; 16],
 }
@@ -230,7 +230,7 @@ impl TransportParameters {
                 self.stateless_reset_token = Some(token);
             }
             ids::PREFERRED_ADDRESS => {
-                self.preferred_address = Some(PreferredAddress::from_octets(value)?);
+                self.preferred_address = Some(Preferred::from_octets(value)?);
             }
             ids::MAX_IDLE_TIMEOUT => self.max_idle_timeout = Duration::from_millis(integer(value)?),
             ids::MAX_UDP_PAYLOAD_SIZE => {
@@ -276,10 +276,10 @@ impl TransportParameters {
     }
 }
 
-impl PreferredAddress {
+impl Preferred {
     fn to_octets(&self) -> Vec<u8> {
-        let v4 = self.ipv4.unwrap_or(SocketAddrV4::new([0; 4].into(), 0));
-        let v6 = self.ipv6.unwrap_or(SocketAddrV6::new([0; 16].into(), 0, 0, 0));
+        let v4 = self.address.ipv4.unwrap_or(SocketAddrV4::new([0; 4].into(), 0));
+        let v6 = self.address.ipv6.unwrap_or(SocketAddrV6::new([0; 16].into(), 0, 0, 0));
         let mut out = Vec::with_capacity(61);
         out.extend_from_slice(&v4.ip().octets());
         out.extend_from_slice(&v4.port().to_be_bytes());
@@ -306,8 +306,10 @@ impl PreferredAddress {
         let v4 = SocketAddrV4::new((*v4).into(), u16::from_be_bytes(*v4_port));
         let v6 = SocketAddrV6::new((*v6).into(), u16::from_be_bytes(*v6_port), 0, 0);
         Ok(Self {
-            ipv4: (v4.port() != 0 && !v4.ip().is_unspecified()).then_some(v4),
-            ipv6: (v6.port() != 0 && !v6.ip().is_unspecified()).then_some(v6),
+            address: PreferredAddress {
+                ipv4: (v4.port() != 0 && !v4.ip().is_unspecified()).then_some(v4),
+                ipv6: (v6.port() != 0 && !v6.ip().is_unspecified()).then_some(v6),
+            },
             connection_id: ConnectionId::new(id).ok_or(BROKEN)?,
             stateless_reset_token: token.try_into().map_err(|_| BROKEN)?,
         })
@@ -390,9 +392,8 @@ mod tests {
 
     #[test]
     fn req_d04_clients_may_not_send_what_only_servers_may() {
-        let preferred = PreferredAddress {
-            ipv4: Some("192.0.2.1:443".parse().unwrap()),
-            ipv6: None,
+        let preferred = Preferred {
+            address: PreferredAddress { ipv4: Some("192.0.2.1:443".parse().unwrap()), ipv6: None },
             connection_id: ConnectionId::new(&[1; 8]).unwrap(),
             stateless_reset_token: [2; 16],
         };
@@ -433,9 +434,11 @@ mod tests {
             initial_source_connection_id: ConnectionId::new(&[2; 20]),
             retry_source_connection_id: ConnectionId::new(&[]),
             stateless_reset_token: Some([3; 16]),
-            preferred_address: Some(PreferredAddress {
-                ipv4: Some("192.0.2.1:443".parse().unwrap()),
-                ipv6: Some("[2001:db8::1]:443".parse().unwrap()),
+            preferred_address: Some(Preferred {
+                address: PreferredAddress {
+                    ipv4: Some("192.0.2.1:443".parse().unwrap()),
+                    ipv6: Some("[2001:db8::1]:443".parse().unwrap()),
+                },
                 connection_id: ConnectionId::new(&[4; 9]).unwrap(),
                 stateless_reset_token: [5; 16],
             }),

@@ -50,6 +50,8 @@ pub(crate) struct Path {
     pub(crate) app_limited: bool,
     pacer: Pacer,
     validated: bool,
+    /// Chosen by ourselves: then it takes no address validation to send there.
+    chosen: bool,
     received: u64,
     sent: u64,
     validation: Option<Validation>,
@@ -119,6 +121,7 @@ impl Path {
             app_limited: true,
             pacer: Pacer::default(),
             validated: false,
+            chosen: false,
             received: 0,
             sent: 0,
             validation: None,
@@ -153,7 +156,7 @@ impl Path {
 
     /// Octets that may leave in one datagram now.
     pub(crate) fn allowance(&self) -> usize {
-        if self.validated {
+        if self.validated || self.chosen {
             return usize::MAX;
         }
         let left = (AMPLIFICATION * self.received).saturating_sub(self.sent);
@@ -166,6 +169,11 @@ impl Path {
 
     pub(crate) const fn set_validated(&mut self) {
         self.validated = true;
+    }
+
+    /// The path leads where we want to go, not where the peer claims to be.
+    pub(crate) const fn set_chosen(&mut self) {
+        self.chosen = true;
     }
 
     /// Starts asking the peer whether it is there.

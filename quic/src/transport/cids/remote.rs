@@ -137,6 +137,13 @@ impl Remote {
         Some(*fresh)
     }
 
+    /// Takes the one with this number, if no path has used it.
+    pub(crate) fn take(&mut self, sequence: u64) -> Option<RemoteCid> {
+        let fresh = self.active.iter_mut().find(|cid| cid.sequence == sequence && !cid.used)?;
+        fresh.used = true;
+        Some(*fresh)
+    }
+
     /// Any that may be used.
     pub(crate) fn any(&self) -> Option<&RemoteCid> {
         self.active.first()

@@ -16,6 +16,7 @@ use crate::{
     transport::{
         cids::{self, ACTIVE_LIMIT},
         error::{Code, ConnectionError, TransportError},
+        frame::NewConnectionId,
         keys::OneRttKeys,
         packet::DropReason,
         parameters::TransportParameters,
@@ -30,6 +31,10 @@ use crate::{
 ///
 /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-7.5>
 const CRYPTO_BUFFER: [u64; 3] = [8 * 1024, 64 * 1024, 16 * 1024];
+/// The number of the connection ID that comes with a preferred address.
+///
+/// <https://www.rfc-editor.org/rfc/rfc9000.html#section-5.1.1>
+pub(super) const PREFERRED_SEQUENCE: u64 = 1;
 /// The largest DATAGRAM frame we take.
 const MAX_DATAGRAM_FRAME: u64 = 65_535;
 
@@ -56,6 +61,8 @@ pub(super) struct Handshake {
     /// A server has acknowledged a Handshake packet: it has validated our address.
     pub(super) server_knows_us: bool,
     pub(super) cids_per_connection: u64,
+    /// A client has moved to the server's preferred address.
+    pub(super) moved_to_preferred: bool,
 }
 
 impl Connection {
@@ -104,6 +111,7 @@ impl Connection {
             any_processed: false,
             server_knows_us: false,
             cids_per_connection,
+            moved_to_preferred: false,
         };
         // After a Retry, the client sends to the Retry's connection ID.
         let initial_dcid = setup.retry_scid.unwrap_or(setup.original_dcid);
@@ -229,6 +237,15 @@ impl Connection {
         if let Some(token) = peer.stateless_reset_token {
             self.remote_cids.set_initial_token(token);
         }
+        if let Some(preferred) = &peer.preferred_address {
+            let issued = NewConnectionId {
+                sequence: PREFERRED_SEQUENCE,
+                retire_prior_to: 0,
+                id: preferred.connection_id,
+                reset_token: preferred.stateless_reset_token,
+            };
+            self.remote_cids.on_new(&issued).map_err(ConnectionError::Peer)?;
+        }
         self.handshake.peer = Some(peer);
         Ok(())
     }
@@ -293,6 +310,7 @@ impl Connection {
             self.handshake.confirmed = true;
             self.discard_space(now, Space::Initial);
             self.discard_space(now, Space::Handshake);
+            self.follow_preferred_address(now);
         }
     }
 
@@ -399,6 +417,7 @@ fn parameters(side: Side, mut setup: Setup) -> (Vec<u8>, Setup) {
         ack_delay_exponent: super::ACK_DELAY_EXPONENT,
         active_connection_id_limit: ACTIVE_LIMIT,
         disable_active_migration: setup.disable_active_migration,
+        preferred_address: setup.preferred.clone(),
         max_datagram_frame_size: if config.datagram_receive_buffer > 0 {
             MAX_DATAGRAM_FRAME
         } else {

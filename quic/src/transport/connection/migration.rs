@@ -4,11 +4,11 @@
 //! <https://www.rfc-editor.org/rfc/rfc9000.html#section-9>
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use super::{Arrival, Connection, Event};
+use super::{Arrival, Connection, Event, handshake::PREFERRED_SEQUENCE};
 use crate::transport::{
     error::{Code, TransportError},
     path::{Answer, Path, PathId},
@@ -50,7 +50,10 @@ impl Connection {
         if !self.handshake.confirmed || self.is_over() {
             return Err(MigrateError::NotEstablished);
         }
-        if self.handshake.peer.as_ref().is_some_and(|peer| peer.disable_active_migration) {
+        // The prohibition does not outlive a move to the preferred address, section 18.2.
+        let disabled =
+            self.handshake.peer.as_ref().is_some_and(|peer| peer.disable_active_migration);
+        if disabled && !self.handshake.moved_to_preferred {
             return Err(MigrateError::Disabled);
         }
         let fresh = self.remote_cids.take_unused().ok_or(MigrateError::NoConnectionId)?;
@@ -65,6 +68,35 @@ impl Connection {
             self.remote_cids.retire(left.cid);
         }
         Ok(())
+    }
+
+    /// Asks the server's preferred address whether it is there; once it answers, that is where the
+    /// client goes.
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-9.6.1>
+    pub(super) fn follow_preferred_address(&mut self, now: Instant) {
+        let preferred =
+            self.handshake.peer.as_ref().and_then(|peer| peer.preferred_address.as_ref());
+        let Some(address) = preferred.map(|preferred| preferred.address) else { return };
+        let current = self.paths[0].remote;
+        // A socket of both families has IPv4 peers in mapped form.
+        let (mapped, v4) = (current.is_ipv6(), current.ip().to_canonical().is_ipv4());
+        let target = match (v4, address.ipv4, address.ipv6) {
+            (true, Some(v4), _) if mapped => {
+                Some(SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()))
+            }
+            (true, Some(v4), _) => Some(SocketAddr::V4(v4)),
+            (false, _, Some(v6)) => Some(SocketAddr::V6(v6)),
+            _ => None,
+        };
+        let wanted = self.side.is_client() && self.config.follow_preferred_address;
+        let Some(target) = target.filter(|&target| wanted && target != current) else { return };
+        let Some(cid) = self.remote_cids.take(PREFERRED_SEQUENCE) else { return };
+        let mut path = self.new_path(target, None, cid.sequence);
+        path.set_chosen();
+        path.start_validation(now, self.validation_timeout());
+        self.stats.path_validations += 1;
+        self.paths.push(path);
     }
 
     /// Whether a datagram may come from where it came.
@@ -143,12 +175,10 @@ impl Connection {
     // Validation.
 
     pub(super) fn on_path_challenge(&mut self, arrival: &Arrival, data: [u8; 8]) {
-        let index = if self.side.is_client() {
-            Some(0)
-        } else {
-            let id = self.path_id_of(arrival);
-            self.paths.iter().position(|path| Some(path.id) == id)
-        };
+        let id = self.path_id_of(arrival);
+        let index = self.paths.iter().position(|path| Some(path.id) == id);
+        // A client may see another address of its own than it knows of.
+        let index = index.or(self.side.is_client().then_some(0));
         if let Some(path) = index.and_then(|index| self.paths.get_mut(index)) {
             path.response_due = Some(data);
         }
@@ -157,7 +187,14 @@ impl Connection {
     pub(super) fn on_path_response(&mut self, now: Instant, data: [u8; 8]) {
         let answers = self.paths.iter_mut().map(|path| path.on_response(data));
         let answered = answers.enumerate().find(|(_, answer)| *answer != Answer::Unknown);
-        let Some((index, answer)) = answered else { return };
+        let Some((mut index, answer)) = answered else { return };
+        if self.side.is_client() && index > 0 && answer == Answer::Validated {
+            // The only path a client has besides the active one.
+            self.paths.swap(0, index);
+            self.handshake.moved_to_preferred = true;
+            self.events.push_back(Event::PeerMoved(self.paths[0].remote));
+            (index, self.pto_count) = (0, 0);
+        }
         if index == 0 && answer == Answer::Validated {
             while self.paths.len() > 1 {
                 self.drop_path(1);
@@ -229,7 +266,7 @@ impl Connection {
         Ok(())
     }
 
-    fn new_path(&mut self, remote: std::net::SocketAddr, local: Option<IpAddr>, cid: u64) -> Path {
+    fn new_path(&mut self, remote: SocketAddr, local: Option<IpAddr>, cid: u64) -> Path {
         let id = PathId(self.next_path);
         self.next_path = self.next_path.wrapping_add(1);
         let mut path = Path::new(id, remote, local, cid, &self.config.path_defaults());

@@ -43,6 +43,7 @@ use super::{
     frame::EcnCounts,
     keys::OneRttKeys,
     packet::DropReason,
+    parameters::Preferred,
     path::{Path, PathId},
     recovery::{Sent, SentFrame, SentPacket},
     send_buffer::SendBuffer,
@@ -162,6 +163,8 @@ pub(crate) struct Setup {
     pub(crate) address_validated: bool,
     /// Whether we tell the peer not to migrate.
     pub(crate) disable_active_migration: bool,
+    /// Where a server wants its clients to go.
+    pub(crate) preferred: Option<Preferred>,
     pub(crate) random: Random,
 }
 
@@ -248,6 +251,11 @@ impl Connection {
             path.set_validated();
         }
         let now = setup.now;
+        let mut local_cids = cids::Local::new(setup.local_cid, setup.reset_token);
+        if let Some(preferred) = &setup.preferred {
+            // The transport parameter announces it.
+            local_cids.issue(preferred.connection_id, preferred.stateless_reset_token);
+        }
         Self {
             side,
             version: setup.version,
@@ -260,7 +268,7 @@ impl Connection {
             next_path: 1,
             peer_used: setup.local_cid,
             pad_for_path: false,
-            local_cids: cids::Local::new(setup.local_cid, setup.reset_token),
+            local_cids,
             announce: VecDeque::new(),
             retired: Vec::new(),
             remote_cids: cids::Remote::new(setup.remote_cid),

@@ -8,6 +8,8 @@ use crate::{
 
 /// Connection IDs a connection has at once where several are allowed.
 const PER_CONNECTION: u64 = 4;
+/// How often a connection ID is drawn before all of them count as taken.
+const ATTEMPTS: u32 = 8;
 /// Former issuers whose connection IDs may still be in use.
 const MAX_FORMER: usize = 8;
 
@@ -34,7 +36,12 @@ impl CidIssuer {
     /// draft-ietf-quic-load-balancers-21, section 3.1
     #[must_use]
     pub fn unroutable(len: usize, seed: [u8; 32], reset_key: ResetKey) -> Self {
-        let generator = CidGenerator::unroutable(len, seed);
+        Self::unroutable_from(CidGenerator::unroutable(len, seed), reset_key)
+    }
+
+    /// As [`Self::unroutable`], with a generator of the caller's.
+    #[must_use]
+    pub const fn unroutable_from(generator: CidGenerator, reset_key: ResetKey) -> Self {
         Self { generator, reset_key, per_connection: 1, migration: false }
     }
 
@@ -70,9 +77,19 @@ impl Issuers {
         self.former.truncate(MAX_FORMER);
     }
 
-    pub(super) fn issue(&mut self) -> Result<(ConnectionId, [u8; 16]), NoncesExhausted> {
-        let id = self.current.generator.generate()?;
-        Ok((id, self.current.reset_key.token(&id)))
+    /// A connection ID that is not `taken`, and its reset token. Routable ones never repeat; random
+    /// ones might, once in a very long while.
+    pub(super) fn issue(
+        &mut self,
+        taken: impl Fn(&ConnectionId) -> bool,
+    ) -> Result<(ConnectionId, [u8; 16]), NoncesExhausted> {
+        for _ in 0..ATTEMPTS {
+            let id = self.current.generator.generate()?;
+            if !taken(&id) {
+                return Ok((id, self.current.reset_key.token(&id)));
+            }
+        }
+        Err(NoncesExhausted)
     }
 
     pub(super) const fn per_connection(&self) -> u64 {

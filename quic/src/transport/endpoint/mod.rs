@@ -29,7 +29,7 @@ use super::{
     error::Code,
     frame,
     packet::{Builder, DropReason, Header, Outgoing, PacketKind, open},
-    parameters::MIN_UDP_PAYLOAD,
+    parameters::{MIN_UDP_PAYLOAD, Preferred},
     reset::{self, ResetKey},
     space::Space,
     stream_id::Side,
@@ -229,7 +229,7 @@ impl Endpoint {
     ) -> Result<ConnectionHandle, ConnectError> {
         let name = ServerName::try_from(server_name.to_owned())
             .map_err(|_| ConnectError::ServerName(server_name.to_owned()))?;
-        let (local_cid, reset_token) = self.issuers.issue()?;
+        let (local_cid, reset_token) = self.issuers.issue(|id| self.by_cid.contains_key(id))?;
         let first: [u8; FIRST_DCID_LEN] = self.random.octets();
         let first = ConnectionId::new(&first).expect("8 octets fit");
         let token = self.kept_tokens.get_mut(server_name).and_then(VecDeque::pop_back);
@@ -247,6 +247,7 @@ impl Endpoint {
             token: token.unwrap_or_default(),
             address_validated: true,
             disable_active_migration: false,
+            preferred: None,
             random: Random::new(self.random.octets()),
         };
         let limit = self.issuers.per_connection();
@@ -595,7 +596,20 @@ impl Endpoint {
         }
         let tls = Arc::clone(&server.tls);
         let config = Arc::clone(&server.transport);
-        let (local_cid, reset_token) = self.issuers.issue().map_err(|_| DropReason::Saturated)?;
+        let preferred = server.preferred_address.filter(|_| self.issuers.per_connection() > 1);
+        let preferred = match preferred
+            .map(|address| (address, self.issuers.issue(|id| self.by_cid.contains_key(id))))
+        {
+            Some((address, Ok((connection_id, stateless_reset_token)))) => {
+                Some(Preferred { address, connection_id, stateless_reset_token })
+            }
+            _ => None,
+        };
+        let preferred_cid = preferred.as_ref().map(|preferred| preferred.connection_id);
+        let (local_cid, reset_token) = self
+            .issuers
+            .issue(|id| self.by_cid.contains_key(id))
+            .map_err(|_| DropReason::Saturated)?;
         let setup = Setup {
             now: arrival.now,
             version,
@@ -610,6 +624,7 @@ impl Endpoint {
             token: Vec::new(),
             address_validated: verdict != Verdict::Nothing,
             disable_active_migration: !self.issuers.allows_migration(),
+            preferred,
             random: Random::new(self.random.octets()),
         };
         let limit = self.issuers.per_connection();
@@ -629,7 +644,9 @@ impl Endpoint {
         }
         let first = (arrival.remote, header.dcid);
         let index = self.insert(connection, Some(first), None);
-        self.by_cid.insert(local_cid, index);
+        for id in std::iter::once(local_cid).chain(preferred_cid) {
+            self.by_cid.insert(id, index);
+        }
         self.by_first_dcid.insert(first, index);
         Ok(())
     }
@@ -676,7 +693,10 @@ impl Endpoint {
         original_dcid: ConnectionId,
         client_scid: &ConnectionId,
     ) -> Result<(), DropReason> {
-        let (scid, _) = self.issuers.issue().map_err(|_| DropReason::Saturated)?;
+        let (scid, _) = self
+            .issuers
+            .issue(|id| self.by_cid.contains_key(id))
+            .map_err(|_| DropReason::Saturated)?;
         let now = self.wall_clock(arrival.now);
         let token = self.tokens.retry(&mut self.random, arrival.remote, original_dcid, &scid, now);
         let token = token.ok_or(DropReason::Saturated)?;
@@ -794,7 +814,10 @@ impl Endpoint {
         let Some(entry) = &mut self.connections[index] else { return };
         let connection = &mut entry.connection;
         for _ in 0..connection.wanted_cids() {
-            let Ok((id, reset_token)) = self.issuers.issue() else { break };
+            let Ok((id, reset_token)) = self.issuers.issue(|id| self.by_cid.contains_key(id))
+            else {
+                break;
+            };
             self.by_cid.insert(id, index);
             connection.issue_cid(id, reset_token);
         }

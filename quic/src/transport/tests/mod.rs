@@ -3,6 +3,7 @@
 //! a million times costs no memory.
 
 mod handshake;
+mod paths;
 
 use std::{
     net::SocketAddr,
