@@ -4,6 +4,7 @@
 
 mod handshake;
 mod paths;
+mod vectors;
 
 use std::{
     net::SocketAddr,
