@@ -39,6 +39,8 @@ mod datagrams;
 mod endpoint;
 mod error;
 mod frame;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod keys;
 mod mtu;
 mod pacer;

@@ -7,8 +7,11 @@ use libfuzzer_sys::fuzz_target;
 use quic_lb_config::{Surroundings, from_str};
 
 fuzz_target!(|text: &str| {
-    let surroundings =
-        Surroundings { file: "fuzz.yaml", directory: Path::new("/nowhere"), environment: &|_| None };
+    let surroundings = Surroundings {
+        file: "fuzz.yaml",
+        directory: Path::new("/nowhere"),
+        environment: &|_| None,
+    };
     match from_str(text, &surroundings) {
         Ok(loaded) => assert!(!loaded.config.pools.is_empty()),
         Err(report) => assert!(!report.to_string().is_empty()),

@@ -40,10 +40,8 @@ fuzz_target!(|octets: &[u8]| {
     let idle = Duration::from_secs(180);
     let limits = FlowLimits { max_flows: 16, idle, unanswered: Duration::from_secs(10) };
     let mut forwarder = Forwarder::new(limits, Arc::new(routing), Arc::clone(&memory));
-    let path = |port: u8| ClientPath {
-        client: ([192, 0, 2, 1], 1 + u16::from(port)).into(),
-        local: None,
-    };
+    let path =
+        |port: u8| ClientPath { client: ([192, 0, 2, 1], 1 + u16::from(port)).into(), local: None };
     let mut send = |forwarder: &mut Forwarder, now, port, octets: &[u8]| {
         let mut verdict = [Verdict::Drop(DropReason::Empty)];
         let datagram = Datagram { path: path(port), octets };

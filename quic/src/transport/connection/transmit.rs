@@ -622,9 +622,9 @@ impl Open {
 }
 
 /// Packets that no connection would send.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Connection {
-    /// A packet of `space` with these frames.
+    /// A packet of `space` with these frames; empty without keys.
     pub(crate) fn forge(&mut self, now: Instant, space: Space, frames: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         let packet = self.open_packet_for(space, 0, 1200, &mut out);
@@ -634,6 +634,7 @@ impl Connection {
     }
 
     /// A 1-RTT packet with these frames and a reserved bit.
+    #[cfg(test)]
     pub(crate) fn forge_with_reserved_bits(&mut self, now: Instant, frames: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         let packet = self.open_packet_for(Space::Data, 0, 1200, &mut out);
@@ -644,6 +645,7 @@ impl Connection {
     }
 
     /// Moves to the next key phase, allowed or not.
+    #[cfg(test)]
     pub(crate) fn force_phase(&mut self) {
         self.one_rtt.as_mut().expect("1-RTT keys").update();
     }
