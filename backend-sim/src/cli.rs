@@ -4,7 +4,7 @@
 //! sentence or as the list of a file's mistakes. Exit codes: 0 done, 1 not done, 2 not understood.
 
 use std::{
-    io::{self, IsTerminal as _},
+    io::{self, IsTerminal as _, Write as _},
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
@@ -12,6 +12,7 @@ use std::{
 };
 
 use clap::{Args as Arguments, Parser, Subcommand, ValueHint};
+use indicatif::ProgressBar;
 use quic::routable::ConfigId;
 use quic_lb_config::units::{parse_duration, parse_size};
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +20,8 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    certificate::Certificate,
+    certificate::{Certificate, Trust},
+    load::{Load, Options, Report},
     serve::{Misbehaviour, Origin, Settings},
 };
 
@@ -45,6 +47,59 @@ Examples:
   backend-sim serve --config lb.yaml --backend a
   backend-sim serve --config lb.yaml --backend a --https 127.0.0.1:8443 --root public")]
     Serve(ServeArgs),
+    /// Make requests, change ports and addresses, and verify every octet that comes back.
+    ///
+    /// First all connections are made, then the clock starts. Exit 0 if nothing was lost, misrouted
+    /// or failed, 1 otherwise.
+    #[command(after_help = "\
+Examples:
+  backend-sim load --target 127.0.0.1:4433 --insecure --connections 50 --rebind-every 1s
+  backend-sim load --target 192.0.2.1:443 --name www.example.org --ca ca.pem --rate 1000 --json")]
+    Load(LoadArgs),
+}
+
+#[derive(Debug, Arguments)]
+struct LoadArgs {
+    /// Where the server is.
+    #[arg(long, value_name = "ADDR")]
+    target: SocketAddr,
+    /// What it is called in its certificate.
+    #[arg(long, value_name = "NAME", default_value = "localhost")]
+    name: String,
+    /// Believe certificates that lead to one of these (PEM).
+    #[arg(long, value_name = "FILE", required_unless_present = "insecure", conflicts_with = "insecure", value_hint = ValueHint::FilePath)]
+    ca: Option<PathBuf>,
+    /// Believe every certificate.
+    #[arg(long)]
+    insecure: bool,
+    /// Connections at once.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    connections: u32,
+    /// Requests at once on each connection.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
+    concurrency: u16,
+    /// Requests per second of all connections together, at fixed times (open loop); as many as are
+    /// answered otherwise.
+    #[arg(long, value_name = "N", value_parser = rate)]
+    rate: Option<f64>,
+    /// Octets of a body to ask for; may be repeated, and they take turns.
+    #[arg(long, value_name = "SIZE", default_value = "1KiB", value_parser = parse_size)]
+    size: Vec<u64>,
+    /// Change each connection's port this often, as a NAT does.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    rebind_every: Option<Duration>,
+    /// Migrate each connection this often, to a fresh connection ID.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    migrate_every: Option<Duration>,
+    /// Close each connection after this time, and make another one.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    lifetime: Option<Duration>,
+    /// How long to make requests.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    duration: Duration,
+    /// Print the report as one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Arguments)]
@@ -91,7 +146,7 @@ struct ServeArgs {
     /// What the body of a request may have.
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_size)]
     max_body: u64,
-    /// What to do wrong, for tests: wrong-server-id, silent, refusing, or slow=200ms.
+    /// What to do wrong, for tests: wrong-server-id, wrong-body, silent, refusing, or slow=200ms.
     #[arg(long, value_name = "HOW", default_value = "none")]
     misbehave: Misbehaviour,
     /// How long SIGTERM waits for answers.
@@ -120,6 +175,7 @@ pub fn main() -> ExitCode {
 async fn run(command: Command) -> Result<ExitCode, String> {
     match command {
         Command::Serve(args) => serve(args).await,
+        Command::Load(args) => load(args).await,
     }
 }
 
@@ -159,6 +215,84 @@ async fn serve(args: ServeArgs) -> Result<ExitCode, String> {
         () = ended() => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn load(args: LoadArgs) -> Result<ExitCode, String> {
+    start_logging();
+    let trust = args.ca.as_deref().map_or(Ok(Trust::Everybody), Trust::read);
+    let trust = trust.map_err(|error| error.to_string())?;
+    let mut options = Options::new(args.target, args.name, trust);
+    options.connections = args.connections.try_into().unwrap_or(usize::MAX);
+    options.concurrency = args.concurrency.into();
+    options.rate = args.rate;
+    options.sizes = args.size;
+    options.rebind_every = args.rebind_every;
+    options.migrate_every = args.migrate_every;
+    options.lifetime = args.lifetime;
+    options.duration = args.duration;
+    let mut load = Load::start(options).map_err(|error| error.to_string())?;
+    let progress = Progress::new(args.json);
+    loop {
+        tokio::select! {
+            () = load.wait() => break,
+            () = ended() => load.stop(),
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+        progress.show(&load.report());
+    }
+    progress.end();
+    let report = load.report();
+    let text = if args.json {
+        serde_json::to_string(&report).map_err(|error| error.to_string())?
+    } else {
+        report.to_string()
+    };
+    writeln!(io::stdout(), "{text}")
+        .map_err(|error| format!("cannot write the report: {error}"))?;
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One line about a load that goes on: rewritten on a terminal, otherwise one each second, unless
+/// somebody wants the report for a program.
+struct Progress {
+    line: Option<ProgressBar>,
+    silent: bool,
+}
+
+impl Progress {
+    fn new(silent: bool) -> Self {
+        let terminal = io::stderr().is_terminal();
+        Self { line: terminal.then(ProgressBar::new_spinner), silent: silent && !terminal }
+    }
+
+    fn show(&self, report: &Report) {
+        let text = format!(
+            "{:.0} s: {} connections, {:.0} requests per second, p50 {:?}, {} rebinds, \
+             {} migrations, {} lost, {} misrouted",
+            report.seconds,
+            report.connections,
+            report.requests_per_second,
+            Duration::from_micros(report.latency.p50_us),
+            report.rebinds,
+            report.migrations,
+            report.lost,
+            report.misrouted,
+        );
+        match &self.line {
+            Some(line) => {
+                line.set_message(text);
+                line.tick();
+            }
+            None if self.silent => {}
+            None => tell(&text),
+        }
+    }
+
+    fn end(&self) {
+        if let Some(line) = &self.line {
+            line.finish_and_clear();
+        }
+    }
 }
 
 /// Reloads on SIGHUP until a signal ends it.
@@ -211,8 +345,12 @@ fn start_logging() {
 
 /// Writes to standard error; where that is gone there is nobody to tell.
 fn tell(what: &str) {
-    use io::Write as _;
     let _ = writeln!(io::stderr(), "{what}");
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
+    rate.ok_or_else(|| "a rate is a number above 0".to_owned())
 }
 
 fn config_id(text: &str) -> Result<ConfigId, String> {

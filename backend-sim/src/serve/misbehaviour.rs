@@ -18,17 +18,20 @@ pub enum Misbehaviour {
     Slow(Duration),
     /// Every new connection is refused.
     Refusing,
+    /// The last octet of every body of `/bytes` is wrong.
+    WrongBody,
 }
 
 impl FromStr for Misbehaviour {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let expected = "none, wrong-server-id, silent, refusing, or slow=200ms";
+        let expected = "none, wrong-server-id, wrong-body, silent, refusing, or slow=200ms";
         match text.split_once('=') {
             None => match text {
                 "none" => Ok(Self::None),
                 "wrong-server-id" => Ok(Self::WrongServerId),
+                "wrong-body" => Ok(Self::WrongBody),
                 "silent" => Ok(Self::Silent),
                 "refusing" => Ok(Self::Refusing),
                 _ => Err(format!("expected {expected}")),

@@ -111,11 +111,17 @@ async fn whoami(
     }))
 }
 
-async fn bytes(Path(length): Path<u64>) -> Response {
-    let body = match usize::try_from(length) {
+async fn bytes(State(shared): State<Arc<Shared>>, Path(length): Path<u64>) -> Response {
+    let wrong = shared.misbehaviour == Misbehaviour::WrongBody;
+    let mut at = 0;
+    let mut blocks = pattern::blocks(length).map(move |block| {
+        at += block.len() as u64;
+        if wrong && at == length { with_last_octet_wrong(&block) } else { block }
+    });
+    let body = match length {
         // One piece needs no stream.
-        Ok(0..=65_536) => Body::from(pattern::blocks(length).next().unwrap_or_default()),
-        _ => Body::from_stream(stream::iter(pattern::blocks(length).map(Ok::<_, TooLarge>))),
+        0..=65_536 => Body::from(blocks.next().unwrap_or_default()),
+        _ => Body::from_stream(stream::iter(blocks.map(Ok::<_, TooLarge>))),
     };
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_LENGTH, length.into());
@@ -170,6 +176,12 @@ async fn health() -> &'static str {
 
 async fn not_found() -> (StatusCode, &'static str) {
     (StatusCode::NOT_FOUND, "nothing is here\n")
+}
+
+fn with_last_octet_wrong(block: &[u8]) -> Bytes {
+    let mut octets = block.to_vec();
+    octets.last_mut().into_iter().for_each(|last| *last ^= 1);
+    octets.into()
 }
 
 /// A body that is larger than it may be, found out on the way.

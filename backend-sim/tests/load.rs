@@ -1,0 +1,112 @@
+//! What the load client counts, and what it does not let pass.
+
+mod support;
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use backend_sim::{
+    certificate::Trust,
+    load::{Load, Options, Report},
+    serve::{Misbehaviour, Origin, Settings},
+};
+use support::{NAME, settings};
+
+#[tokio::test]
+async fn a_load_counts_what_it_has_verified() -> anyhow::Result<()> {
+    let (report, origin) = load(settings()?, |options| {
+        options.connections = 4;
+        options.concurrency = 2;
+        options.sizes = vec![0, 1, 100_000];
+        options.rebind_every = Some(Duration::from_millis(200));
+        options.migrate_every = Some(Duration::from_millis(300));
+        options.lifetime = Some(Duration::from_millis(800));
+        options.duration = Duration::from_secs(2);
+    })
+    .await?;
+    ensure!(report.is_clean(), "{report:?}");
+    ensure!(report.connections > 4, "connections have a lifetime: {report:?}");
+    ensure!(report.rebinds > 0 && report.migrations > 0, "{report:?}");
+    ensure!(report.bytes_verified > 100_000 && report.latency.max_us > 0, "{report:?}");
+    ensure!(report.backends["a"] == report.requests, "{report:?}");
+    let counters = origin.counters();
+    ensure!(counters.accepted == report.connections, "{counters:?} {report:?}");
+    ensure!(counters.requests >= report.requests, "{counters:?} {report:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_open_loop_asks_as_often_as_it_was_told() -> anyhow::Result<()> {
+    let (report, _origin) = load(settings()?, |options| {
+        options.connections = 5;
+        options.rate = Some(50.0);
+        options.duration = Duration::from_secs(2);
+    })
+    .await?;
+    ensure!(report.is_clean() && report.requests == 100, "{report:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_wrong_octet_does_not_pass() -> anyhow::Result<()> {
+    let mut settings = settings()?;
+    settings.misbehaviour = Misbehaviour::WrongBody;
+    let (report, _origin) = load(settings, |options| options.sizes = vec![100_000]).await?;
+    ensure!(report.requests == 0 && report.bytes_verified == 0, "{report:?}");
+    ensure!(report.requests_failed["body"] > 0 && !report.is_clean(), "{report:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn handshakes_that_fail_have_a_cause() -> anyhow::Result<()> {
+    let mut settings = settings()?;
+    settings.misbehaviour = Misbehaviour::Refusing;
+    let (report, _origin) = load(settings, |_| ()).await?;
+    ensure!(report.connections == 0 && !report.is_clean(), "{report:?}");
+    ensure!(report.handshakes_failed["refused_by_peer"] > 0, "{report:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn servers_that_are_not_trusted_are_not_asked() -> anyhow::Result<()> {
+    let (report, origin) =
+        load(settings()?, |options| options.trust = Trust::Roots(vec![])).await?;
+    ensure!(report.requests == 0 && report.handshakes_failed["tls"] > 0, "{report:?}");
+    ensure!(origin.counters().requests == 0, "{:?}", origin.counters());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_drains_loses_nobody() -> anyhow::Result<()> {
+    let origin = Origin::start(settings()?).await?;
+    let mut options = options(&origin);
+    options.duration = Duration::from_secs(2);
+    options.connections = 3;
+    let load = Load::start(options)?;
+    while load.report().requests < 10 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    origin.drain(Duration::from_secs(10)).await;
+    let report = load.report();
+    load.stop();
+    let after = load.finish().await;
+    ensure!(report.lost == 0 && report.requests_failed.is_empty(), "{report:?}");
+    ensure!(after.lost == 0 && after.misrouted == 0, "{after:?}");
+    Ok(())
+}
+
+fn options(origin: &Origin) -> Options {
+    let mut options = Options::new(origin.address(), NAME, Trust::Everybody);
+    options.duration = Duration::from_millis(300);
+    options
+}
+
+async fn load(
+    settings: Settings,
+    change: impl FnOnce(&mut Options),
+) -> anyhow::Result<(Report, Origin)> {
+    let origin = Origin::start(settings).await?;
+    let mut options = options(&origin);
+    change(&mut options);
+    Ok((Load::start(options)?.finish().await, origin))
+}
