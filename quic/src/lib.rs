@@ -16,6 +16,7 @@
 //! | [`connection_id`] | a connection ID as an owned value of at most 20 octets |
 //! | [`retry`] | Retry packets of versions 1 and 2 |
 //! | [`token`] | address tokens that a balancer mints and its servers honour |
+//! | [`random`] | octets from a seed |
 //! | [`routable`] | routable connection IDs (QUIC-LB): encode, decode, generate |
 #![cfg_attr(feature = "transport", doc = "| [`transport`] | endpoint and connections |")]
 #![cfg_attr(feature = "driver", doc = "| [`driver`] | the transport on tokio and UDP sockets |")]
@@ -35,7 +36,7 @@ pub mod driver;
 pub mod h3;
 pub mod header;
 pub mod invariants;
-mod random;
+pub mod random;
 pub mod retry;
 pub mod routable;
 pub mod token;

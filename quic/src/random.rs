@@ -7,20 +7,24 @@ use aes::{
 };
 
 /// AES-128 in counter mode over a seed, without a source of entropy inside.
-pub(crate) struct Random {
+pub struct Random {
     cipher: Aes128Enc,
     counter: u128,
 }
 
 impl Random {
-    pub(crate) fn new(seed: [u8; 32]) -> Self {
+    /// The generator of `seed`, which has to come from a cryptographic source; no two generators
+    /// that run at once may share it.
+    #[must_use]
+    pub fn new(seed: [u8; 32]) -> Self {
         let mut halves = [[0u8; 16]; 2];
         halves[0].copy_from_slice(&seed[..16]);
         halves[1].copy_from_slice(&seed[16..]);
         Self { cipher: Aes128Enc::new(&halves[0].into()), counter: u128::from_le_bytes(halves[1]) }
     }
 
-    pub(crate) fn fill(&mut self, out: &mut [u8]) {
+    /// Fills `out` with random octets.
+    pub fn fill(&mut self, out: &mut [u8]) {
         for chunk in out.chunks_mut(16) {
             let mut block: Block = self.counter.to_le_bytes().into();
             self.counter = self.counter.wrapping_add(1);
@@ -30,16 +34,14 @@ impl Random {
     }
 
     /// `N` random octets.
-    #[cfg(feature = "transport")]
-    pub(crate) fn octets<const N: usize>(&mut self) -> [u8; N] {
+    pub fn octets<const N: usize>(&mut self) -> [u8; N] {
         let mut octets = [0; N];
         self.fill(&mut octets);
         octets
     }
 
     /// A random number.
-    #[cfg(feature = "transport")]
-    pub(crate) fn number(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         u64::from_le_bytes(self.octets())
     }
 

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use aes_gcm::{Aes128Gcm, KeyInit};
+use aes_gcm::{Aes128Gcm, KeyInit, aead::AeadInOut};
 
 use crate::ConnectionId;
 
@@ -63,6 +63,20 @@ impl TokenKey {
         (sequence < 0x80).then_some(Self { sequence, cipher, iv })
     }
 
+    /// A value that differs between keys and does not help to compute them, so that two holders can
+    /// find out whether they have the same.
+    #[must_use]
+    pub fn check_value(&self) -> [u8; 16] {
+        // No token is sealed with nothing inside and this beside it.
+        const ASSOCIATED: &[u8] = b"quic-lb token key check value";
+        let tag = self.cipher.encrypt_inout_detached(
+            &[0xff; NONCE_LEN].into(),
+            &[ASSOCIATED, &[self.sequence][..], &self.iv[..]].concat(),
+            (&mut [][..]).into(),
+        );
+        tag.map(Into::into).expect("a few octets are shorter than AES-GCM can cover")
+    }
+
     /// The sequence number.
     #[must_use]
     pub const fn sequence(&self) -> u8 {
@@ -92,6 +106,11 @@ impl TokenKeys {
             all.keys.push(key);
         }
         all
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &TokenKey> {
+        self.keys.iter()
     }
 
     /// The key with this sequence number.
