@@ -4,6 +4,8 @@
 //! not be read is not missed a second time. Only when there is no error at all does a [`Config`]
 //! come out.
 
+mod retry;
+
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
     hash::Hash,
@@ -17,7 +19,7 @@ use crate::{
     Surroundings,
     checked::{self, Admission, Config},
     document::{Backend, Document, HealthCheck, Listener, Pool, QuicLb, Route},
-    keys::{self, KeyChoice},
+    keys::{self, KeyChoice, KeySource},
     leaf::{Count, Identity, Name, PerConfig},
     mistake::{Mistakes, Place},
     read::{At, Given, List},
@@ -58,6 +60,7 @@ pub(crate) fn check(
     check_use(listeners, pools, &checked_listeners, mistakes);
     let admin = check_admin(document, mistakes);
     let timeouts = check_timeouts(document, mistakes);
+    let retry = retry::check(document, surroundings, mistakes);
     if mistakes.has_errors() {
         return None;
     }
@@ -75,9 +78,12 @@ pub(crate) fn check(
         limits: checked::Limits {
             flows: non_zero(limits.flows.value.0)?,
             remembered: non_zero(limits.remembered.value.0)?,
+            new_connections: retry::new_connections(&limits.new_connections_per_second.value),
+            unknown_short_headers: limits.unknown_short_headers.value,
         },
         timeouts,
         log: checked::Log { level: log.level.value, format: log.format.value },
+        retry: retry?,
     })
 }
 
@@ -151,7 +157,12 @@ fn check_listeners(
 fn make_listener(listener: &Listener, pool: Option<usize>) -> Option<checked::Listener> {
     let name = listener.name.as_ref()?.value.0.clone();
     let address = listener.address.as_ref()?.value.0;
-    Some(checked::Listener { name, address, pool: pool? })
+    let retry_mode = match &listener.retry {
+        Given::Absent => None,
+        Given::Wrong => return None,
+        Given::Here(retry) => Some(retry.value.mode.as_ref()?.value),
+    };
+    Some(checked::Listener { name, address, pool: pool?, retry_mode })
 }
 
 /// The pools that routes lead to; `None` for those that are not known.
@@ -419,7 +430,8 @@ fn layout<'a>(
     surroundings: &Surroundings<'_>,
     mistakes: &mut Mistakes,
 ) -> Option<Layout<'a>> {
-    let key = keys::find(config, surroundings, mistakes);
+    let QuicLb { key, key_file, key_env, .. } = config;
+    let key = keys::find(KeySource { key, key_file, key_env }, surroundings, mistakes);
     let server_id_length = config.server_id_length.as_ref();
     let nonce_length = config.nonce_length.as_ref();
     if let (Some(server_id), Some(nonce)) = (server_id_length, nonce_length) {
@@ -434,7 +446,7 @@ fn layout<'a>(
     }
     let id = ConfigId::new(u8::try_from(config.config_id.as_ref()?.value.0).ok()?)?;
     let (encrypted, key) = match &key {
-        KeyChoice::Clear => (Some(false), None),
+        KeyChoice::Absent => (Some(false), None),
         KeyChoice::Key(secret) => (Some(true), Some(secret.key())),
         KeyChoice::Unusable => (None, None),
     };

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use quic::routable::{CidConfig, ConfigId, ServerId};
+use quic::{
+    routable::{CidConfig, ConfigId, ServerId},
+    token::TokenKey,
+};
 
 /// A configuration in which nothing needs to be checked again.
 #[derive(Clone, Debug)]
@@ -25,6 +28,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// What is logged and how.
     pub log: Log,
+    /// Address validation on behalf of the servers.
+    pub retry: Retry,
 }
 
 /// An address that receives client datagrams.
@@ -36,6 +41,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Index into [`Config::pools`].
     pub pool: usize,
+    /// When its clients have to prove their address; `None` for what [`Retry::mode`] says.
+    pub retry_mode: Option<RetryMode>,
 }
 
 /// A named set of servers that share configurations of connection IDs.
@@ -84,6 +91,139 @@ pub struct Limits {
     pub flows: NonZeroUsize,
     /// Remembered connection IDs and handshakes, of all listeners together.
     pub remembered: NonZeroUsize,
+    /// How many connections may begin in a second.
+    pub new_connections: NewConnections,
+    /// What becomes of short headers that nothing is known about, while addresses are validated.
+    pub unknown_short_headers: UnknownPackets,
+}
+
+/// How many connections may begin in a second; `None` for any number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct NewConnections {
+    /// On all listeners together.
+    pub total: Option<NonZeroU32>,
+    /// On each listener.
+    pub per_listener: Option<NonZeroU32>,
+    /// From each IPv4 address and each IPv6 network of 64 bits.
+    pub per_address: Option<NonZeroU32>,
+    /// From each IPv4 network of 24 bits and each IPv6 network of 48 bits.
+    pub per_network: Option<NonZeroU32>,
+}
+
+/// What becomes of packets that nothing is known about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum UnknownPackets {
+    /// They go to the backend that consistent hashing says.
+    #[default]
+    Forward,
+    /// They are dropped.
+    Refuse,
+}
+
+/// Address validation on behalf of the servers.
+#[derive(Clone, Debug)]
+pub struct Retry {
+    /// When clients have to prove their address, on listeners that do not say themselves.
+    pub mode: RetryMode,
+    /// How tokens are made.
+    pub format: TokenFormat,
+    /// The keys of tokens, with unique sequence numbers; not empty where validation can begin.
+    /// Tokens are made with the first that has not made too many.
+    pub keys: Vec<TokenKey>,
+    /// How long the token of a Retry is good for.
+    pub lifetime: Duration,
+    /// For how long Initials without token are forwarded besides being answered, when validation
+    /// begins.
+    pub transition: Duration,
+    /// What becomes of versions of which no Retry is known.
+    pub other_versions: Admittance,
+    /// Versions for which the opposite holds.
+    pub except_versions: Vec<u32>,
+    /// When [`RetryMode::Adaptive`] begins and ends validation.
+    pub adaptive: Adaptive,
+}
+
+/// When clients have to prove their address before their Initials are forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum RetryMode {
+    /// Never.
+    #[default]
+    Off,
+    /// Always.
+    Always,
+    /// When many connections begin, or servers report many that are half open.
+    Adaptive,
+}
+
+/// How tokens are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum TokenFormat {
+    /// For servers that see the balancer's addresses: `quic::token::proxied`.
+    #[default]
+    Nat,
+    /// For servers that see those of the clients: `quic::token::shared_state`.
+    SharedState,
+}
+
+/// Whether something is let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Admittance {
+    /// It is.
+    #[default]
+    Allow,
+    /// It is not.
+    Deny,
+}
+
+/// When validation begins and ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Adaptive {
+    /// It begins when so many connections begin on the listener in a second,
+    pub on_rate: u32,
+    /// or a server of its pool reports so many half-open ones.
+    pub on_half_open: u32,
+    /// It ends when there are fewer attempts than this in a second,
+    pub off_rate: u32,
+    /// and every server reports fewer half-open connections than this,
+    pub off_half_open: u32,
+    /// for this long.
+    pub hold: Duration,
+}
+
+impl Config {
+    /// When clients of `listener` have to prove their address.
+    #[must_use]
+    pub fn retry_mode(&self, listener: &Listener) -> RetryMode {
+        listener.retry_mode.unwrap_or(self.retry.mode)
+    }
+}
+
+impl Default for Retry {
+    /// Off, with the durations and thresholds that a file without them has.
+    fn default() -> Self {
+        Self {
+            mode: RetryMode::Off,
+            format: TokenFormat::Nat,
+            keys: Vec::new(),
+            lifetime: Duration::from_secs(10),
+            transition: Duration::from_millis(200),
+            other_versions: Admittance::Allow,
+            except_versions: Vec::new(),
+            adaptive: Adaptive::default(),
+        }
+    }
+}
+
+impl Default for Adaptive {
+    fn default() -> Self {
+        Self {
+            on_rate: 1000,
+            on_half_open: 1000,
+            off_rate: 500,
+            off_half_open: 500,
+            hold: Duration::from_secs(30),
+        }
+    }
 }
 
 /// What ends flows and the process.

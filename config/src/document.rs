@@ -5,9 +5,10 @@
 //! is judged in `check`. The reason for each default stands above its section.
 
 use crate::{
-    checked::{Admission, LogFormat, LogLevel},
+    checked::{Admission, Admittance, LogFormat, LogLevel, RetryMode, TokenFormat, UnknownPackets},
     leaf::{
-        Address, Count, Endpoint, Identity, Interval, Name, PerConfig, RetryMode, Secret, Text,
+        Address, Count, Endpoint, Identity, Interval, Name, PerConfig, Secret, Text, TokenIv,
+        WireVersion,
     },
     read::{List, mapping},
 };
@@ -46,8 +47,18 @@ mapping! {
         required address: Endpoint,
         /// The name of the pool that new connections go to.
         required pool: Name,
+        /// Address validation on this listener, where it differs from that of all.
+        optional retry: ListenerRetry,
         /// Other pools by server name or ALPN. Not in this version yet: refused.
         optional routes: List<Route>,
+    }
+}
+
+mapping! {
+    /// Address validation on one listener.
+    struct ListenerRetry {
+        /// As retry.mode, for this listener alone.
+        required mode: RetryMode,
     }
 }
 
@@ -150,6 +161,28 @@ mapping! {
         default flows: Count<1, 16_777_216> = 50000,
         /// Remembered connection IDs and handshakes of all listeners together.
         default remembered: Count<1, 16_777_216> = 262144,
+        /// How many connections may begin in a second.
+        default new_connections_per_second: NewConnections = {},
+        /// Short headers that nothing is known about, while addresses are being validated: "forward"
+        /// or "refuse". Connections whose server can be told by their connection ID are never
+        /// concerned.
+        default unknown_short_headers: UnknownPackets = "forward",
+    }
+}
+
+mapping! {
+    /// How many connections may begin in a second. What is left out has no limit. Connections that
+    /// exist are never concerned; while addresses are being validated, only those that have been
+    /// count.
+    struct NewConnections {
+        /// On all listeners together.
+        optional total: Count<1, 10_000_000>,
+        /// On each listener.
+        optional per_listener: Count<1, 10_000_000>,
+        /// From each IPv4 address and each IPv6 network of 64 bits.
+        optional per_address: Count<1, 10_000_000>,
+        /// From each IPv4 network of 24 bits and each IPv6 network of 48 bits.
+        optional per_network: Count<1, 10_000_000>,
     }
 }
 
@@ -182,10 +215,70 @@ mapping! {
 }
 
 // mode: servers validate addresses themselves; a Retry costs each client a round trip.
+// format: the one that works while the balancer rewrites addresses, as it does.
+// lifetime: a client answers a Retry at once, and may have to repeat that.
+// transition: what most handshakes in progress need for their second Initial.
+// other_versions: a balancer should not stand in the way of versions yet to come.
 mapping! {
     /// Address validation on behalf of the servers.
     struct Retry {
-        /// When new clients get a Retry. This version knows "off" only.
+        /// When clients have to prove their address first: "off", "always", or "adaptive" for under
+        /// load. Anything but "off" needs keys, and servers that honour tokens made with them.
         default mode: RetryMode = "off",
+        /// "nat" for tokens that servers can verify although the balancer rewrites addresses,
+        /// "shared_state" for those of draft-ietf-quic-retry-offload, for servers that see the true
+        /// addresses of clients.
+        default format: TokenFormat = "nat",
+        /// The keys of tokens, shared with the servers. Tokens are made with the first, and with
+        /// the next one when 2^23 have been; all of them open tokens.
+        optional keys: List<RetryKey>,
+        /// How long the token of a Retry is good for.
+        default lifetime: Interval<SECOND, { 60 * SECOND }> = "10s",
+        /// When validation begins: for how long Initials without token are forwarded besides
+        /// being answered, for the sake of handshakes in progress.
+        default transition: Interval<0, { 10 * SECOND }> = "200ms",
+        /// QUIC versions other than 1 and 2 while addresses are being validated, which no Retry is
+        /// known for: "allow" or "deny".
+        default other_versions: Admittance = "allow",
+        /// Versions for which the opposite of other_versions holds, such as "0xff00001d".
+        optional except_versions: List<WireVersion>,
+        /// When the mode "adaptive" begins and ends validation.
+        default adaptive: Adaptive = {},
+    }
+}
+
+mapping! {
+    /// One key of tokens.
+    struct RetryKey {
+        /// Its number, which tokens carry: 0 to 127.
+        required sequence: Count<0, 127>,
+        /// The AES-128 key: 32 hex digits. One of key, key_file and key_env.
+        optional key: Secret,
+        /// A file that holds the key, relative to this one.
+        optional key_file: Text,
+        /// The environment variable that holds the key.
+        optional key_env: Text,
+        /// The 96-bit IV that goes with the key in the format "shared_state": 24 hex digits; zeros
+        /// if left out.
+        optional iv: TokenIv,
+    }
+}
+
+// on_rate: a server does some thousand handshakes a second on a core.
+// off_rate, off_half_open: half, so that what hovers around the threshold does not toggle.
+// hold: longer than attacks pause.
+mapping! {
+    /// When the mode "adaptive" begins and ends validation.
+    struct Adaptive {
+        /// It begins when so many connections begin on a listener in a second, ...
+        default on_rate: Count<1, 10_000_000> = 1000,
+        /// It begins when a server of the pool reports so many half-open connections, ...
+        default on_half_open: Count<1, 10_000_000> = 1000,
+        /// ... and ends when there are fewer attempts than this in a second ...
+        default off_rate: Count<1, 10_000_000> = 500,
+        /// ... and every server reports fewer half-open connections than this ...
+        default off_half_open: Count<1, 10_000_000> = 500,
+        /// ... for this long.
+        default hold: Interval<100, HOUR> = "30s",
     }
 }

@@ -4,30 +4,37 @@ use std::{io::Read as _, path::Path};
 
 use crate::{
     Surroundings,
-    document::QuicLb,
     leaf::{Secret, Text},
     mistake::{Mistakes, Place},
     read::{At, Given},
     yaml::shown,
 };
 
-/// What a configuration of connection IDs says about its key.
+/// The three keys of a mapping that can hold a secret or lead to one.
+#[derive(Clone, Copy)]
+pub(crate) struct KeySource<'a> {
+    pub(crate) key: &'a Given<Secret>,
+    pub(crate) key_file: &'a Given<Text>,
+    pub(crate) key_env: &'a Given<Text>,
+}
+
+/// What a mapping says about its key.
 pub(crate) enum KeyChoice {
-    /// None: connection IDs are in the clear.
-    Clear,
+    /// There is none.
+    Absent,
     /// This one.
     Key(Secret),
     /// One that was reported as wrong.
     Unusable,
 }
 
-/// Finds the key of `config`.
+/// Finds the key that `source` means.
 pub(crate) fn find(
-    config: &QuicLb,
+    source: KeySource<'_>,
     surroundings: &Surroundings<'_>,
     mistakes: &mut Mistakes,
 ) -> KeyChoice {
-    let QuicLb { key, key_file, key_env, .. } = config;
+    let KeySource { key, key_file, key_env } = source;
     let given = [
         place_of_given("key", key),
         place_of_given("key_file", key_file),
@@ -42,7 +49,7 @@ pub(crate) fn find(
             return KeyChoice::Unusable;
         }
         (None, _) if key.is_absent() && key_file.is_absent() && key_env.is_absent() => {
-            return KeyChoice::Clear;
+            return KeyChoice::Absent;
         }
         _ => {}
     }

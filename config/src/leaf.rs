@@ -12,7 +12,7 @@ use quic::routable::{ConfigId, Key, MAX_SERVER_ID_LEN, ServerId};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use crate::{
-    checked::{Admission, LogFormat, LogLevel},
+    checked::{Admission, Admittance, LogFormat, LogLevel, RetryMode, TokenFormat, UnknownPackets},
     mistake::{Mistakes, Place},
     read::{At, Read, join, place_of},
     units::{display_duration, parse_duration},
@@ -234,15 +234,55 @@ words!(LogLevel:
     "error" => Error, "warn" => Warn, "info" => Info, "debug" => Debug, "trace" => Trace);
 words!(LogFormat: "text" => Text, "json" => Json);
 
-/// When Initials are answered with Retry.
+words!(RetryMode: "off" => Off, "always" => Always, "adaptive" => Adaptive);
+words!(TokenFormat: "nat" => Nat, "shared_state" => SharedState);
+words!(Admittance: "allow" => Allow, "deny" => Deny);
+words!(UnknownPackets: "forward" => Forward, "refuse" => Refuse);
+
+/// The number of a QUIC version as it is on the wire, in hex behind `0x`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RetryMode {
-    Off,
-    Auto,
-    Always,
+pub(crate) struct WireVersion(pub(crate) u32);
+
+impl Read for WireVersion {
+    fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
+        let expected = "\"0x\" and eight hex digits";
+        let digits = text(node, place, expected, mistakes)?.strip_prefix("0x");
+        let octets = digits.and_then(octets).and_then(|octets| octets.try_into().ok());
+        let version = octets.map(u32::from_be_bytes);
+        if version.is_none() {
+            mistakes.error(place, node.describe(), expected);
+        }
+        version.map(Self)
+    }
 }
 
-words!(RetryMode: "off" => Off, "auto" => Auto, "always" => Always);
+inline_schema!(() WireVersion, |_generator| json_schema!({
+    "type": "string",
+    "pattern": "^0x[0-9A-Fa-f]{8}$",
+}));
+
+/// What the unique number of a token is combined with into its nonce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TokenIv(pub(crate) [u8; 12]);
+
+impl Read for TokenIv {
+    fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
+        let expected = "24 hex digits";
+        let text = text(node, place, expected, mistakes)?;
+        let iv = octets(text).and_then(|octets| octets.try_into().ok());
+        if iv.is_none() {
+            // Someone may have put the key here: it is not shown.
+            let found = format!("{} characters", text.chars().count());
+            mistakes.error(place, found, expected);
+        }
+        iv.map(Self)
+    }
+}
+
+inline_schema!(() TokenIv, |_generator| json_schema!({
+    "type": "string",
+    "pattern": "^[0-9A-Fa-f]{24}$",
+}));
 
 /// A server ID in hex.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -347,6 +387,10 @@ impl Secret {
 
     pub(crate) fn key(&self) -> Key {
         Key::new(self.0)
+    }
+
+    pub(crate) const fn octets(&self) -> [u8; 16] {
+        self.0
     }
 
     pub(crate) fn is_zero(&self) -> bool {

@@ -4,7 +4,7 @@
 //! ignored: whoever wrote it relies on it. Lifting one means to delete its lines here and to give
 //! [`Config`](crate::Config) the fields that carry it.
 
-use crate::{document::Document, leaf::RetryMode, mistake::Mistakes};
+use crate::{document::Document, mistake::Mistakes};
 
 /// Reports what this version does not do.
 pub(crate) fn refuse(document: &Document, mistakes: &mut Mistakes) {
@@ -20,10 +20,5 @@ pub(crate) fn refuse(document: &Document, mistakes: &mut Mistakes) {
         let expected = "no `health_check`: `state: draining` for a backend that is to get no new \
                         connections";
         mistakes.error(&health_check.place, found, expected);
-    }
-    let mode = &document.retry.value.mode;
-    if mode.value != RetryMode::Off {
-        let found = format!("\"{}\", which this version does not do yet", mode.value.word());
-        mistakes.error(&mode.place, found, "\"off\": let the servers send Retry themselves");
     }
 }

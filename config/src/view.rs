@@ -6,7 +6,7 @@ use quic::routable::{CidConfig, ServerId};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Backend, Config, Pool, units::display_duration};
+use crate::{Backend, Config, NewConnections, Pool, Retry, RetryMode, units::display_duration};
 
 impl Config {
     /// The configuration in the shape of the file, with every default written out and `"masked"`
@@ -18,20 +18,30 @@ impl Config {
             .iter()
             .map(|listener| {
                 let pool = self.pools.get(listener.pool).map(|pool| &pool.name);
-                json!({ "name": listener.name, "address": listener.address, "pool": pool })
+                let mut value =
+                    json!({ "name": listener.name, "address": listener.address, "pool": pool });
+                if let Some(mode) = listener.retry_mode {
+                    value["retry"] = json!({ "mode": mode.word() });
+                }
+                value
             })
             .collect();
         let mut document = json!({
             "listeners": listeners,
             "pools": self.pools.iter().map(pool).collect::<Vec<_>>(),
-            "limits": { "flows": self.limits.flows, "remembered": self.limits.remembered },
+            "limits": {
+                "flows": self.limits.flows,
+                "remembered": self.limits.remembered,
+                "new_connections_per_second": new_connections(&self.limits.new_connections),
+                "unknown_short_headers": self.limits.unknown_short_headers.word(),
+            },
             "timeouts": {
                 "flow_idle": display_duration(self.timeouts.flow_idle),
                 "flow_unanswered": display_duration(self.timeouts.flow_unanswered),
                 "drain": display_duration(self.timeouts.drain),
             },
             "log": { "level": self.log.level.word(), "format": self.log.format.word() },
-            "retry": { "mode": "off" },
+            "retry": retry(&self.retry),
         });
         if let Some(workers) = self.workers {
             document["workers"] = json!(workers);
@@ -43,10 +53,11 @@ impl Config {
     }
 
     /// Sixteen hex digits that are equal for balancers that route alike: they cover listeners,
-    /// pools, backends and configurations of connection IDs with their keys, and neither the order
-    /// in which pools and backends are written nor anything local such as limits and logging.
+    /// pools, backends and configurations of connection IDs with their keys, address validation
+    /// with its keys where there is any, and neither the order in which pools and backends are
+    /// written nor anything local such as limits and logging.
     ///
-    /// Keys enter through connection IDs made with them, so that they cannot be computed back.
+    /// Keys enter through what is made with them, so that they cannot be computed back.
     #[must_use]
     pub fn digest(&self) -> String {
         let mut digest = RoutingDigest(Sha256::new());
@@ -56,12 +67,19 @@ impl Config {
         for listener in listeners {
             digest.address(listener.address);
             digest.text(self.pools.get(listener.pool).map_or("", |pool| &pool.name));
+            let mode = self.retry_mode(listener);
+            if mode != RetryMode::Off {
+                digest.text(mode.word());
+            }
         }
         let mut pools: Vec<_> = self.pools.iter().collect();
         pools.sort_unstable_by_key(|pool| &pool.name);
         digest.count(pools.len());
         for pool in pools {
             digest.pool(pool);
+        }
+        if !self.retry.keys.is_empty() {
+            digest.retry(&self.retry);
         }
         digest.0.finalize().iter().take(8).map(|octet| format!("{octet:02x}")).collect()
     }
@@ -106,6 +124,46 @@ fn backend(backend: &Backend) -> Value {
     value
 }
 
+fn new_connections(limits: &NewConnections) -> Value {
+    let NewConnections { total, per_listener, per_address, per_network } = limits;
+    let limits = [
+        ("total", total),
+        ("per_listener", per_listener),
+        ("per_address", per_address),
+        ("per_network", per_network),
+    ];
+    let given =
+        limits.into_iter().filter_map(|(name, limit)| Some((name.to_owned(), json!((*limit)?))));
+    given.collect::<Map<_, _>>().into()
+}
+
+fn retry(retry: &Retry) -> Value {
+    let mut value = json!({
+        "mode": retry.mode.word(),
+        "format": retry.format.word(),
+        "lifetime": display_duration(retry.lifetime),
+        "transition": display_duration(retry.transition),
+        "other_versions": retry.other_versions.word(),
+        "adaptive": {
+            "on_rate": retry.adaptive.on_rate,
+            "on_half_open": retry.adaptive.on_half_open,
+            "off_rate": retry.adaptive.off_rate,
+            "off_half_open": retry.adaptive.off_half_open,
+            "hold": display_duration(retry.adaptive.hold),
+        },
+    });
+    if !retry.keys.is_empty() {
+        let keys = retry.keys.iter();
+        value["keys"] =
+            keys.map(|key| json!({ "sequence": key.sequence(), "key": "masked" })).collect();
+    }
+    if !retry.except_versions.is_empty() {
+        let versions = retry.except_versions.iter();
+        value["except_versions"] = versions.map(|version| format!("{version:#010x}")).collect();
+    }
+    value
+}
+
 /// Every item is preceded by its length, so that no two configurations read the same.
 struct RoutingDigest(Sha256);
 
@@ -143,6 +201,20 @@ impl RoutingDigest {
             let nonce = vec![0; config.nonce_len()];
             let cid = server_id.and_then(|server_id| config.encode(&server_id, &nonce).ok());
             self.octets(cid.as_ref().map_or(&[], |cid| cid.as_slice()));
+        }
+    }
+
+    fn retry(&mut self, retry: &Retry) {
+        self.text(retry.format.word());
+        self.count(retry.keys.len());
+        for key in &retry.keys {
+            self.octets(&[key.sequence()]);
+            self.octets(&key.check_value());
+        }
+        self.text(retry.other_versions.word());
+        self.count(retry.except_versions.len());
+        for version in &retry.except_versions {
+            self.octets(&version.to_be_bytes());
         }
     }
 

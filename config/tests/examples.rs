@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
-use quic_lb_config::{Admission, Config, LogFormat, LogLevel, load};
+use quic_lb_config::{Admission, Config, LogFormat, LogLevel, Retry, load};
 
 #[test]
 fn every_example_loads_without_warnings() {
@@ -46,6 +46,12 @@ fn full_shows_the_defaults() {
     assert_eq!(full.limits, contract.limits);
     assert_eq!(full.timeouts, contract.timeouts);
     assert_eq!(full.log, contract.log);
+    assert_eq!(full.masked_document()["retry"], contract.masked_document()["retry"]);
+    assert_eq!(full.retry.adaptive, Retry::default().adaptive);
+    assert_eq!((full.retry.lifetime, full.retry.transition), {
+        let default = Retry::default();
+        (default.lifetime, default.transition)
+    });
     assert_eq!(full.pools[0].backends[0].weight, contract.pools[0].backends[0].weight);
     assert_eq!((full.limits.flows.get(), full.limits.remembered.get()), (50_000, 262_144));
     assert_eq!(full.timeouts.flow_idle, Duration::from_secs(180));

@@ -46,7 +46,7 @@ workers: §0
 limits: {flows: §1e3, remembered: §"5"}
 timeouts: {flow_idle: §5, drain: §"10 s", §idle: 1s}
 log: {level: §verbose, format: §true}
-retry: {mode: §always}
+retry: {mode: §auto}
 §limts: {}
 "#;
     let paths = [
@@ -93,7 +93,7 @@ retry: {mode: §always}
     assert!(
         printed.starts_with(
             "lb.yaml:4:5: error at listeners[0].adress\n  found:    the unknown key \"adress\"\n  \
-             expected: \"address\", if that is meant; otherwise one of name, address, pool, routes\n"
+             expected: \"address\", if that is meant; otherwise one of name, address, pool, retry, routes\n"
         ),
         "{printed}"
     );
@@ -429,7 +429,6 @@ fn what_this_version_does_not_do_is_refused_with_an_alternative() {
     for (from, to, path) in [
         ("pool: web", "pool: web\n    routes: §[{alpn: h3, pool: web}]", "listeners[0].routes"),
         ("  - name: web", "  - health_check: §{}\n    name: web", "pools[0].health_check"),
-        ("admin:", "retry: {mode: §auto}\nadmin:", "retry.mode"),
     ] {
         one_mistake(&contract_with(from, to), path, "which this version does not do yet", "");
     }
@@ -440,6 +439,57 @@ fn what_this_version_does_not_do_is_refused_with_an_alternative() {
     let slow = "  - health_check: §{interval: 1s, timeout: §2s}\n    name: web";
     let paths = ["pools[0].health_check", "pools[0].health_check.timeout"];
     mistakes_at_marks(&contract_with("  - name: web", slow), &paths);
+}
+
+#[test]
+fn address_validation_needs_keys_that_can_be_told_apart() {
+    const RETRY: &str = "retry:
+  mode: always
+  lifetime: §\"2m\"
+  keys:
+    - {sequence: 5, key: \"8f95f09245765f80256934e50c66207f\"}
+    - {sequence: §5, key_env: LB_KEY, iv: §\"0011\"}
+    - §{sequence: 6}
+    - {sequence: §128, key_env: §UNSET}
+  other_versions: §maybe
+  except_versions: [\"0xff00001d\", §\"0x6b3343cf\", §ff00001d, §\"0xff00001d\"]
+  adaptive: {on_rate: 10, off_rate: §11, on_half_open: 7, off_half_open: §8, hold: §\"0s\"}
+admin:";
+    let paths = [
+        "retry.lifetime",
+        "retry.keys[1].sequence",
+        "retry.keys[1].iv",
+        "retry.keys[2]",
+        "retry.keys[3].sequence",
+        "retry.keys[3].key_env",
+        "retry.other_versions",
+        "retry.except_versions[1]",
+        "retry.except_versions[2]",
+        "retry.except_versions[3]",
+        "retry.adaptive.off_rate",
+        "retry.adaptive.off_half_open",
+        "retry.adaptive.hold",
+    ];
+    mistakes_at_marks(&contract_with("admin:", RETRY), &paths);
+    for (from, to, path) in [
+        ("admin:", "retry: {mode: §adaptive}\nadmin:", "retry.mode"),
+        ("admin:", "retry: {mode: §always, keys: []}\nadmin:", "retry.mode"),
+        ("pool: web", "pool: web\n    retry: {mode: §always}", "listeners[0].retry.mode"),
+    ] {
+        let expected = "at least one key, which the servers have too";
+        one_mistake(&contract_with(from, to), path, "without `retry.keys`", expected);
+    }
+}
+
+#[test]
+fn tokens_bound_to_addresses_that_servers_do_not_see_are_worth_a_warning() {
+    let with = |mode: &str| {
+        let keys = "keys: [{sequence: 0, key_env: LB_KEY, iv: \"000102030405060708090a0b\"}]";
+        let text = format!("retry: {{mode: {mode}, format: shared_state, {keys}}}\nadmin:");
+        places(&contract_with("admin:", &text))
+    };
+    assert_eq!(with("\"off\""), NONE);
+    assert_eq!(with("always"), ["warning retry.format at 20:31"]);
 }
 
 #[test]

@@ -134,10 +134,28 @@ fn the_masked_document_shows_everything_but_keys() {
             "source_addresses": [],
         }],
         "admin": { "address": "127.0.0.1:9090" },
-        "limits": { "flows": 50000, "remembered": 262_144 },
+        "limits": {
+            "flows": 50000,
+            "remembered": 262_144,
+            "new_connections_per_second": {},
+            "unknown_short_headers": "forward",
+        },
         "timeouts": { "flow_idle": "180s", "flow_unanswered": "10s", "drain": "30s" },
         "log": { "level": "info", "format": "text" },
-        "retry": { "mode": "off" },
+        "retry": {
+            "mode": "off",
+            "format": "nat",
+            "lifetime": "10s",
+            "transition": "200ms",
+            "other_versions": "allow",
+            "adaptive": {
+                "on_rate": 1000,
+                "on_half_open": 1000,
+                "off_rate": 500,
+                "off_half_open": 500,
+                "hold": "30s",
+            },
+        },
     });
     assert_eq!(document, expected);
 }
@@ -145,7 +163,13 @@ fn the_masked_document_shows_everything_but_keys() {
 /// Written as a file again, a masked document differs from what was read by its keys alone.
 #[test]
 fn the_masked_document_is_a_document() {
-    let original = common::FULL.to_owned() + "workers: 3\n";
+    let keys = "keys: [{sequence: 3, key_env: LB_KEY}]\n  except_versions: [\"0xff00001d\"]";
+    let limits =
+        "new_connections_per_second: {total: 9, per_listener: 8, per_address: 7, per_network: 6}";
+    let original =
+        common::FULL.replace("mode: \"off\"", &format!("mode: always\n  {keys}")) + "workers: 3\n";
+    let original = original.replace("new_connections_per_second: {}", limits);
+    let original = original.replace("# retry: { mode: adaptive }", "retry: { mode: adaptive }");
     let document = config(&original).masked_document();
     let unmasked = document.to_string().replace("\"masked\"", &format!("{KEY:?}"));
     let again = config(&unmasked);
@@ -158,7 +182,7 @@ fn the_digest_covers_what_routing_depends_on_and_nothing_else() {
     let digest = config(CONTRACT).digest();
     assert_eq!(digest.len(), 16);
     assert!(digest.chars().all(|c| c.is_ascii_hexdigit()));
-    let other = |from, to| config(&contract_with(from, to)).digest();
+    let other = |from: &str, to: &str| config(&contract_with(from, to)).digest();
     for (from, to) in [
         ("127.0.0.1:9090", "127.0.0.1:9091"),
         ("admin:", "workers: 2\nlimits: {flows: 7}\nlog: {level: debug}\nadmin:"),
@@ -177,12 +201,23 @@ fn the_digest_covers_what_routing_depends_on_and_nothing_else() {
         ("nonce_length: 6", "nonce_length: 7"),
         ("config_id: 0", "config_id: 1"),
         (LINE, "# in the clear"),
+        ("admin:", &retry("always", 0, KEY)),
     ] {
         assert_ne!(other(from, to), digest, "{to}");
     }
+    let with = |mode, sequence, key| other("admin:", &retry(mode, sequence, key));
+    let validating = with("always", 0, KEY);
+    assert_eq!(with("always", 0, KEY), validating);
+    assert_ne!(with("adaptive", 0, KEY), validating);
+    assert_ne!(with("always", 1, KEY), validating);
+    assert_ne!(with("always", 0, &KEY.replace('8', "9")), validating);
     let mut reordered = config(CONTRACT);
     reordered.pools[0].backends.reverse();
     assert_eq!(reordered.digest(), digest);
+}
+
+fn retry(mode: &str, sequence: u8, key: &str) -> String {
+    format!("retry: {{mode: {mode}, keys: [{{sequence: {sequence}, key: \"{key}\"}}]}}\nadmin:")
 }
 
 proptest! {

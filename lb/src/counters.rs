@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::{
     routing::MAX_BACKENDS,
-    verdict::{DropReason, Rule},
+    verdict::{DropReason, ReplyKind, Rule, TokenResult},
 };
 
 /// One number, written by one thread.
@@ -41,8 +41,8 @@ pub struct WorkerCounters {
     pub backends: Box<[BackendCounters]>,
 }
 
-/// What happened on one listener. `received` is the sum of all `forwarded` and all `dropped`
-/// (and, once the balancer answers by itself, `replied`).
+/// What happened on one listener. `received` is the sum of all `forwarded`, all `dropped` and all
+/// `replied`.
 #[derive(Debug, Default)]
 pub struct ListenerCounters {
     /// Datagrams from clients.
@@ -51,6 +51,14 @@ pub struct ListenerCounters {
     pub forwarded: [Counter; Rule::ALL.len()],
     /// Datagrams not sent, by reason.
     pub dropped: [Counter; DropReason::ALL.len()],
+    /// Datagrams answered by the balancer and not sent, by the kind of the answer.
+    pub replied: [Counter; ReplyKind::ALL.len()],
+    /// Retry packets sent: to datagrams that were answered, and to some that were forwarded.
+    pub retries: Counter,
+    /// Tokens looked at, by result.
+    pub tokens: [Counter; TokenResult::ALL.len()],
+    /// Attempts to begin a connection.
+    pub attempts: Counter,
     /// Datagrams from backends sent to clients.
     pub returned: Counter,
     /// Datagrams from backends that could not be sent to their clients.
@@ -91,6 +99,11 @@ impl ListenerCounters {
     /// Counts `n` datagrams forwarded by `rule`.
     pub fn forward(&self, rule: Rule, n: u64) {
         self.forwarded[rule as usize].add(n);
+    }
+
+    /// Counts `n` datagrams answered by the balancer.
+    pub fn reply(&self, kind: ReplyKind, n: u64) {
+        self.replied[kind as usize].add(n);
     }
 
     /// Counts `n` datagrams dropped for `reason`.

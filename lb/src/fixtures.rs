@@ -2,7 +2,11 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
-use quic::routable::{CidConfig, ConfigId, Key, ServerId};
+use quic::{
+    header::{LongType, Version},
+    routable::{CidConfig, ConfigId, Key, ServerId},
+    varint,
+};
 use quic_lb_config::{Admission, Backend, Config, Limits, Listener, Log, Pool, Timeouts};
 
 /// One listener `edge`, one pool `web` with backends `a`, `b` and `c` on 127.0.0.1:5001 and up,
@@ -21,6 +25,7 @@ pub(crate) fn config(routable: bool) -> Config {
             name: "edge".into(),
             address: ([127, 0, 0, 1], 4433).into(),
             pool: 0,
+            retry_mode: None,
         }],
         pools: vec![Pool {
             name: "web".into(),
@@ -29,13 +34,19 @@ pub(crate) fn config(routable: bool) -> Config {
             source_addresses: vec![],
         }],
         admin: None,
-        limits: Limits { flows: 1000.try_into().unwrap(), remembered: 1000.try_into().unwrap() },
+        limits: Limits {
+            flows: 1000.try_into().unwrap(),
+            remembered: 1000.try_into().unwrap(),
+            new_connections: Default::default(),
+            unknown_short_headers: Default::default(),
+        },
         timeouts: Timeouts {
             flow_idle: Duration::from_secs(180),
             flow_unanswered: Duration::from_secs(10),
             drain: Duration::from_secs(30),
         },
         log: Log { level: Default::default(), format: Default::default() },
+        retry: Default::default(),
     }
 }
 
@@ -47,4 +58,18 @@ pub(crate) fn cid_config() -> CidConfig {
 /// The server ID of the `n`th backend.
 pub(crate) fn server_id(n: u8) -> ServerId {
     ServerId::new(&[0, n]).unwrap()
+}
+
+/// An Initial of 1,200 octets that says nothing.
+pub(crate) fn initial(version: Version, dcid: &[u8], scid: &[u8], token: &[u8]) -> Vec<u8> {
+    let mut out = vec![0xc0 | LongType::Initial.to_first_octet(version)];
+    out.extend_from_slice(&version.to_wire().to_be_bytes());
+    for id in [dcid, scid] {
+        out.push(u8::try_from(id.len()).unwrap());
+        out.extend_from_slice(id);
+    }
+    varint::write(token.len() as u64, &mut out);
+    out.extend_from_slice(token);
+    out.resize(1200, 0);
+    out
 }

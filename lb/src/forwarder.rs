@@ -1,11 +1,12 @@
 //! The decision about each datagram, pure: time comes in, a verdict goes out.
 //!
 //! ```text
-//! invariants ──► the five rules, in order ──► flow
+//! invariants ──► the five rules, in order ──► admission of what begins ──► flow
 //! ```
 //!
 //! The worker that owns a forwarder carries its verdicts out; the simulator and `explain` run the
-//! same code. Nothing here reads a clock, opens a socket or allocates per datagram.
+//! same code. Nothing here reads a clock, draws from the system's randomness, opens a socket or
+//! allocates per datagram.
 //!
 //! The rules are those of draft-ietf-quic-load-balancers-21, section 4: routable connection ID;
 //! remembered (4-tuple, source connection ID) of a long header; remembered connection ID;
@@ -14,20 +15,23 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use quic::{
-    invariants::{Malformed, Packet},
+    header::{Kind, LongType, Version},
+    invariants::{LongHeader, Malformed, Packet},
+    random::Random,
     routable::{Decoded, Unroutable},
 };
 
 pub use crate::flows::{ClientPath, Flow, FlowLimits};
 use crate::{
+    admission::{Arrival, Judgement, Ruling, tokens::MAX_RETRY_LEN},
     flows::FlowTable,
     memory::Memory,
     routing::{BackendId, BackendState, FallbackKey, PoolRoute, Routing},
-    verdict::{DropReason, FlowId, Opening, Rule, Verdict},
+    verdict::{DropReason, FlowId, Opening, ReplyKind, Rule, TokenResult, Verdict},
 };
 
 /// The most datagrams that [`Forwarder::decide_batch`] takes at a time.
@@ -58,6 +62,51 @@ pub struct Upstream<'a> {
     pub sources: &'a [IpAddr],
 }
 
+/// What a forwarder needs of the world before it begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Birth {
+    /// The time, on both clocks.
+    pub clock: Clock,
+    /// What its randomness comes from: a secret that no two forwarders share.
+    pub seed: [u8; 32],
+}
+
+/// The same moment on the clock that only goes forward and on the one that tokens are dated by.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// The former.
+    pub now: Instant,
+    /// The latter.
+    pub unix: SystemTime,
+}
+
+impl Clock {
+    fn unix_at(&self, now: Instant) -> SystemTime {
+        let since = now.saturating_duration_since(self.now);
+        self.unix.checked_add(since).unwrap_or(self.unix)
+    }
+}
+
+/// What the forwarder answers to a datagram by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply<'a> {
+    /// The number of the datagram in its batch.
+    pub datagram: usize,
+    /// What it is.
+    pub kind: ReplyKind,
+    /// The UDP payload: never longer than that of the datagram.
+    pub octets: &'a [u8],
+}
+
+/// What admission saw of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Attempts to begin a connection.
+    pub attempts: u64,
+    /// Tokens looked at, by result.
+    pub tokens: [u64; TokenResult::ALL.len()],
+}
+
 /// The forwarder of one worker.
 #[derive(Debug)]
 pub struct Forwarder {
@@ -65,14 +114,36 @@ pub struct Forwarder {
     memory: Arc<Memory>,
     flows: FlowTable,
     hash: ahash::RandomState,
+    clock: Clock,
+    random: Random,
+    replies: Replies,
+    tally: Tally,
 }
 
 impl Forwarder {
     /// A forwarder without flows.
     #[must_use]
-    pub fn new(limits: FlowLimits, routing: Arc<Routing>, memory: Arc<Memory>) -> Self {
-        let hash = ahash::RandomState::new();
-        Self { routing, memory, flows: FlowTable::new(limits), hash }
+    pub fn new(
+        limits: FlowLimits,
+        routing: Arc<Routing>,
+        memory: Arc<Memory>,
+        birth: &Birth,
+    ) -> Self {
+        Self {
+            routing,
+            memory,
+            flows: FlowTable::new(limits),
+            hash: ahash::RandomState::new(),
+            clock: birth.clock,
+            random: Random::new(birth.seed),
+            replies: Replies::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Says what time it is, now and then, so that a clock that was set is followed.
+    pub fn set_clock(&mut self, clock: Clock) {
+        self.clock = clock;
     }
 
     /// Replaces the routing snapshot. Flows stay as they are.
@@ -111,6 +182,8 @@ impl Forwarder {
                 Err(_) => &[],
             };
         }
+        self.replies.clear();
+        self.tally = Tally::default();
         // The snapshot is taken out for the loop so that the flow table can change meanwhile.
         let routing = Arc::clone(&self.routing);
         routing.pool_of(listener).decoder.decode_batch(&cids[..count], &mut decoded[..count]);
@@ -119,11 +192,24 @@ impl Forwarder {
                 now,
                 listener,
                 path: &datagrams[index].path,
+                len: datagrams[index].octets.len(),
                 packet: packets[index],
                 decoded: decoded[index],
             };
-            verdicts[index] = self.decide(&routing, &question);
+            verdicts[index] = self.decide(&routing, &question, index);
         }
+    }
+
+    /// What to answer to datagrams of the last batch: to those with [`Verdict::Reply`], and while
+    /// address validation begins also to some that are forwarded.
+    pub fn replies(&self) -> impl Iterator<Item = Reply<'_>> {
+        self.replies.iter()
+    }
+
+    /// What admission saw of the last batch.
+    #[must_use]
+    pub const fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Says which rules were asked about `datagram`, what they saw, and what becomes of it. It
@@ -138,9 +224,30 @@ impl Forwarder {
             Err(_) => Err(Unroutable::Empty),
         };
         let mut steps = Vec::new();
-        let question = Question { now, listener, path: &datagram.path, packet, decoded };
-        let answer = self.route(&self.routing, &question, &mut steps);
-        Explanation { steps, answer }
+        let len = datagram.octets.len();
+        let question = Question { now, listener, path: &datagram.path, len, packet, decoded };
+        let routing = &self.routing;
+        let answer = match self.route(routing, &question, &mut steps) {
+            Ok(answer) => answer,
+            Err(reason) => {
+                return Explanation { steps, admission: None, outcome: Outcome::Drop(reason) };
+            }
+        };
+        let judgement = self.judge(routing, &question, &answer);
+        let limits = routing.listeners[listener].gate.limits();
+        let forward = Outcome::Forward { answer, retry: false };
+        let outcome = match judgement.ruling {
+            Ruling::Pass => forward,
+            Ruling::Retry(_) => Outcome::Reply(ReplyKind::Retry),
+            Ruling::Drop(reason) => Outcome::Drop(reason),
+            Ruling::Begin { retry, .. } => match limits.peek(now, datagram.path.client.ip()) {
+                Ok(()) => Outcome::Forward { answer, retry: retry.is_some() },
+                Err(reason) => Outcome::Drop(reason),
+            },
+        };
+        let phase = routing.listeners[listener].gate.phase(now).label();
+        let saw = judgement.why.to_string();
+        Explanation { steps, admission: Some(AdmissionStep { phase, saw }), outcome }
     }
 
     /// Takes note of a datagram that the backend of `flow` has sent to the client.
@@ -185,16 +292,43 @@ impl Forwarder {
         self.flows.len()
     }
 
-    fn decide(&mut self, routing: &Routing, question: &Question<'_>) -> Verdict {
-        let Answer { backend, rule } = match self.route(routing, question, &mut Untraced) {
+    fn decide(&mut self, routing: &Routing, question: &Question<'_>, index: usize) -> Verdict {
+        let answer = match self.route(routing, question, &mut Untraced) {
             Ok(answer) => answer,
             Err(reason) => return Verdict::Drop(reason),
         };
+        let Answer { backend, rule } = answer;
         let &Question { now, listener, path, .. } = question;
-        if let Ok(Packet::Long(header)) = question.packet
-            && matches!(rule, Rule::FourTuple | Rule::Fallback)
+        let judgement = self.judge(routing, question, &answer);
+        self.tally.attempts += u64::from(judgement.attempt);
+        if let Some(token) = judgement.token {
+            self.tally.tokens[token as usize] += 1;
+        }
+        let (begins, validated) = match judgement.ruling {
+            Ruling::Pass => (false, false),
+            Ruling::Begin { validated, retry } => {
+                let limits = routing.listeners[listener].gate.limits();
+                if let Err(reason) = limits.take(now, path.client.ip()) {
+                    return Verdict::Drop(reason);
+                }
+                if let Some(version) = retry {
+                    // Without a Retry it is forwarded all the same.
+                    let _ = self.reply_retry(routing, question, version, index);
+                }
+                (true, validated)
+            }
+            Ruling::Retry(version) => {
+                return match self.reply_retry(routing, question, version, index) {
+                    Ok(()) => Verdict::Reply(ReplyKind::Retry),
+                    Err(reason) => Verdict::Drop(reason),
+                };
+            }
+            Ruling::Drop(reason) => return Verdict::Drop(reason),
+        };
+        if let Ok(Packet::Long(header)) = &question.packet
+            && (validated || matches!(rule, Rule::FourTuple | Rule::Fallback))
         {
-            self.memory.remember_handshake(now, listener, path, header.scid, backend);
+            self.memory.remember_handshake(now, listener, path, header, backend, validated);
         }
         if let Some(flow) = self.flows.find(now, listener, path, backend) {
             return Verdict::Forward { flow, rule, opening: Opening::Existing };
@@ -203,11 +337,68 @@ impl Forwarder {
             Ok(Packet::Short(_)) if rule == Rule::Cid => Opening::PathChange,
             _ => Opening::New,
         };
-        let established = matches!(rule, Rule::Cid | Rule::Dcid);
+        let established = matches!(rule, Rule::Cid | Rule::Dcid) && !begins;
         match self.flows.open(now, Flow { listener, path: *path, backend }, established) {
             Some(flow) => Verdict::Forward { flow, rule, opening },
             None => Verdict::Drop(DropReason::FlowLimit),
         }
+    }
+
+    /// Whether a packet that a backend was found for may go there. Packets of connections that
+    /// exist are let through on sight.
+    fn judge(&self, routing: &Routing, question: &Question<'_>, answer: &Answer) -> Judgement {
+        let &Question { now, listener, path, len, packet, .. } = question;
+        let packet = match packet {
+            Ok(Packet::Short(_)) if answer.rule != Rule::Fallback => return Judgement::NOT_ASKED,
+            Ok(packet) => packet,
+            Err(_) => return Judgement::NOT_ASKED,
+        };
+        let initial = match &packet {
+            Packet::Long(header) if is_initial(header) => Some(header),
+            _ => None,
+        };
+        let to_server_cid = match answer.rule {
+            Rule::Cid | Rule::Dcid => true,
+            Rule::FourTupleScid => initial.is_some_and(|header| {
+                let pool = routing.pool_of(listener);
+                self.memory.connection_id(now, pool, header.dcid).is_some()
+            }),
+            Rule::FourTuple | Rule::Fallback => false,
+        };
+        let handshake = initial.and_then(|header| {
+            self.memory.handshake_state(now, listener, path, header.dcid, header.scid)
+        });
+        routing.listeners[listener].gate.judge(&Arrival {
+            now,
+            unix: self.clock.unix_at(now),
+            client: path.client,
+            local: path.local,
+            datagram_len: len,
+            packet,
+            rule: answer.rule,
+            to_server_cid,
+            handshake,
+        })
+    }
+
+    /// Adds the Retry that answers datagram number `index` to the replies.
+    fn reply_retry(
+        &mut self,
+        routing: &Routing,
+        question: &Question<'_>,
+        version: Version,
+        index: usize,
+    ) -> Result<(), DropReason> {
+        let Ok(Packet::Long(initial)) = &question.packet else { return Err(DropReason::Malformed) };
+        let client = question.path.client;
+        let unix = self.clock.unix_at(question.now);
+        let tokens = routing.listeners[question.listener].gate.tokens();
+        let random = &mut self.random;
+        self.replies.push(index, ReplyKind::Retry, |out| {
+            // Never more than came in.
+            let room = out.len().min(question.len);
+            tokens.write_retry(random, version, initial, client, unix, &mut out[..room])
+        })
     }
 
     /// The five rules.
@@ -217,7 +408,7 @@ impl Forwarder {
         question: &Question<'_>,
         trace: &mut impl Trace,
     ) -> Result<Answer, DropReason> {
-        let &Question { now, listener, path, packet, decoded } = question;
+        let &Question { now, listener, path, packet, decoded, .. } = question;
         let packet = packet.map_err(|malformed| match malformed {
             Malformed::Empty => DropReason::Empty,
             Malformed::Truncated => DropReason::Malformed,
@@ -310,11 +501,64 @@ fn fallback_key<'a>(pool: &PoolRoute, packet: Packet<'a>, path: &ClientPath) -> 
     }
 }
 
+fn is_initial(header: &LongHeader<'_>) -> bool {
+    matches!(header.kind(), Kind::Known(_, LongType::Initial))
+}
+
+/// The answers to one batch, in memory that is there from the start.
+#[derive(Debug)]
+struct Replies {
+    octets: Box<[u8]>,
+    entries: Vec<ReplyEntry>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct ReplyEntry {
+    datagram: usize,
+    kind: ReplyKind,
+    len: usize,
+}
+
+impl Replies {
+    fn new() -> Self {
+        let octets = vec![0; BATCH * MAX_RETRY_LEN].into_boxed_slice();
+        Self { octets, entries: Vec::with_capacity(BATCH) }
+    }
+
+    fn clear(&mut self) {
+        self.entries.clear();
+    }
+
+    fn push(
+        &mut self,
+        datagram: usize,
+        kind: ReplyKind,
+        write: impl FnOnce(&mut [u8]) -> Result<usize, DropReason>,
+    ) -> Result<(), DropReason> {
+        // A batch has no more answers than datagrams.
+        let room = self.octets.chunks_exact_mut(MAX_RETRY_LEN).nth(self.entries.len());
+        let len = write(room.ok_or(DropReason::Malformed)?)?;
+        self.entries.push(ReplyEntry { datagram, kind, len });
+        Ok(())
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Reply<'_>> {
+        let octets = self.octets.chunks_exact(MAX_RETRY_LEN);
+        self.entries.iter().zip(octets).map(|(&ReplyEntry { datagram, kind, len }, octets)| Reply {
+            datagram,
+            kind,
+            octets: &octets[..len],
+        })
+    }
+}
+
 /// All that a decision depends on besides what is remembered.
 struct Question<'a> {
     now: Instant,
     listener: usize,
     path: &'a ClientPath,
+    /// Octets of the datagram.
+    len: usize,
     packet: Result<Packet<'a>, Malformed>,
     decoded: Result<Decoded, Unroutable>,
 }
@@ -333,8 +577,35 @@ pub struct Answer {
 pub struct Explanation {
     /// The rules that were asked, in order; the last one answered, if any did.
     pub steps: Vec<Step>,
+    /// What admission saw, if a backend was found.
+    pub admission: Option<AdmissionStep>,
     /// What came out.
-    pub answer: Result<Answer, DropReason>,
+    pub outcome: Outcome,
+}
+
+/// What comes out of a decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is forwarded.
+    Forward {
+        /// Where to, and why.
+        answer: Answer,
+        /// Whether the client gets a Retry besides.
+        retry: bool,
+    },
+    /// It is answered and not forwarded.
+    Reply(ReplyKind),
+    /// Neither.
+    Drop(DropReason),
+}
+
+/// The step of admission.
+#[derive(Clone, Debug)]
+pub struct AdmissionStep {
+    /// Whether addresses are being validated: a label of [`crate::admission::mode::Phase`].
+    pub phase: &'static str,
+    /// What it saw, for people.
+    pub saw: String,
 }
 
 /// One rule.
@@ -426,7 +697,7 @@ mod saw {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use proptest::prelude::*;
 
@@ -459,7 +730,8 @@ mod tests {
                 Routing::new(&fixtures::config(routable), &mut registry, |_, _| Default::default());
             let idle = Duration::from_secs(180);
             let limits = FlowLimits { max_flows, idle, unanswered: Duration::from_secs(10) };
-            let forwarder = Forwarder::new(limits, Arc::new(routing), Arc::clone(&memory));
+            let birth = Birth { clock: Clock { now, unix: UNIX_EPOCH }, seed: [7; 32] };
+            let forwarder = Forwarder::new(limits, Arc::new(routing), Arc::clone(&memory), &birth);
             Self { forwarder, registry, memory, now }
         }
 
@@ -494,13 +766,13 @@ mod tests {
                     let name = &self.forwarder.routing.backend(backend).unwrap().name;
                     (name.clone(), rule, flow)
                 }
-                Verdict::Drop(reason) => panic!("dropped: {reason:?}"),
+                other => panic!("not forwarded: {other:?}"),
             }
         }
     }
 
     fn path(port: u16) -> ClientPath {
-        ClientPath { client: ([192, 0, 2, 1], port).into(), local: None }
+        ClientPath { client: ([192, 0, 2, 1], 50_000 + port).into(), local: None }
     }
 
     fn long(version: u32, dcid: &[u8], scid: &[u8]) -> Vec<u8> {
@@ -799,8 +1071,9 @@ mod tests {
         assert_eq!(explained.steps.len(), 5);
         assert_eq!(bench.forwarder.flow_count(), 0);
         let (_, rule, flow) = bench.forwarded(1, &hello);
-        let answer = explained.answer.unwrap();
-        assert_eq!((answer.rule, answer.backend), (rule, bench.forwarder.flow(flow).backend));
+        let backend = bench.forwarder.flow(flow).backend;
+        let answer = Answer { backend, rule };
+        assert_eq!(explained.outcome, Outcome::Forward { answer, retry: false });
         let explained = bench.forwarder.explain(bench.now, 0, &datagram);
         assert_eq!(explained.steps.last().map(|step| step.rule), Some(Rule::FourTupleScid));
     }

@@ -9,6 +9,7 @@
 //! | module | what it is for |
 //! | --- | --- |
 //! | [`forwarder`] | the decision about each datagram, pure |
+//! | [`admission`] | whether what begins a connection may: Retry, limits |
 //! | [`routing`] | the immutable snapshot that decisions are made from |
 //! | [`maglev`] | consistent hashing |
 //! | [`memory`] | what all workers remember together |
@@ -22,6 +23,7 @@
 //! | [`cli`] | the command line |
 #![deny(unsafe_code)]
 
+pub mod admission;
 pub mod cli;
 pub mod control;
 pub mod counters;

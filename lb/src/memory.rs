@@ -12,9 +12,10 @@ use std::{
 };
 
 use dashmap::{DashMap, Entry};
-use quic::ConnectionId;
+use quic::{ConnectionId, invariants::LongHeader};
 
 use crate::{
+    admission::Handshake,
     flows::ClientPath,
     routing::{BackendId, PoolRoute},
 };
@@ -64,17 +65,36 @@ impl Memory {
         self.handshakes.get(self.handshake_key(listener, path, scid), self.seconds(now))
     }
 
-    /// Remembers that `backend` holds the handshake, unless another is remembered to.
+    /// What is remembered of the handshake that an Initial towards `dcid` belongs to.
+    pub(crate) fn handshake_state(
+        &self,
+        now: Instant,
+        listener: usize,
+        path: &ClientPath,
+        dcid: &[u8],
+        scid: &[u8],
+    ) -> Option<Handshake> {
+        let key = self.handshake_key(listener, path, scid);
+        let note = self.handshakes.note(key, self.seconds(now))?;
+        let same_dcid = note & !VALIDATED == self.dcid_note(dcid);
+        Some(Handshake { validated: note & VALIDATED != 0, same_dcid })
+    }
+
+    /// Remembers that `backend` holds the handshake of the packet with this header, unless another
+    /// is remembered to; and, for good, that its client has been `validated`.
     pub(crate) fn remember_handshake(
         &self,
         now: Instant,
         listener: usize,
         path: &ClientPath,
-        scid: &[u8],
+        header: &LongHeader<'_>,
         backend: BackendId,
+        validated: bool,
     ) {
-        let key = self.handshake_key(listener, path, scid);
-        self.handshakes.insert(key, backend, self.seconds(now));
+        let key = self.handshake_key(listener, path, header.scid);
+        let flag = if validated { VALIDATED } else { 0 };
+        let note = self.dcid_note(header.dcid) | flag;
+        self.handshakes.insert(key, backend, note, self.seconds(now));
     }
 
     /// The backend that was seen to use the connection ID of a long header.
@@ -126,7 +146,7 @@ impl Memory {
         let Some(cid) = ConnectionId::new(cid).filter(|cid| !cid.is_empty()) else { return };
         self.learnt_lengths.fetch_or(1 << cid.len(), Relaxed);
         let key = self.connection_id_key(pool, &cid);
-        self.connection_ids.insert(key, backend, self.seconds(now));
+        self.connection_ids.insert(key, backend, 0, self.seconds(now));
     }
 
     /// Forgets what has not been used for long. To be called every few seconds, by no worker.
@@ -144,6 +164,13 @@ impl Memory {
 
     fn handshake_key(&self, listener: usize, path: &ClientPath, scid: &[u8]) -> u64 {
         self.hash.hash_one((listener, path, scid))
+    }
+
+    /// What stands for a destination connection ID in a note.
+    fn dcid_note(&self, dcid: &[u8]) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "a part of a hash")]
+        let part = self.hash.hash_one(dcid) as u32;
+        part & !VALIDATED
     }
 
     fn connection_id_key(&self, pool: &PoolRoute, cid: &[u8]) -> u64 {
@@ -169,7 +196,13 @@ struct Bounded {
 struct Remembered {
     backend: BackendId,
     last_used: AtomicU32,
+    /// Of a handshake: the flag [`VALIDATED`], and what stands for the destination connection ID
+    /// that it began with.
+    note: AtomicU32,
 }
+
+/// The client of this handshake has proved its address.
+const VALIDATED: u32 = 1 << 31;
 
 impl Bounded {
     fn new(capacity: usize, lifetime: Duration) -> Self {
@@ -191,14 +224,28 @@ impl Bounded {
         Some(entry.backend)
     }
 
-    fn insert(&self, key: u64, backend: BackendId, now: u32) {
+    fn note(&self, key: u64, now: u32) -> Option<u32> {
+        let entry = self.map.get(&key)?;
+        let stale = self.is_stale(entry.last_used.load(Relaxed), now);
+        (!stale).then(|| entry.note.load(Relaxed))
+    }
+
+    fn insert(&self, key: u64, backend: BackendId, note: u32, now: u32) {
+        let fresh = || {
+            let (last_used, note) = (AtomicU32::new(now), AtomicU32::new(note));
+            Remembered { backend, last_used, note }
+        };
         match self.map.entry(key) {
             Entry::Occupied(mut entry) => {
                 let stale = self.is_stale(entry.get().last_used.load(Relaxed), now);
                 if stale {
-                    entry.insert(Remembered { backend, last_used: AtomicU32::new(now) });
+                    entry.insert(fresh());
                 } else {
                     entry.get().last_used.store(now, Relaxed);
+                    // The backend stays; that its client is who it says may become known.
+                    if note & VALIDATED != 0 {
+                        entry.get().note.store(note, Relaxed);
+                    }
                 }
             }
             Entry::Vacant(entry) => {
@@ -206,7 +253,7 @@ impl Bounded {
                     .len
                     .fetch_update(Relaxed, Relaxed, |len| (len < self.capacity).then_some(len + 1));
                 if reserved.is_ok() {
-                    entry.insert(Remembered { backend, last_used: AtomicU32::new(now) });
+                    entry.insert(fresh());
                 }
             }
         }

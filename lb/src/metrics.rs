@@ -16,11 +16,13 @@ use prometheus::{
     process_collector::ProcessCollector,
     proto::MetricFamily,
 };
+use quic::token::MAX_TOKENS_PER_KEY;
 
 use crate::{
+    admission::mode::{Phase, Reason},
     counters::{BackendCounters, ListenerCounters, WorkerCounters},
     routing::BackendState,
-    verdict::{DropReason, Rule},
+    verdict::{DropReason, ReplyKind, Rule, TokenResult},
 };
 
 const DATAGRAMS_RECEIVED: Family = Family::counter(
@@ -41,7 +43,7 @@ const DATAGRAMS_DROPPED: Family = Family::counter(
 const DATAGRAMS_REPLIED: Family = Family::counter(
     "quic_lb_datagrams_replied_total",
     &["listener", "kind"],
-    "Datagrams from clients that the balancer answered by itself. Always 0: this version answers none.",
+    "Datagrams from clients that the balancer answered by itself and did not forward.",
 );
 const DATAGRAMS_RETURNED: Family = Family::counter(
     "quic_lb_datagrams_returned_total",
@@ -105,12 +107,41 @@ const HEALTH_PROBES: Family = Family::counter(
 const RETRY_SENT: Family = Family::counter(
     "quic_lb_retry_sent_total",
     &[],
-    "Retry packets sent by the balancer. Always 0: this version sends none.",
+    "Retry packets sent by the balancer: the datagrams that were answered, and some that were \
+     forwarded all the same while address validation began.",
 );
 const RETRY_TOKENS: Family = Family::counter(
     "quic_lb_retry_tokens_total",
     &["result"],
-    "Retry tokens checked by the balancer. Always 0: this version checks none.",
+    "Tokens of Initials looked at by the balancer: \"valid\", or why they were not.",
+);
+const RETRY_KEY_TOKENS: Family = Family::gauge(
+    "quic_lb_retry_key_tokens",
+    &["sequence"],
+    "Tokens that this process has made with the key. At 2^23 the next key of the list takes over; \
+     balancers with the same keys add up.",
+);
+const RETRY_KEY_LIMIT: Family =
+    Family::gauge("quic_lb_retry_key_token_limit", &[], "Tokens that may be made with one key.");
+const ATTEMPTS: Family = Family::counter(
+    "quic_lb_connection_attempts_total",
+    &["listener"],
+    "Attempts to begin a connection: what adaptive address validation goes by.",
+);
+const RETRY_PHASE: Family = Family::gauge(
+    "quic_lb_retry_phase",
+    &["listener", "phase"],
+    "1 for where address validation stands on the listener, 0 for the others.",
+);
+const RETRY_SWITCHES: Family = Family::counter(
+    "quic_lb_retry_switches_total",
+    &["listener", "reason"],
+    "How often address validation began, and why.",
+);
+const BACKEND_HALF_OPEN: Family = Family::gauge(
+    "quic_lb_backend_half_open",
+    &["pool", "backend"],
+    "Half-open connections that the backend has reported lately.",
 );
 const CONFIG_RELOADS: Family = Family::counter(
     "quic_lb_config_reloads_total",
@@ -131,7 +162,7 @@ const READY: Family = Family::gauge(
 const WORKERS: Family = Family::gauge("quic_lb_workers", &[], "Worker threads.");
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 23] = [
+pub const FAMILIES: [Family; 29] = [
     DATAGRAMS_RECEIVED,
     DATAGRAMS_FORWARDED,
     DATAGRAMS_DROPPED,
@@ -139,6 +170,7 @@ pub const FAMILIES: [Family; 23] = [
     DATAGRAMS_RETURNED,
     RETURN_FAILED,
     BYTES,
+    ATTEMPTS,
     FLOWS,
     FLOW_LIMIT,
     PATH_CHANGES,
@@ -148,8 +180,13 @@ pub const FAMILIES: [Family; 23] = [
     BACKEND_RETURNED,
     BACKEND_STATE,
     HEALTH_PROBES,
+    BACKEND_HALF_OPEN,
     RETRY_SENT,
     RETRY_TOKENS,
+    RETRY_KEY_TOKENS,
+    RETRY_KEY_LIMIT,
+    RETRY_PHASE,
+    RETRY_SWITCHES,
     CONFIG_RELOADS,
     CONFIG_INFO,
     BUILD_INFO,
@@ -196,6 +233,8 @@ pub struct Reading {
     pub workers: usize,
     /// What /readyz says.
     pub ready: bool,
+    /// Tokens made, by the sequence number of the key.
+    pub tokens_made: Vec<(u8, u64)>,
     /// Reloads so far.
     pub reloads: Reloads,
     /// The digest of the configuration.
@@ -209,6 +248,10 @@ pub struct ListenerReading {
     pub name: String,
     /// The sums over all workers.
     pub totals: ListenerTotals,
+    /// Where address validation stands: a label of [`Phase`].
+    pub phase: &'static str,
+    /// How often it began, by reason.
+    pub switches: [u64; Reason::ALL.len()],
 }
 
 /// One backend.
@@ -222,6 +265,8 @@ pub struct BackendReading {
     pub state: BackendState,
     /// The sums over all workers since the backend has been known.
     pub totals: BackendTotals,
+    /// Half-open connections, if it has reported any lately.
+    pub half_open: Option<u64>,
 }
 
 /// How reloads went.
@@ -240,6 +285,10 @@ pub struct ListenerTotals {
     pub received: u64,
     pub forwarded: [u64; Rule::ALL.len()],
     pub dropped: [u64; DropReason::ALL.len()],
+    pub replied: [u64; ReplyKind::ALL.len()],
+    pub retries: u64,
+    pub tokens: [u64; TokenResult::ALL.len()],
+    pub attempts: u64,
     pub returned: u64,
     pub return_failed: u64,
     pub received_bytes: u64,
@@ -262,7 +311,7 @@ impl ListenerTotals {
     /// Datagrams from clients that have their verdict.
     #[must_use]
     pub fn verdicts(&self) -> u64 {
-        self.forwarded.iter().chain(&self.dropped).sum()
+        self.forwarded.iter().chain(&self.dropped).chain(&self.replied).sum()
     }
 
     fn add(&mut self, counters: &ListenerCounters) {
@@ -272,6 +321,14 @@ impl ListenerTotals {
         for (total, counter) in self.dropped.iter_mut().zip(&counters.dropped) {
             *total += counter.get();
         }
+        for (total, counter) in self.replied.iter_mut().zip(&counters.replied) {
+            *total += counter.get();
+        }
+        for (total, counter) in self.tokens.iter_mut().zip(&counters.tokens) {
+            *total += counter.get();
+        }
+        self.retries += counters.retries.get();
+        self.attempts += counters.attempts.get();
         atomic::fence(atomic::Ordering::SeqCst);
         self.received += counters.received.get();
         self.returned += counters.returned.get();
@@ -441,7 +498,17 @@ fn of_listeners(reading: &Reading) -> Vec<MetricFamily> {
         [("received", of.totals.received_bytes), ("returned", of.totals.returned_bytes)]
             .map(|(direction, value)| ([of.name.as_str(), direction], value))
     });
-    let replied = reading.listeners.iter().map(|of| ([of.name.as_str(), "retry"], 0));
+    let replied = reading.listeners.iter().flat_map(|of| {
+        let kinds = ReplyKind::ALL.iter().zip(of.totals.replied);
+        kinds.map(|(kind, value)| ([of.name.as_str(), kind.label()], value))
+    });
+    let phases = reading.listeners.iter().flat_map(|of| {
+        Phase::LABELS.map(|phase| ([of.name.as_str(), phase], u64::from(phase == of.phase)))
+    });
+    let switches = reading.listeners.iter().flat_map(|of| {
+        let reasons = Reason::ALL.iter().zip(of.switches);
+        reasons.map(|(reason, value)| ([of.name.as_str(), reason.label()], value))
+    });
     [
         DATAGRAMS_RECEIVED.collect(each(|totals| totals.received)),
         DATAGRAMS_FORWARDED.collect(forwarded),
@@ -450,8 +517,11 @@ fn of_listeners(reading: &Reading) -> Vec<MetricFamily> {
         DATAGRAMS_RETURNED.collect(each(|totals| totals.returned)),
         RETURN_FAILED.collect(each(|totals| totals.return_failed)),
         BYTES.collect(bytes),
+        ATTEMPTS.collect(each(|totals| totals.attempts)),
         FLOWS.collect(each(|totals| totals.flows)),
         PATH_CHANGES.collect(each(|totals| totals.path_changes)),
+        RETRY_PHASE.collect(phases),
+        RETRY_SWITCHES.collect(switches),
     ]
     .concat()
 }
@@ -468,6 +538,9 @@ fn of_backends(reading: &Reading) -> Vec<MetricFamily> {
             ([of.pool.as_str(), of.name.as_str(), state.label()], u64::from(state == of.state))
         })
     });
+    let half_open = reading.backends.iter();
+    let half_open =
+        half_open.filter_map(|of| Some(([of.pool.as_str(), of.name.as_str()], of.half_open?)));
     let refused = each(|totals| totals.refused)
         .map(|([pool, backend], value)| ([pool, backend, "refused"], value));
     [
@@ -475,6 +548,7 @@ fn of_backends(reading: &Reading) -> Vec<MetricFamily> {
         BACKEND_RETURNED.collect(each(|totals| totals.returned)),
         BACKEND_STATE.collect(states),
         HEALTH_PROBES.collect(refused),
+        BACKEND_HALF_OPEN.collect(half_open),
     ]
     .concat()
 }
@@ -486,12 +560,20 @@ fn of_the_process(reading: &Reading) -> Vec<MetricFamily> {
         [(["handshakes"], handshakes as u64), (["connection_ids"], connection_ids as u64)]
     };
     let Reloads { applied, rejected } = reading.reloads;
+    let listeners = || reading.listeners.iter().map(|of| &of.totals);
+    let made = reading.tokens_made.iter();
+    let made: Vec<_> = made.map(|(sequence, made)| (sequence.to_string(), *made)).collect();
     [
         FLOW_LIMIT.collect([([], reading.flow_limit as u64)]),
         REMEMBERED.collect(by_table(handshakes, connection_ids)),
         REMEMBERED_LIMIT.collect(by_table(handshake_limit, connection_id_limit)),
-        RETRY_SENT.collect([([], 0)]),
-        RETRY_TOKENS.collect([(["valid"], 0), (["invalid"], 0)]),
+        RETRY_SENT.collect([([], listeners().map(|of| of.retries).sum())]),
+        RETRY_TOKENS.collect(TokenResult::ALL.map(|result| {
+            let count = listeners().map(|of| of.tokens[result as usize]).sum();
+            ([result.label()], count)
+        })),
+        RETRY_KEY_TOKENS.collect(made.iter().map(|(sequence, made)| ([sequence.as_str()], *made))),
+        RETRY_KEY_LIMIT.collect([([], MAX_TOKENS_PER_KEY)]),
         CONFIG_RELOADS.collect([(["applied"], applied), (["rejected"], rejected)]),
         CONFIG_INFO.collect([([reading.digest.as_str()], 1)]),
         BUILD_INFO.collect([([env!("CARGO_PKG_VERSION")], 1)]),
@@ -531,9 +613,13 @@ mod tests {
                 edge.received.add(n);
                 edge.drop(reason, n);
             }
+            for (n, kind) in (1..).zip(ReplyKind::ALL) {
+                edge.received.add(n);
+                edge.reply(kind, n);
+            }
         }
         let totals = ListenerTotals::sum(&workers, 1);
-        assert_eq!(totals.received, 3 * (15 + 36));
+        assert_eq!(totals.received, 3 * (15 + 210 + 1));
         assert_eq!(totals.verdicts(), totals.received);
         assert_eq!(ListenerTotals::sum(&workers, 0), ListenerTotals::default());
     }
@@ -552,6 +638,14 @@ mod tests {
             "quic_lb_health_probes_total{backend=\"a\",pool=\"web\",result=\"refused\"} 3",
             "quic_lb_config_reloads_total{result=\"rejected\"} 2",
             "quic_lb_config_info{digest=\"0123\"} 1",
+            "quic_lb_datagrams_replied_total{kind=\"retry\",listener=\"edge\"} 6",
+            "quic_lb_retry_sent_total 8",
+            "quic_lb_retry_tokens_total{result=\"expired\"} 2",
+            "quic_lb_retry_key_tokens{sequence=\"3\"} 77",
+            "quic_lb_retry_phase{listener=\"edge\",phase=\"active\"} 1",
+            "quic_lb_retry_phase{listener=\"edge\",phase=\"inactive\"} 0",
+            "quic_lb_retry_switches_total{listener=\"edge\",reason=\"rate\"} 4",
+            "quic_lb_backend_half_open{backend=\"a\",pool=\"web\"} 12",
             "quic_lb_remembered{table=\"connection_ids\"} 9",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
@@ -573,15 +667,25 @@ mod tests {
         let mut edge = ListenerTotals { received: 12, returned_bytes: 99, ..Default::default() };
         edge.forwarded[Rule::FourTupleScid as usize] = 7;
         edge.dropped[DropReason::FlowLimit as usize] = 5;
+        edge.replied[ReplyKind::Retry as usize] = 6;
+        edge.retries = 8;
+        edge.tokens[TokenResult::Expired as usize] = 2;
         Reading {
-            listeners: vec![ListenerReading { name: "edge".into(), totals: edge }],
+            listeners: vec![ListenerReading {
+                name: "edge".into(),
+                totals: edge,
+                phase: Phase::LABELS[2],
+                switches: [0, 4, 0],
+            }],
             backends: vec![BackendReading {
                 pool: "web".into(),
                 name: "a".into(),
                 state: BackendState::Down,
                 totals: BackendTotals { forwarded: 7, returned: 0, refused: 3 },
+                half_open: Some(12),
             }],
             remembered: (8, 9),
+            tokens_made: vec![(3, 77)],
             reloads: Reloads { applied: 1, rejected: 2 },
             digest: "0123".into(),
             ..Default::default()

@@ -14,7 +14,10 @@ use quic::routable::{Decoded, Decoder};
 use quic_lb_config::{Admission, Config, Pool};
 use siphasher::sip::SipHasher13;
 
-use crate::maglev::Maglev;
+use crate::{
+    admission::{Gate, Ledger},
+    maglev::Maglev,
+};
 
 /// How many backends all pools together may have.
 pub const MAX_BACKENDS: usize = 4096;
@@ -80,11 +83,13 @@ pub struct Routing {
     backends: Vec<Option<BackendRoute>>,
 }
 
-/// What a listener leads to.
+/// What a listener leads to, and whom it lets in.
 #[derive(Clone, Debug)]
 pub struct ListenerRoute {
     /// Index into [`Routing::pools`].
     pub pool: usize,
+    /// Whether what begins a connection may.
+    pub gate: Gate,
 }
 
 /// What a pool leads to.
@@ -157,8 +162,10 @@ impl Routing {
                 PoolRoute::new(pool, &ids)
             })
             .collect();
+        let gates = registry.ledger.gates(config);
+        let listeners = config.listeners.iter().zip(gates);
         let listeners =
-            config.listeners.iter().map(|listener| ListenerRoute { pool: listener.pool }).collect();
+            listeners.map(|(listener, gate)| ListenerRoute { pool: listener.pool, gate }).collect();
         Self { listeners, pools, backends }
     }
 
@@ -249,10 +256,12 @@ pub enum FallbackKey<'a> {
     Client(SocketAddr),
 }
 
-/// Gives out [`BackendId`]s over reloads.
+/// What outlives snapshots: who has which [`BackendId`], and what admission has counted.
 #[derive(Debug, Default)]
 pub struct Registry {
     slots: Vec<Slot>,
+    /// What admission has counted, and where each listener stands.
+    pub ledger: Ledger,
 }
 
 #[derive(Debug)]

@@ -1,6 +1,8 @@
 //! What becomes of a datagram, in words that are metric labels, log words and test assertions at
 //! once.
 
+use quic::token::InvalidToken;
+
 /// The forwarding rule that found the backend: the first that answers wins
 /// (draft-ietf-quic-load-balancers-21, section 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,8 +42,32 @@ impl Rule {
 pub enum DropReason {
     /// It has no octets.
     Empty,
-    /// It ends inside the invariant part of a long header.
+    /// It ends inside the invariant part of a long header, or is an Initial that no client sends.
     Malformed,
+    /// An Initial that begins a connection in a datagram of less than 1,200 octets.
+    SmallInitial,
+    /// It claims to come from the port of a service that attackers reflect from.
+    ReflectorPort,
+    /// It claims to come from an address of the balancer.
+    OwnAddress,
+    /// An Initial with a token that claims to be of a Retry and is not good.
+    InvalidToken,
+    /// It began with no Initial, while addresses were being validated.
+    Unvalidated,
+    /// A version that is denied while addresses are being validated.
+    Version,
+    /// A short header that nothing was known about, while addresses were being validated.
+    UnknownShortHeader,
+    /// An Initial that was to be answered by a Retry, and every key has made all its tokens.
+    TokenLimit,
+    /// Too many connections begin at this address.
+    AddressLimit,
+    /// Too many connections begin in this network.
+    NetworkLimit,
+    /// Too many connections begin on this listener.
+    ListenerLimit,
+    /// Too many connections begin altogether.
+    TotalLimit,
     /// No backend of the pool takes new connections.
     NoBackend,
     /// It would start a flow, and the limit on flows is reached.
@@ -58,9 +84,21 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 20] = [
         Self::Empty,
         Self::Malformed,
+        Self::SmallInitial,
+        Self::ReflectorPort,
+        Self::OwnAddress,
+        Self::InvalidToken,
+        Self::Unvalidated,
+        Self::Version,
+        Self::UnknownShortHeader,
+        Self::TokenLimit,
+        Self::AddressLimit,
+        Self::NetworkLimit,
+        Self::ListenerLimit,
+        Self::TotalLimit,
         Self::NoBackend,
         Self::FlowLimit,
         Self::DescriptorLimit,
@@ -75,12 +113,108 @@ impl DropReason {
         match self {
             Self::Empty => "empty",
             Self::Malformed => "malformed",
+            Self::SmallInitial => "small_initial",
+            Self::ReflectorPort => "reflector_port",
+            Self::OwnAddress => "own_address",
+            Self::InvalidToken => "invalid_token",
+            Self::Unvalidated => "unvalidated",
+            Self::Version => "version",
+            Self::UnknownShortHeader => "unknown_short_header",
+            Self::TokenLimit => "token_limit",
+            Self::AddressLimit => "address_limit",
+            Self::NetworkLimit => "network_limit",
+            Self::ListenerLimit => "listener_limit",
+            Self::TotalLimit => "total_limit",
             Self::NoBackend => "no_backend",
             Self::FlowLimit => "flow_limit",
             Self::DescriptorLimit => "descriptor_limit",
             Self::PortsExhausted => "ports_exhausted",
             Self::TooBig => "too_big",
             Self::SendFailed => "send_failed",
+        }
+    }
+}
+
+/// What the balancer answers by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReplyKind {
+    /// A Retry packet: the client has to prove its address.
+    Retry,
+}
+
+impl ReplyKind {
+    /// Every kind.
+    pub const ALL: [Self; 1] = [Self::Retry];
+
+    /// The metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+        }
+    }
+}
+
+/// What the token of an Initial was worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TokenResult {
+    /// It proves the client's address.
+    Valid,
+    /// As [`InvalidToken::Truncated`].
+    Truncated,
+    /// As [`InvalidToken::UnknownKey`].
+    UnknownKey,
+    /// As [`InvalidToken::Seal`].
+    Seal,
+    /// As [`InvalidToken::OriginalDcidLength`].
+    OriginalDcidLength,
+    /// As [`InvalidToken::Expired`].
+    Expired,
+    /// As [`InvalidToken::Address`].
+    Address,
+    /// As [`InvalidToken::Type`].
+    Type,
+}
+
+impl TokenResult {
+    /// Every result.
+    pub const ALL: [Self; 8] = [
+        Self::Valid,
+        Self::Truncated,
+        Self::UnknownKey,
+        Self::Seal,
+        Self::OriginalDcidLength,
+        Self::Expired,
+        Self::Address,
+        Self::Type,
+    ];
+
+    /// The metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::Truncated => InvalidToken::Truncated.label(),
+            Self::UnknownKey => InvalidToken::UnknownKey.label(),
+            Self::Seal => InvalidToken::Seal.label(),
+            Self::OriginalDcidLength => InvalidToken::OriginalDcidLength.label(),
+            Self::Expired => InvalidToken::Expired.label(),
+            Self::Address => InvalidToken::Address.label(),
+            Self::Type => InvalidToken::Type.label(),
+        }
+    }
+}
+
+impl From<InvalidToken> for TokenResult {
+    fn from(invalid: InvalidToken) -> Self {
+        match invalid {
+            InvalidToken::Type => Self::Type,
+            InvalidToken::Truncated => Self::Truncated,
+            InvalidToken::UnknownKey => Self::UnknownKey,
+            InvalidToken::Seal => Self::Seal,
+            InvalidToken::OriginalDcidLength => Self::OriginalDcidLength,
+            InvalidToken::Expired => Self::Expired,
+            InvalidToken::Address => Self::Address,
         }
     }
 }
@@ -97,6 +231,8 @@ pub enum Verdict {
         /// Whether this datagram started the flow.
         opening: Opening,
     },
+    /// Do not send it, and answer the client: one of [`crate::forwarder::Forwarder::replies`].
+    Reply(ReplyKind),
     /// Do not send it.
     Drop(DropReason),
 }

@@ -14,10 +14,12 @@
 //! | --- | --- |
 //! | `datapath` | the loop of one worker |
 //! | `plan` | which datagrams may leave together |
+//! | `replies` | what the balancer answers by itself |
 //! | `transmit` | sending them, and what to do when the kernel refuses |
 
 mod datapath;
 mod plan;
+mod replies;
 mod transmit;
 
 use std::{

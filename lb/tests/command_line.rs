@@ -259,6 +259,7 @@ fn explain_names_coalesced_packets_all_rules_and_the_verdict() {
         "rule 3 dcid ",
         "rule 4 four_tuple ",
         "rule 5 fallback        hashed the destination connection ID: backend ",
+        "admission              begins a connection, and no address is validated now (address validation: inactive)",
         "by rule fallback",
     ] {
         assert!(out.contains(expected), "no {expected:?} in\n{out}");
@@ -267,6 +268,52 @@ fn explain_names_coalesced_packets_all_rules_and_the_verdict() {
         .run(&["explain"], &["--from", "192.0.2.7:50000", "c00000000108"])
         .done();
     assert!(truncated.contains("verdict: drop, malformed"), "{truncated}");
+}
+
+#[test]
+fn explain_says_what_address_validation_and_limits_do() {
+    let retry =
+        format!("{CONTRACT}\nretry: {{ mode: always, keys: [{{ sequence: 0, key: {KEY:?} }}] }}");
+    let folder = Folder::with(&retry);
+    let explain = |from: &str, octets: &[u8]| {
+        let out = folder.run(&["explain"], &["--from", from, &hex(octets)]).done();
+        let lines =
+            out.lines().filter(|line| line.contains("admission") || line.contains("verdict"));
+        lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+    };
+    let hello = first_flight();
+    let admission =
+        |saw: &str| format!("admission              {saw} (address validation: active)");
+    assert_eq!(
+        explain("192.0.2.7:50000", &hello),
+        [
+            admission("no token: the client is asked to prove its address"),
+            "verdict: reply, retry".to_owned()
+        ]
+    );
+    let mut forged = hello.clone();
+    forged[17..20].copy_from_slice(&[2, 8, 1]);
+    assert_eq!(
+        explain("192.0.2.7:50000", &forged),
+        [
+            admission("claims to be of a Retry: the token ends early"),
+            "verdict: drop, invalid_token".to_owned()
+        ]
+    );
+    assert_eq!(
+        explain("192.0.2.7:53", &hello),
+        [
+            admission("comes from a port of services that attackers reflect from"),
+            "verdict: drop, reflector_port".to_owned()
+        ]
+    );
+    assert_eq!(
+        explain("192.0.2.7:50000", &hello[..100]),
+        [
+            admission("an Initial in less than 1200 octets"),
+            "verdict: drop, small_initial".to_owned()
+        ]
+    );
 }
 
 #[test]
@@ -416,12 +463,14 @@ fn decode(folder: &Folder, cids: &[&str]) -> Vec<Value> {
     serde_json::from_str(&out).unwrap()
 }
 
-/// An Initial and a 0-RTT packet of version 1 that share connection IDs.
+/// An Initial and a 0-RTT packet of version 1 that share connection IDs, and padding.
 fn first_flight() -> Vec<u8> {
     let ids = [&[8][..], &[1; 8], &[2, 0xaa, 0xaa]].concat();
     let initial = [&[0xc0, 0, 0, 0, 1][..], &ids, &[0, 4], &[0; 4]].concat();
     let early = [&[0xd0, 0, 0, 0, 1][..], &ids, &[4], &[0; 4]].concat();
-    [initial, early].concat()
+    let mut datagram = [initial, early].concat();
+    datagram.resize(1200, 0);
+    datagram
 }
 
 fn hex(octets: &[u8]) -> String {

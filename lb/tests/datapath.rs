@@ -211,6 +211,7 @@ fn config(listener: &str, backends: &[SocketAddr]) -> Config {
             name: "edge".into(),
             address: listener.parse().unwrap(),
             pool: 0,
+            retry_mode: None,
         }],
         pools: vec![Pool {
             name: "web".into(),
@@ -219,13 +220,19 @@ fn config(listener: &str, backends: &[SocketAddr]) -> Config {
             source_addresses: vec![],
         }],
         admin: None,
-        limits: Limits { flows: 1000.try_into().unwrap(), remembered: 1000.try_into().unwrap() },
+        limits: Limits {
+            flows: 1000.try_into().unwrap(),
+            remembered: 1000.try_into().unwrap(),
+            new_connections: Default::default(),
+            unknown_short_headers: Default::default(),
+        },
         timeouts: Timeouts {
             flow_idle: Duration::from_secs(60),
             flow_unanswered: Duration::from_secs(60),
             drain: Duration::from_secs(1),
         },
         log: Log { level: Default::default(), format: Default::default() },
+        retry: Default::default(),
     }
 }
 

@@ -5,9 +5,10 @@
 use std::path::Path;
 
 use quic_lb::{
+    admission::mode::{Phase, Reason},
     metrics::{FAMILIES, Family},
     routing::BackendState,
-    verdict::{DropReason, Rule},
+    verdict::{DropReason, Rule, TokenResult},
 };
 use serde_json::Value;
 
@@ -109,10 +110,17 @@ fn grouping_labels_in(expression: &str) -> Vec<&str> {
 
 fn words_of(label: &str) -> Vec<&'static str> {
     match label {
-        "reason" => DropReason::ALL.iter().map(|reason| reason.label()).collect(),
+        "reason" => {
+            let switches = Reason::ALL.iter().map(|reason| reason.label());
+            DropReason::ALL.iter().map(|reason| reason.label()).chain(switches).collect()
+        }
         "rule" => Rule::ALL.iter().map(|rule| rule.label()).collect(),
         "state" => BackendState::ALL.iter().map(|state| state.label()).collect(),
-        "result" => vec!["applied", "rejected"],
+        "result" => {
+            let tokens = TokenResult::ALL.iter().map(|result| result.label());
+            tokens.chain(["applied", "rejected"]).collect()
+        }
+        "phase" => Phase::LABELS.to_vec(),
         "job" => vec!["quic-lb"],
         other => panic!("which values has {other}?"),
     }

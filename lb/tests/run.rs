@@ -160,6 +160,7 @@ fn the_admin_interface_answers_each_path_and_refuses_the_rest_clearly() {
             "datagrams_forwarded": 0,
             "datagrams_returned": 0,
             "refused": 0,
+            "half_open": null,
         })
     );
     let config = balancer.get("/api/v1/config").json();

@@ -5,7 +5,7 @@ use std::{
     io::Write,
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use quic::{
@@ -21,7 +21,10 @@ use super::{
     count,
 };
 use crate::{
-    forwarder::{ClientPath, Datagram, Explanation, FlowLimits, Forwarder},
+    forwarder::{
+        AdmissionStep, Birth, ClientPath, Clock, Datagram, Explanation, FlowLimits, Forwarder,
+        Outcome,
+    },
     memory::Memory,
     routing::{BackendState, Registry, Routing},
     verdict::{DropReason, FlowId, Rule, Verdict},
@@ -100,7 +103,9 @@ impl<'a> Desk<'a> {
         };
         let remembered = config.limits.remembered.get().min(MAX_FLOWS);
         let memory = Memory::new(remembered, config.timeouts.flow_idle, epoch);
-        let forwarder = Forwarder::new(limits, Arc::clone(&routing), Arc::new(memory));
+        // Nothing random is printed, and nobody gets the tokens that are made here.
+        let birth = Birth { clock: Clock { now: epoch, unix: SystemTime::now() }, seed: [0; 32] };
+        let forwarder = Forwarder::new(limits, Arc::clone(&routing), Arc::new(memory), &birth);
         Self { config, routing, forwarder, epoch, first: None, handshakes: HashMap::new() }
     }
 
@@ -124,6 +129,11 @@ impl<'a> Desk<'a> {
             writeln!(out)?;
             let unspecified = self.config.listeners[listener].address.ip().is_unspecified();
             let local = unspecified.then_some(destination.ip());
+            // Captures are often made of the first octets of each frame; the rest is not looked at,
+            // but how much there was is.
+            let mut whole = octets.to_vec();
+            whole.resize(wire_len.max(octets.len()), 0);
+            let octets = &whole;
             let datagram = Datagram { path: ClientPath { client: source, local }, octets };
             self.print(time, listener, &datagram, out)?;
             self.decide(time, listener, &datagram);
@@ -170,7 +180,7 @@ impl<'a> Desk<'a> {
             };
             writeln!(out, "  packet {nth}: {packet}")?;
         }
-        let Explanation { steps, answer } =
+        let Explanation { steps, admission, outcome } =
             self.forwarder.explain(self.epoch + time, listener, datagram);
         for (nth, rule) in (1..).zip(Rule::ALL) {
             let label = rule.label();
@@ -185,17 +195,25 @@ impl<'a> Desk<'a> {
                 None => writeln!(out, "  rule {nth} {label:<15} not asked")?,
             }
         }
-        match answer {
-            Ok(answer) => {
+        match admission {
+            Some(AdmissionStep { phase, saw }) => {
+                writeln!(out, "  admission              {saw} (address validation: {phase})")?;
+            }
+            None => writeln!(out, "  admission              not asked")?,
+        }
+        match outcome {
+            Outcome::Forward { answer, retry } => {
                 let Some(backend) = self.routing.backend(answer.backend) else { return Ok(()) };
                 let pool = &self.routing.pools[backend.pool].name;
                 let (name, address, rule) = (&backend.name, backend.address, answer.rule.label());
+                let besides = if retry { ", and answer with a Retry" } else { "" };
                 writeln!(
                     out,
-                    "  verdict: forward to backend {name} of pool {pool} at {address} by rule {rule}"
+                    "  verdict: forward to backend {name} of pool {pool} at {address} by rule {rule}{besides}"
                 )?;
             }
-            Err(reason) => writeln!(out, "  verdict: drop, {}", reason.label())?,
+            Outcome::Reply(kind) => writeln!(out, "  verdict: reply, {}", kind.label())?,
+            Outcome::Drop(reason) => writeln!(out, "  verdict: drop, {}", reason.label())?,
         }
         Ok(())
     }

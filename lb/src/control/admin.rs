@@ -2,14 +2,20 @@
 //!
 //! It knows no users and no passwords, and is meant for loopback or a management network. What it
 //! takes is bounded: connections, the size of a request's head, the time for it, the life of a
-//! connection; no request has a body that is read. Commands that a browser sends on behalf of some
+//! connection, the body of the one request that has one. Commands that a browser sends on behalf of some
 //! other page are refused.
 
-use std::{convert::Infallible, net::TcpListener, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::TcpListener,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json, Router,
-    extract::{Path, Request, State},
+    extract::{DefaultBodyLimit, Path, Request, State, rejection::JsonRejection},
     http::{HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{Html, IntoResponse, Response},
@@ -21,6 +27,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use quic_lb_config::Admission;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::{net::TcpStream, sync::Semaphore, time};
 use tracing::{debug, warn};
@@ -34,6 +41,8 @@ use super::{
 const MAX_CONNECTIONS: usize = 64;
 /// For the head of a request, its first one and the ones that follow.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the body of a request, in octets: a number and its name.
+const MAX_BODY: usize = 256;
 /// For the head of a request, in octets.
 const MAX_HEAD: usize = 16 * 1024;
 /// Keeps a reader that does not read from holding a connection for ever.
@@ -99,6 +108,8 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/api/v1/backends", get(backends))
         .route("/api/v1/backends/{pool}/{name}/drain", post(drain))
         .route("/api/v1/backends/{pool}/{name}/activate", post(activate))
+        .route("/api/v1/backends/{pool}/{name}/half_open", post(half_open))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn(guard))
@@ -174,19 +185,50 @@ async fn activate(state: State<Arc<Shared>>, path: Path<(String, String)>) -> Re
     command(&state.0, &path.0, Admission::Active)
 }
 
+/// What a server says of itself.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HalfOpen {
+    half_open: u64,
+}
+
+/// A server's report of its half-open connections, or that of somebody who asks it.
+async fn half_open(
+    shared: State<Arc<Shared>>,
+    Path((pool, name)): Path<(String, String)>,
+    report: Result<Json<HalfOpen>, JsonRejection>,
+) -> Response {
+    let Json(HalfOpen { half_open }) = match report {
+        Ok(report) => report,
+        Err(rejection) => {
+            let sentence = "the body has to be JSON such as { \"half_open\": 12 }";
+            return error(rejection.status(), sentence);
+        }
+    };
+    if shared.plane().on_half_open(Instant::now(), &pool, &name, half_open) {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        unknown_backend(&pool, &name)
+    }
+}
+
 fn command(shared: &Shared, (pool, name): &(String, String), wanted: Admission) -> Response {
     let mut plane = shared.plane();
     if !plane.command(pool, name, wanted) {
-        let sentence = format!("there is no backend \"{name}\" in a pool \"{pool}\"");
-        return error(StatusCode::NOT_FOUND, &sentence);
+        return unknown_backend(pool, name);
     }
     let views = plane.views();
     let named = |view: &&BackendView| view.pool == *pool && view.backend.name == *name;
     Json(views.iter().find(named).map(backend_json)).into_response()
 }
 
+fn unknown_backend(pool: &str, name: &str) -> Response {
+    let sentence = format!("there is no backend \"{name}\" in a pool \"{pool}\"");
+    error(StatusCode::NOT_FOUND, &sentence)
+}
+
 fn backend_json(view: &BackendView) -> Value {
-    let BackendView { pool, backend, state, wanted, commanded, totals } = view;
+    let BackendView { pool, backend, state, wanted, commanded, totals, half_open } = view;
     let server_ids = backend.server_ids.iter();
     let server_ids: Map<_, _> =
         server_ids.map(|(id, server)| (id.to_string(), server.to_string().into())).collect();
@@ -202,6 +244,7 @@ fn backend_json(view: &BackendView) -> Value {
         "datagrams_forwarded": totals.forwarded,
         "datagrams_returned": totals.returned,
         "refused": totals.refused,
+        "half_open": half_open,
     })
 }
 
@@ -209,7 +252,7 @@ async fn not_found() -> Response {
     error(
         StatusCode::NOT_FOUND,
         "there is /, /metrics, /healthz, /readyz, /api/v1/backends, /api/v1/config, and POST \
-         /api/v1/backends/{pool}/{name}/drain and /activate",
+         /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
     )
 }
 

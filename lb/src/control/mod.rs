@@ -10,6 +10,7 @@ mod health;
 mod page;
 mod plane;
 mod systemd;
+mod validation;
 mod watch;
 
 use std::{

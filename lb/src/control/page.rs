@@ -70,6 +70,7 @@ fn write(page: &mut String, reading: &Reading, backends: &[BackendView]) -> fmt:
             ("returned to clients".to_owned(), totals.returned),
             ("path changes".to_owned(), totals.path_changes),
             ("flows".to_owned(), totals.flows),
+            (format!("Retry packets; address validation is {}", listener.phase), totals.retries),
         ];
         let name = Escaped(&listener.name);
         let rows = [("received".to_owned(), totals.received)].into_iter().chain(rules);
@@ -109,6 +110,8 @@ mod tests {
             listeners: vec![ListenerReading {
                 name: "<script>&\"".into(),
                 totals: ListenerTotals::default(),
+                phase: "inactive",
+                switches: [0; 3],
             }],
             ..Default::default()
         };

@@ -4,18 +4,23 @@
 //! Everything that happens ends in a new snapshot, swapped in as a whole. No flow is touched by it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
+use quic::token::MAX_TOKENS_PER_KEY;
 use quic_lb_config::{Admission, Backend, Config, Listener};
 use tracing::{info, warn};
 
-use super::health::{Health, Signal};
+use super::{
+    health::{Health, Signal},
+    validation::Validation,
+};
 use crate::{
+    admission::Ledger,
     counters::WorkerCounters,
     memory::Memory,
     metrics::{BackendReading, BackendTotals, ListenerReading, ListenerTotals, Reading, Reloads},
@@ -39,6 +44,10 @@ pub(crate) struct Plane {
     commands: BTreeMap<Name, Admission>,
     backends: HashMap<Name, Watched>,
     baselines: Baselines,
+    /// By listener.
+    validations: Vec<Validation>,
+    /// Keys of tokens that were warned of.
+    keys_warned_of: BTreeSet<u8>,
     reloads: Reloads,
     stage: Stage,
 }
@@ -75,6 +84,8 @@ pub(crate) struct BackendView {
     /// Whether the operator wants it, and not the file.
     pub(crate) commanded: bool,
     pub(crate) totals: BackendTotals,
+    /// Half-open connections, if it has reported any lately.
+    pub(crate) half_open: Option<u64>,
 }
 
 /// A backend, and what was seen of it.
@@ -85,12 +96,28 @@ struct Watched {
     health: Health,
     /// The counters when the last tick ended.
     last: BackendTotals,
+    /// What it said of its half-open connections, and when.
+    half_open: Option<(u64, Instant)>,
 }
+
+/// How long a report of half-open connections is believed: a server that has stopped reporting has
+/// other troubles.
+const REPORT_LIFETIME: Duration = Duration::from_secs(10);
+
+/// The part of the tokens of a key after which there is a warning: one half.
+const WARN_OF_KEY: u64 = MAX_TOKENS_PER_KEY / 2;
 
 impl Plane {
     /// The control plane of `config`, before there are workers.
     pub(crate) fn new(config: Config, memory: Arc<Memory>) -> Self {
+        // The system's randomness, by way of a hasher that has it.
+        let random = ahash::RandomState::new();
+        let seed = [random.hash_one("one half"), random.hash_one("the other")];
         let mut registry = Registry::default();
+        registry.ledger = Ledger::new(seed);
+        let listeners = config.listeners.iter();
+        let validations =
+            listeners.map(|listener| Validation::at_start(config.retry_mode(listener))).collect();
         let routing = Routing::new(&config, &mut registry, |_, _| BackendState::Active);
         let mut plane = Self {
             config,
@@ -102,6 +129,8 @@ impl Plane {
             commands: BTreeMap::new(),
             backends: HashMap::new(),
             baselines: Baselines::default(),
+            validations,
+            keys_warned_of: BTreeSet::new(),
             reloads: Reloads::default(),
             stage: Stage::Running,
         };
@@ -170,9 +199,54 @@ impl Plane {
             watched.health = watched.health.on_tick(now, Signal::new(seen.returned, seen.refused));
             changed |= watched.health.state() != before;
         }
+        changed |= self.validate(now);
         if changed {
             self.rebuild();
         }
+    }
+
+    /// Takes note of how many half-open connections a backend says it has. `false` when there is
+    /// no such backend.
+    pub(crate) fn on_half_open(
+        &mut self,
+        now: Instant,
+        pool: &str,
+        name: &str,
+        half_open: u64,
+    ) -> bool {
+        let watched = self.backends.get_mut(&(pool.to_owned(), name.to_owned()));
+        watched.is_some_and(|watched| {
+            watched.half_open = Some((half_open, now));
+            true
+        })
+    }
+
+    /// Decides about address validation on each listener; says whether anything changed.
+    fn validate(&mut self, now: Instant) -> bool {
+        let Self { config, validations, backends, counters, registry, .. } = self;
+        let mut changed = false;
+        for (index, (listener, validation)) in config.listeners.iter().zip(validations).enumerate()
+        {
+            let pool = &config.pools[listener.pool].name;
+            let of_pool = backends.iter().filter(|((of, _), _)| of == pool);
+            let half_open = of_pool.filter_map(|(_, watched)| watched.half_open(now)).max();
+            let attempts = ListenerTotals::sum(counters, index).attempts;
+            let half_open = half_open.unwrap_or(0);
+            if validation.on_tick(now, config, listener, attempts, half_open) {
+                let mode = config.retry_mode(listener);
+                registry.ledger.set_phase(index, mode, validation.phase());
+                changed = true;
+            }
+        }
+        let used =
+            registry.ledger.tokens_made().into_iter().filter(|(_, made)| *made >= WARN_OF_KEY);
+        for (sequence, made) in used {
+            if self.keys_warned_of.insert(sequence) {
+                let limit = MAX_TOKENS_PER_KEY;
+                warn!(sequence, made, limit, "a key has made many tokens: put a new one in front");
+            }
+        }
+        changed
     }
 
     pub(crate) const fn config(&self) -> &Config {
@@ -199,6 +273,8 @@ impl Plane {
         let listener = |(index, listener): (usize, &Listener)| ListenerReading {
             name: listener.name.clone(),
             totals: ListenerTotals::sum(&self.counters, index),
+            phase: self.validations[index].phase().label(),
+            switches: self.validations[index].switches(),
         };
         let listeners = self.config.listeners.iter().enumerate().map(listener).collect();
         let backend = |view: BackendView| BackendReading {
@@ -206,6 +282,7 @@ impl Plane {
             name: view.backend.name,
             state: view.state,
             totals: view.totals,
+            half_open: view.half_open,
         };
         let half = self.config.limits.remembered.get().div_ceil(2);
         Reading {
@@ -216,6 +293,7 @@ impl Plane {
             flow_limit: self.flow_capacity,
             workers: self.counters.len(),
             ready: self.stage == Stage::Running,
+            tokens_made: self.registry.ledger.tokens_made(),
             reloads: self.reloads,
             digest: self.config.digest(),
         }
@@ -224,11 +302,13 @@ impl Plane {
     /// Every backend, in the order of the configuration.
     pub(crate) fn views(&mut self) -> Vec<BackendView> {
         let Self { config, routing, counters, commands, backends, baselines, .. } = self;
+        let now = Instant::now();
         let routing = routing.load();
         let all = config.pools.iter().flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
         all.filter_map(|(pool, backend)| {
             let name = (pool.name.clone(), backend.name.clone());
-            let id = backends.get(&name)?.id;
+            let watched = backends.get(&name)?;
+            let id = watched.id;
             let command = commands.get(&name).copied();
             Some(BackendView {
                 pool: pool.name.clone(),
@@ -237,6 +317,7 @@ impl Plane {
                 wanted: command.unwrap_or(backend.admission),
                 commanded: command.is_some(),
                 totals: baselines.totals(counters, id),
+                half_open: watched.half_open(now),
             })
         })
         .collect()
@@ -273,6 +354,7 @@ impl Plane {
                     address: backend.address,
                     health: Health::default(),
                     last: BackendTotals::sum(&self.counters, backend.id.slot()),
+                    half_open: None,
                 }
             });
             let was = before.backend(backend.id).map(|before| before.state);
@@ -281,6 +363,13 @@ impl Plane {
             }
         }
         self.routing.store(routing);
+    }
+}
+
+impl Watched {
+    fn half_open(&self, now: Instant) -> Option<u64> {
+        let (half_open, at) = self.half_open?;
+        (now.saturating_duration_since(at) < REPORT_LIFETIME).then_some(half_open)
     }
 }
 
@@ -397,8 +486,6 @@ pub(crate) const fn word(admission: Admission) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::fixtures;
 
@@ -577,6 +664,7 @@ mod tests {
             name: name.into(),
             address: ([127, 0, 0, 1], port).into(),
             pool: 0,
+            retry_mode: None,
         };
         let old = [listener("a", 1), listener("b", 2)];
         assert_eq!(listener_changes(&old, &old), Vec::<String>::new());

@@ -11,7 +11,7 @@ use std::{
     io, mem,
     ops::Range,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::{ArcSwap, Cache};
@@ -20,17 +20,18 @@ use quic::routable::Decoder;
 use super::{
     Birth, Shared,
     plan::{Bundle, NO_RUN, Run},
+    replies::Outbox,
     transmit::{Sent, Transmitter},
 };
 use crate::{
-    counters::WorkerCounters,
-    forwarder::{BATCH, ClientPath, Datagram, Forwarder},
+    counters::{ListenerCounters, WorkerCounters},
+    forwarder::{BATCH, Birth as ForwarderBirth, ClientPath, Clock, Datagram, Forwarder, Tally},
     routing::Routing,
     socket::{
         Departure, Ecn, MAX_SEGMENTS, Peer, Poller, Ready, Received, Receiver, SLOTS, Socket,
     },
     upstream::{Lease, Ports},
-    verdict::{DropReason, FlowId, Opening, Rule, Verdict},
+    verdict::{DropReason, FlowId, Opening, Rule, TokenResult, Verdict},
 };
 
 /// The longest that a worker sleeps, and the time from one sweep of its flows to the next.
@@ -63,6 +64,7 @@ pub(super) struct Datapath {
     poller: Poller,
     receiver: Receiver,
     transmitter: Transmitter,
+    outbox: Outbox,
     forward: ForwardPlan,
     back: ReturnPlan,
     closing: VecDeque<(Socket, Lease)>,
@@ -147,17 +149,22 @@ impl Datapath {
         let mut routing = Cache::new(Arc::clone(&birth.routing));
         let snapshot = Arc::clone(routing.load());
         let limits = birth.shared.limits(max_flows);
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(io::Error::other)?;
+        let clock = Clock { now: Instant::now(), unix: SystemTime::now() };
+        let start = ForwarderBirth { clock, seed };
         Ok(Self {
             shared: Arc::clone(&birth.shared),
             routing,
             snapshot: Arc::clone(&snapshot),
-            forwarder: Forwarder::new(limits, snapshot, Arc::clone(&birth.memory)),
+            forwarder: Forwarder::new(limits, snapshot, Arc::clone(&birth.memory), &start),
             listeners,
             upstreams: Vec::new(),
             ports: Ports::default(),
             poller,
             receiver: Receiver::new(),
             transmitter: Transmitter::new(),
+            outbox: Outbox::new(),
             forward: ForwardPlan::new(),
             back: ReturnPlan::new(),
             closing: VecDeque::new(),
@@ -287,7 +294,8 @@ impl Datapath {
         self.forward.singles = singles;
     }
 
-    /// What the forwarder says of the first datagram of each burst.
+    /// What the forwarder says of the first datagram of each burst. What it answers by itself is
+    /// sent and counted here.
     fn ask(&mut self, now: Instant, listener: usize, bursts: &[Burst]) -> [Verdict; BATCH] {
         let mut verdicts = [Verdict::Drop(DropReason::Empty); BATCH];
         let mut question = recycled(mem::take(&mut self.forward.question));
@@ -297,6 +305,21 @@ impl Datapath {
             Datagram { path, octets: burst.first_datagram(&self.receiver) }
         }));
         self.forwarder.decide_batch(now, listener, &question, &mut verdicts);
+        let counters = &self.counters.listeners[listener];
+        count(self.forwarder.tally(), counters);
+        let Listener { socket, ipv6 } = &self.listeners[listener];
+        let replies = self.forwarder.replies();
+        self.outbox.send(socket, *ipv6, &question, replies, |reply, sent| {
+            if sent {
+                counters.retries.add(1);
+            }
+            // One that goes with a datagram which is forwarded is nobody's verdict.
+            match verdicts[reply.datagram] {
+                Verdict::Reply(kind) if sent => counters.reply(kind, 1),
+                Verdict::Reply(_) => counters.drop(DropReason::SendFailed, 1),
+                Verdict::Forward { .. } | Verdict::Drop(_) => {}
+            }
+        });
         self.forward.question = recycled(question);
         verdicts
     }
@@ -307,6 +330,8 @@ impl Datapath {
         }
         match verdict {
             Verdict::Drop(reason) => self.drop(listener, reason, burst),
+            // Sent and counted when it was asked for.
+            Verdict::Reply(_) => {}
             Verdict::Forward { flow, rule, opening } => {
                 if opening != Opening::Existing {
                     self.open(now, listener, flow, opening);
@@ -538,6 +563,7 @@ impl Datapath {
 
     fn sweep(&mut self, now: Instant) {
         self.forwarder.set_timeouts(self.shared.limits(self.max_flows));
+        self.forwarder.set_clock(Clock { now, unix: SystemTime::now() });
         let mut expired = mem::take(&mut self.expired);
         self.forwarder.sweep(now, &mut expired);
         for flow in expired.drain(..) {
@@ -683,6 +709,18 @@ impl Burst {
         let Self { slot, ecn, start, len, count, .. } = *self;
         let segment = if count == 1 { len } else { self.segment };
         Run { slot, rule, ecn, count, segment, start, len, next: NO_RUN }
+    }
+}
+
+/// Counts what admission saw of a batch; mostly nothing.
+fn count(tally: &Tally, counters: &ListenerCounters) {
+    if tally.attempts > 0 {
+        counters.attempts.add(tally.attempts);
+    }
+    for (result, &count) in TokenResult::ALL.into_iter().zip(&tally.tokens) {
+        if count > 0 {
+            counters.tokens[result as usize].add(count);
+        }
     }
 }
 

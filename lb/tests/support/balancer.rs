@@ -326,5 +326,5 @@ pub(crate) fn short(cid: &[u8]) -> Vec<u8> {
 pub(crate) fn initial(nonce: u32) -> Vec<u8> {
     let nonce = nonce.to_be_bytes();
     let ids = [&[8, 0xff, 1, 1, 1][..], &nonce, &[4], &nonce].concat();
-    [&[0xc0, 0, 0, 0, 1][..], &ids, &[0, 20], &[0; 20]].concat()
+    [&[0xc0, 0, 0, 0, 1][..], &ids, &[0, 20], &[0; 1200]].concat()
 }

@@ -198,7 +198,12 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
     let single = vec![IpAddr::from([127, 0, 0, 11])];
     let config = Config {
         workers: Some(workers.parse::<NonZeroUsize>()?),
-        listeners: vec![Listener { name: "edge".into(), address: local(0), pool: 0 }],
+        listeners: vec![Listener {
+            name: "edge".into(),
+            address: local(0),
+            pool: 0,
+            retry_mode: None,
+        }],
         pools: vec![Pool {
             name: "web".into(),
             cid_configs: vec![cid_config()],
@@ -215,6 +220,8 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
         limits: Limits {
             flows: NonZeroUsize::new(MAX_FLOWS).context("not zero")?,
             remembered: NonZeroUsize::new(100_000).context("not zero")?,
+            new_connections: Default::default(),
+            unknown_short_headers: Default::default(),
         },
         timeouts: Timeouts {
             flow_idle: Duration::from_secs(3600),
@@ -222,6 +229,7 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
             drain: Duration::from_secs(1),
         },
         log: Log { level: Default::default(), format: Default::default() },
+        retry: Default::default(),
     };
     let state = |_: &str, _: &str| BackendState::Active;
     let routing = Arc::new(Routing::new(&config, &mut Registry::default(), state));

@@ -5,12 +5,12 @@
 use std::{
     path::Path,
     sync::{Arc, LazyLock},
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use libfuzzer_sys::fuzz_target;
 use quic_lb::{
-    forwarder::{ClientPath, Datagram, FlowLimits, Forwarder},
+    forwarder::{Birth, ClientPath, Clock, Datagram, FlowLimits, Forwarder},
     memory::Memory,
     routing::{Registry, Routing},
     verdict::{DropReason, Verdict},
@@ -26,26 +26,39 @@ pools:
       - { name: a, address: "127.0.0.1:5001", server_id: "0001" }
       - { name: b, address: "127.0.0.1:5002", server_id: "0002" }
 "#;
+const DEFENCE: &str = r#"
+retry: { mode: always, keys: [{ sequence: 0, key: "000102030405060708090a0b0c0d0e0f" }] }
+limits: { new_connections_per_second: { per_address: 3, per_network: 5, total: 9 } }
+"#;
 
-static CONFIG: LazyLock<Config> = LazyLock::new(|| {
+static OPEN: LazyLock<Config> = LazyLock::new(|| config(YAML));
+static DEFENDED: LazyLock<Config> = LazyLock::new(|| config(&[YAML, DEFENCE].concat()));
+
+fn config(text: &str) -> Config {
     let surroundings =
         Surroundings { file: "fuzz.yaml", directory: Path::new(""), environment: &|_| None };
-    from_str(YAML, &surroundings).expect("the configuration is right").config
-});
+    from_str(text, &surroundings).expect("the configuration is right").config
+}
 
 fuzz_target!(|octets: &[u8]| {
+    let Some((&kind, octets)) = octets.split_first() else { return };
+    let config = if kind % 2 == 0 { &*OPEN } else { &*DEFENDED };
     let start = Instant::now();
-    let routing = Routing::new(&CONFIG, &mut Registry::default(), |_, _| Default::default());
+    let routing = Routing::new(config, &mut Registry::default(), |_, _| Default::default());
     let memory = Arc::new(Memory::new(32, Duration::from_secs(180), start));
     let idle = Duration::from_secs(180);
     let limits = FlowLimits { max_flows: 16, idle, unanswered: Duration::from_secs(10) };
-    let mut forwarder = Forwarder::new(limits, Arc::new(routing), Arc::clone(&memory));
+    let birth = Birth { clock: Clock { now: start, unix: UNIX_EPOCH }, seed: [7; 32] };
+    let mut forwarder = Forwarder::new(limits, Arc::new(routing), Arc::clone(&memory), &birth);
     let path =
         |port: u8| ClientPath { client: ([192, 0, 2, 1], 1 + u16::from(port)).into(), local: None };
-    let mut send = |forwarder: &mut Forwarder, now, port, octets: &[u8]| {
+    let send = |forwarder: &mut Forwarder, now, port, octets: &[u8]| {
         let mut verdict = [Verdict::Drop(DropReason::Empty)];
         let datagram = Datagram { path: path(port), octets };
         forwarder.decide_batch(now, 0, &[datagram], &mut verdict);
+        for reply in forwarder.replies() {
+            assert!(reply.octets.len() <= octets.len());
+        }
         verdict[0]
     };
     let mut now = start;

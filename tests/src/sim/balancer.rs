@@ -11,14 +11,14 @@ use std::{
 
 use quic::routable::{CidConfig, ServerId};
 use quic_lb::{
-    forwarder::{ClientPath, Datagram, FlowLimits, Forwarder},
+    forwarder::{Birth, ClientPath, Clock, Datagram, FlowLimits, Forwarder},
     memory::Memory,
     routing::{BackendState, Registry, Routing},
-    verdict::{DropReason, FlowId, Opening, Rule, Verdict},
+    verdict::{DropReason, FlowId, Opening, Verdict},
 };
 use quic_lb_config::{Admission, Backend, Config, Limits, Listener, Log, Pool, Timeouts};
 
-use super::{Node, Packet, origin};
+use super::{Node, Packet, origin, wall};
 
 /// One listener and one pool.
 #[derive(Debug)]
@@ -56,11 +56,13 @@ impl Balancer {
             idle: Duration::from_secs(180),
             unanswered: Duration::from_secs(10),
         };
+        let clock = Clock { now: origin(), unix: wall() };
+        let birth = Birth { clock, seed: [0xb1; 32] };
         let memory = Arc::new(Memory::new(10_000, Duration::from_secs(180), origin()));
         Self {
             front,
             inside,
-            forwarder: Forwarder::new(limits, Arc::new(routing), memory),
+            forwarder: Forwarder::new(limits, Arc::new(routing), memory, &birth),
             registry,
             ports: BTreeMap::new(),
             flows: BTreeMap::new(),
@@ -83,10 +85,15 @@ impl Balancer {
         let datagram = Datagram { path, octets: &packet.octets };
         let mut verdicts = [Verdict::Drop(DropReason::Empty)];
         self.forwarder.decide_batch(now, 0, &[datagram], &mut verdicts);
+        for reply in self.forwarder.replies() {
+            let octets = reply.octets.to_vec();
+            self.out.push(Packet { from: self.front, to: packet.from, octets, ..packet });
+        }
         match verdicts[0] {
             Verdict::Drop(reason) => self.dropped.push(reason),
+            Verdict::Reply(kind) => *self.decided.entry(kind.label()).or_default() += 1,
             Verdict::Forward { flow, rule, opening } => {
-                *self.decided.entry(name(rule)).or_default() += 1;
+                *self.decided.entry(rule.label()).or_default() += 1;
                 let Some(upstream) = self.forwarder.upstream(flow) else { return };
                 if opening != Opening::Existing {
                     self.next_port += 1;
@@ -126,16 +133,6 @@ impl Node for Balancer {
     }
 }
 
-const fn name(rule: Rule) -> &'static str {
-    match rule {
-        Rule::Cid => "cid",
-        Rule::FourTupleScid => "four_tuple_scid",
-        Rule::Dcid => "dcid",
-        Rule::FourTuple => "four_tuple",
-        Rule::Fallback => "fallback",
-    }
-}
-
 fn config(
     front: SocketAddr,
     cid_configs: &[CidConfig],
@@ -151,7 +148,12 @@ fn config(
     });
     Config {
         workers: None,
-        listeners: vec![Listener { name: "edge".into(), address: front, pool: 0 }],
+        listeners: vec![Listener {
+            name: "edge".into(),
+            address: front,
+            pool: 0,
+            retry_mode: None,
+        }],
         pools: vec![Pool {
             name: "web".into(),
             cid_configs: cid_configs.to_vec(),
@@ -159,12 +161,18 @@ fn config(
             source_addresses: vec![],
         }],
         admin: None,
-        limits: Limits { flows: NonZeroUsize::MAX, remembered: NonZeroUsize::MAX },
+        limits: Limits {
+            flows: NonZeroUsize::MAX,
+            remembered: NonZeroUsize::MAX,
+            new_connections: Default::default(),
+            unknown_short_headers: Default::default(),
+        },
         timeouts: Timeouts {
             flow_idle: Duration::from_secs(180),
             flow_unanswered: Duration::from_secs(10),
             drain: Duration::from_secs(30),
         },
         log: Log { level: Default::default(), format: Default::default() },
+        retry: Default::default(),
     }
 }

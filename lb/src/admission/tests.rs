@@ -1,0 +1,527 @@
+//! The table of the module's documentation, row by row, through the forwarder.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use quic::{
+    header::Version,
+    retry,
+    routable::ServerId,
+    token::{TokenKey, shared_state},
+};
+use quic_lb_config::{Admittance, NewConnections, TokenFormat};
+
+use super::*;
+use crate::{
+    fixtures::{self, cid_config, initial, server_id},
+    forwarder::{Birth, ClientPath, Clock, Datagram, FlowLimits, Forwarder, Outcome},
+    memory::Memory,
+    routing::{Registry, Routing},
+    verdict::{ReplyKind, Verdict},
+};
+
+const DCID: &[u8] = b"client drew this";
+const SCID: &[u8] = b"client";
+const PORT: u16 = 50_001;
+
+/// A forwarder whose phase can be set, and the clock it lives by.
+struct Bench {
+    config: Config,
+    registry: Registry,
+    forwarder: Forwarder,
+    now: Instant,
+}
+
+fn key() -> TokenKey {
+    TokenKey::new(3, [9; 16], [0; 12]).unwrap()
+}
+
+impl Bench {
+    fn new(change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = fixtures::config(true);
+        config.retry.mode = RetryMode::Adaptive;
+        config.retry.keys = vec![key()];
+        change(&mut config);
+        let now = Instant::now();
+        let mut registry = Registry::default();
+        let routing = Routing::new(&config, &mut registry, |_, _| Default::default());
+        let memory = Arc::new(Memory::new(1000, Duration::from_secs(180), now));
+        let idle = Duration::from_secs(180);
+        let limits = FlowLimits { max_flows: 800, idle, unanswered: Duration::from_secs(10) };
+        let clock = Clock { now, unix: UNIX_EPOCH + Duration::from_secs(1_000_000) };
+        let birth = Birth { clock, seed: [1; 32] };
+        let forwarder = Forwarder::new(limits, Arc::new(routing), memory, &birth);
+        Self { config, registry, forwarder, now }
+    }
+
+    fn in_phase(phase: &str) -> Self {
+        let mut bench = Self::new(|_| {});
+        bench.set_phase(phase);
+        bench
+    }
+
+    fn set_phase(&mut self, phase: &str) {
+        let phase = match phase {
+            "inactive" => Phase::Inactive,
+            "transition" => Phase::Transition { until: self.now + Duration::from_millis(200) },
+            _ => Phase::Active,
+        };
+        self.registry.ledger.set_phase(0, RetryMode::Adaptive, phase);
+        let routing = Routing::new(&self.config, &mut self.registry, |_, _| Default::default());
+        self.forwarder.set_routing(Arc::new(routing));
+    }
+
+    /// The verdict, in a word, and the Retry if there is one.
+    fn send(&mut self, port: u16, octets: &[u8]) -> (&'static str, Option<Vec<u8>>) {
+        let client = SocketAddr::from(([192, 0, 2, 1], port));
+        self.send_from(client, octets)
+    }
+
+    fn send_from(&mut self, client: SocketAddr, octets: &[u8]) -> (&'static str, Option<Vec<u8>>) {
+        let datagram = Datagram { path: ClientPath { client, local: None }, octets };
+        let explained = self.forwarder.explain(self.now, 0, &datagram).outcome;
+        let mut verdicts = [Verdict::Drop(DropReason::Empty)];
+        self.forwarder.decide_batch(self.now, 0, &[datagram], &mut verdicts);
+        let reply = self.forwarder.replies().next().map(|reply| reply.octets.to_vec());
+        assert!(self.forwarder.replies().count() <= 1);
+        assert!(reply.as_ref().is_none_or(|reply| reply.len() <= octets.len()));
+        let word = match (verdicts[0], explained) {
+            (Verdict::Forward { .. }, Outcome::Forward { retry, .. }) => {
+                assert_eq!(retry, reply.is_some());
+                "forward"
+            }
+            (Verdict::Reply(ReplyKind::Retry), Outcome::Reply(ReplyKind::Retry)) => "reply",
+            (Verdict::Drop(reason), Outcome::Drop(explained)) => {
+                assert_eq!(reason, explained);
+                reason.label()
+            }
+            (verdict, explained) => panic!("{verdict:?}, explained as {explained:?}"),
+        };
+        (word, reply)
+    }
+
+    /// As [`Self::send`], of an Initial from the usual port.
+    fn initial(&mut self, dcid: &[u8], token: &[u8]) -> (&'static str, Option<Vec<u8>>) {
+        self.send(PORT, &initial(Version::V1, dcid, SCID, token))
+    }
+
+    /// Gets a Retry and says what to send next: connection ID and token.
+    fn retried(&mut self, port: u16, scid: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        let (_, reply) = self.send(port, &initial(Version::V1, DCID, scid, &[]));
+        read(&reply.expect("a Retry"))
+    }
+
+    fn pass(&mut self, milliseconds: u64) {
+        self.now += Duration::from_millis(milliseconds);
+    }
+
+    fn tokens(&self, result: TokenResult) -> u64 {
+        self.forwarder.tally().tokens[result as usize]
+    }
+}
+
+fn read(retry: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let Ok(Packet::Long(header)) = Packet::read(retry) else { panic!("a long header") };
+    (header.scid.to_vec(), header.rest[..header.rest.len() - retry::TAG_LEN].to_vec())
+}
+
+fn server_cid(server: u8) -> Vec<u8> {
+    cid_config().encode(&server_id(server), &[5; 6]).unwrap().to_vec()
+}
+
+/// A long header of `kind` with 1,200 octets.
+fn long(kind: LongType, dcid: &[u8], scid: &[u8]) -> Vec<u8> {
+    let mut octets = initial(Version::V1, dcid, scid, &[]);
+    octets[0] = 0xc0 | kind.to_first_octet(Version::V1);
+    octets
+}
+
+fn short(dcid: &[u8]) -> Vec<u8> {
+    [&[0x40], dcid, &[7; 40]].concat()
+}
+
+#[test]
+fn an_initial_without_token_meets_what_the_phase_says() {
+    for (phase, word, retry) in
+        [("inactive", "forward", false), ("transition", "forward", true), ("active", "reply", true)]
+    {
+        let mut bench = Bench::in_phase(phase);
+        // Again and again, and also its second half, which is another datagram.
+        for _ in 0..3 {
+            let (got, reply) = bench.initial(DCID, &[]);
+            assert_eq!((got, reply.is_some()), (word, retry), "{phase}");
+        }
+    }
+}
+
+#[test]
+fn a_retry_is_for_its_client_and_of_its_version() {
+    for version in [Version::V1, Version::V2] {
+        let mut bench = Bench::in_phase("active");
+        let hello = initial(version, DCID, SCID, &[]);
+        let (_, reply) = bench.send(PORT, &hello);
+        let reply = reply.unwrap();
+        assert!(retry::verify(version, DCID, &reply));
+        let Ok(Packet::Long(header)) = Packet::read(&reply) else { panic!("a long header") };
+        assert_eq!(header.dcid, SCID);
+        assert_ne!(header.scid, DCID);
+    }
+}
+
+#[test]
+fn a_valid_token_is_forwarded_in_every_phase_and_nothing_is_kept_before_it() {
+    for phase in ["inactive", "transition", "active"] {
+        let mut bench = Bench::in_phase("active");
+        let flows = |bench: &Bench| bench.forwarder.flow_count();
+        let (dcid, token) = bench.retried(PORT, SCID);
+        assert_eq!(flows(&bench), 0);
+        bench.set_phase(phase);
+        assert_eq!(bench.initial(&dcid, &token), ("forward", None));
+        assert_eq!(bench.tokens(TokenResult::Valid), 1);
+        assert_eq!(flows(&bench), 1);
+        // Its second datagram, and its repetition.
+        assert_eq!(bench.initial(&dcid, &token), ("forward", None));
+        assert_eq!(flows(&bench), 1);
+    }
+}
+
+#[test]
+fn the_initial_after_a_retry_reaches_the_same_backend_through_any_balancer() {
+    let (mut one, mut other) = (Bench::in_phase("active"), Bench::in_phase("active"));
+    for port in 50_000..50_100 {
+        let (dcid, token) = one.retried(port, SCID);
+        let backend = |bench: &mut Bench| {
+            let octets = initial(Version::V1, &dcid, SCID, &token);
+            let client = SocketAddr::from(([192, 0, 2, 1], port));
+            let datagram = Datagram { path: ClientPath { client, local: None }, octets: &octets };
+            match bench.forwarder.explain(bench.now, 0, &datagram).outcome {
+                Outcome::Forward { answer, retry: false } => answer,
+                outcome => panic!("{outcome:?}"),
+            }
+        };
+        assert_eq!(backend(&mut one), backend(&mut other));
+    }
+}
+
+#[test]
+fn an_invalid_retry_token_is_dropped_by_reason_and_never_answered() {
+    for phase in ["inactive", "transition", "active"] {
+        let mut bench = Bench::in_phase("active");
+        let (dcid, token) = bench.retried(PORT, SCID);
+        bench.set_phase(phase);
+        let mut refused = |port: u16, dcid: &[u8], token: &[u8], result: TokenResult| {
+            let octets = initial(Version::V1, dcid, b"other", token);
+            assert_eq!(bench.send(port, &octets), ("invalid_token", None), "{phase} {result:?}");
+            assert_eq!(bench.tokens(result), 1, "{phase} {result:?}");
+        };
+        refused(PORT + 1, &dcid, &token, TokenResult::Address);
+        refused(PORT, DCID, &token, TokenResult::Seal);
+        refused(PORT, &dcid, &token[..token.len() - 1], TokenResult::Truncated);
+        refused(PORT, &dcid, &token[..1], TokenResult::Truncated);
+        refused(PORT, &dcid, &[&[7][..], &token[1..]].concat(), TokenResult::OriginalDcidLength);
+        for bit in 0..token.len() * 8 {
+            let mut flipped = token.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let (word, reply) = bench.initial(&dcid, &flipped);
+            // The first bit makes it a token of a NEW_TOKEN frame, which is no forgery of a Retry's.
+            match (bit, phase) {
+                (7, "inactive") => assert_eq!(word, "forward"),
+                (7, "transition") => assert_eq!((word, reply.is_some()), ("forward", true)),
+                (7, _) => assert_eq!((word, reply.is_some()), ("reply", true)),
+                _ => assert_eq!((word, reply), ("invalid_token", None), "{phase}, bit {bit}"),
+            }
+        }
+        bench.pass(12_000);
+        assert_eq!(bench.initial(&dcid, &token).0, "forward", "{phase}: skew of clocks");
+        bench.pass(1_000);
+        let (word, reply) = bench.initial(&dcid, &token);
+        assert_eq!((word, reply), ("invalid_token", None));
+        assert_eq!(bench.tokens(TokenResult::Expired), 1);
+    }
+}
+
+#[test]
+fn a_clock_that_was_set_is_followed() {
+    let mut bench = Bench::in_phase("active");
+    let (dcid, token) = bench.retried(PORT, SCID);
+    let hour = Duration::from_secs(3600);
+    let unix = UNIX_EPOCH + Duration::from_secs(1_000_000) + hour;
+    bench.forwarder.set_clock(Clock { now: bench.now, unix });
+    assert_eq!(bench.initial(&dcid, &token).0, "invalid_token");
+    // Made and checked by the same clock, tokens are good whatever it says.
+    let (dcid, token) = bench.retried(PORT, b"again");
+    assert_eq!(bench.send(PORT, &initial(Version::V1, &dcid, b"again", &token)).0, "forward");
+}
+
+#[test]
+fn tokens_of_new_token_frames_spare_the_round_trip_to_their_address_alone() {
+    for format in [TokenFormat::Nat, TokenFormat::SharedState] {
+        let mut bench = Bench::new(|config| config.retry.format = format);
+        bench.set_phase("active");
+        let client = [192, 0, 2, 1].into();
+        let later = UNIX_EPOCH + Duration::from_secs(1_000_060);
+        let token = shared_state::seal_new_token(&key(), [4; 12], client, later).unwrap();
+        assert_eq!(bench.initial(DCID, &token), ("forward", None));
+        assert_eq!(bench.tokens(TokenResult::Valid), 1);
+        let hello = initial(Version::V1, DCID, SCID, &token);
+        let (word, reply) = bench.send_from("192.0.2.2:50001".parse().unwrap(), &hello);
+        assert_eq!((word, reply.is_some()), ("reply", true));
+        assert_eq!(bench.tokens(TokenResult::Seal), 1);
+        bench.pass(63_000);
+        assert_eq!(bench.initial(b"another connection", &token).0, "reply");
+        assert_eq!(bench.tokens(TokenResult::Expired), 1);
+    }
+}
+
+#[test]
+fn what_goes_on_with_a_validated_handshake_needs_no_token_that_fits() {
+    let mut bench = Bench::in_phase("active");
+    let (dcid, token) = bench.retried(PORT, SCID);
+    assert_eq!(bench.initial(&dcid, &token).0, "forward");
+    // The server has answered with a connection ID of its own; the token stays what it was.
+    for server in 1..=3 {
+        assert_eq!(bench.initial(&server_cid(server), &token), ("forward", None));
+        // An acknowledgement need not be large to belong to a connection.
+        let small = &initial(Version::V1, &server_cid(server), SCID, &token)[..200];
+        assert_eq!(bench.send(PORT, small), ("forward", None));
+    }
+    // Nobody else may use the connection ID, nor may another connection of the same client.
+    let other = initial(Version::V1, &server_cid(1), SCID, &token);
+    assert_eq!(bench.send(PORT + 1, &other).0, "invalid_token");
+    let other = initial(Version::V1, &server_cid(1), b"other", &[]);
+    assert_eq!(bench.send(PORT, &other).0, "reply");
+}
+
+#[test]
+fn handshakes_from_before_are_asked_too_and_not_cut_in_the_transition() {
+    let mut bench = Bench::in_phase("inactive");
+    assert_eq!(bench.initial(DCID, &[]), ("forward", None));
+    bench.set_phase("transition");
+    let (word, reply) = bench.initial(DCID, &[]);
+    assert_eq!((word, reply.is_some()), ("forward", true));
+    // One that has heard from its server ignores the Retry.
+    let (word, reply) = bench.initial(&server_cid(1), &[]);
+    assert_eq!((word, reply.is_some()), ("forward", true));
+    bench.pass(199);
+    assert_eq!(bench.initial(DCID, &[]).0, "forward");
+    bench.pass(1);
+    assert_eq!(bench.initial(DCID, &[]).0, "reply");
+    assert_eq!(bench.initial(&server_cid(1), &[]).0, "reply");
+}
+
+#[test]
+fn what_is_established_meets_no_limit_no_phase_and_no_policy() {
+    let mut bench = Bench::new(|config| {
+        config.limits.new_connections = NewConnections {
+            total: 1.try_into().ok(),
+            per_listener: 1.try_into().ok(),
+            per_address: 1.try_into().ok(),
+            per_network: 1.try_into().ok(),
+        };
+        config.limits.unknown_short_headers = UnknownPackets::Refuse;
+        config.retry.other_versions = Admittance::Deny;
+    });
+    let learnt = [0xff; 11];
+    assert_eq!(bench.initial(DCID, &[]).0, "forward");
+    let datagram = initial(Version::V1, DCID, SCID, &[]);
+    let path = ClientPath { client: ([192, 0, 2, 1], PORT).into(), local: None };
+    let mut verdicts = [Verdict::Drop(DropReason::Empty)];
+    let datagram = Datagram { path, octets: &datagram };
+    bench.forwarder.decide_batch(bench.now, 0, &[datagram], &mut verdicts);
+    let Verdict::Forward { flow, .. } = verdicts[0] else { panic!("{verdicts:?}") };
+    bench.forwarder.returned(bench.now, flow, &long(LongType::Handshake, SCID, &learnt));
+    for phase in ["inactive", "transition", "active"] {
+        bench.set_phase(phase);
+        for n in 0..100u16 {
+            // From known ports and unknown ones, from those of reflectors, from our own address.
+            for port in [PORT, 51_000 + n, 53, 11_211] {
+                assert_eq!(bench.send(port, &short(&server_cid(1))).0, "forward");
+                assert_eq!(bench.send(port, &short(&learnt)).0, "forward");
+                let handshake = long(LongType::Handshake, &server_cid(2), b"any");
+                assert_eq!(bench.send(port, &handshake).0, "forward");
+            }
+            let own = "127.0.0.1:4433".parse().unwrap();
+            assert_eq!(bench.send_from(own, &short(&server_cid(1))).0, "forward");
+            let mut unknown_version = long(LongType::Handshake, &server_cid(3), b"any");
+            unknown_version[1..5].copy_from_slice(&[0xff, 0, 0, 29]);
+            assert_eq!(bench.send(PORT, &unknown_version).0, "forward");
+            // On the client's own path everything short goes on.
+            assert_eq!(bench.send(PORT, &short(&[0xfe; 9])).0, "forward");
+        }
+    }
+}
+
+#[test]
+fn limits_count_what_begins_and_not_what_is_repeated() {
+    let mut bench = Bench::new(|config| {
+        config.retry.mode = RetryMode::Off;
+        config.limits.new_connections.per_address = 2.try_into().ok();
+    });
+    let hello = |n: u8| initial(Version::V1, &[n; 9], &[n], &[]);
+    for _ in 0..5 {
+        assert_eq!(bench.send(PORT, &hello(1)).0, "forward");
+        assert_eq!(bench.send(PORT, &hello(2)).0, "forward");
+    }
+    assert_eq!(bench.send(PORT, &hello(3)).0, "address_limit");
+    // Under the same source connection ID, another first flight is another connection.
+    assert_eq!(bench.send(PORT, &initial(Version::V1, &[9; 9], &[1], &[])).0, "address_limit");
+    bench.pass(500);
+    assert_eq!(bench.send(PORT, &hello(3)).0, "forward");
+    assert_eq!(bench.send(PORT, &hello(4)).0, "address_limit");
+    assert_eq!(bench.forwarder.tally().attempts, 1);
+}
+
+#[test]
+fn while_addresses_are_validated_false_senders_use_up_nobodys_share() {
+    let mut bench = Bench::new(|config| {
+        config.limits.new_connections.per_address = 2.try_into().ok();
+    });
+    bench.set_phase("active");
+    for n in 0..100u8 {
+        assert_eq!(bench.send(PORT, &initial(Version::V1, &[n; 9], &[n], &[])).0, "reply");
+    }
+    for n in 0..3u8 {
+        let (dcid, token) = bench.retried(PORT, &[n; 4]);
+        let second = initial(Version::V1, &dcid, &[n; 4], &token);
+        let expected = if n < 2 { "forward" } else { "address_limit" };
+        for _ in 0..3 {
+            assert_eq!(bench.send(PORT, &second).0, expected);
+        }
+    }
+}
+
+#[test]
+fn small_initials_and_impossible_sources_begin_nothing() {
+    for mode in [RetryMode::Off, RetryMode::Adaptive, RetryMode::Always] {
+        let mut bench = Bench::new(|config| config.retry.mode = mode);
+        let hello = initial(Version::V1, DCID, SCID, &[]);
+        let second = initial(Version::V2, DCID, SCID, &[]);
+        for small in [&hello[..1199], &second[..1199]] {
+            assert_eq!(bench.send(PORT, small), ("small_initial", None));
+        }
+        let unknown = short(&[0xfe; 9]);
+        let other_version = [&[0xc0, 0xff, 0, 0, 29, 8][..], &[1; 8], &[0], &[0; 1200]].concat();
+        for octets in [&hello, &unknown, &other_version] {
+            assert_eq!(bench.send(53, octets), ("reflector_port", None));
+            let own = "127.0.0.1:4433".parse().unwrap();
+            assert_eq!(bench.send_from(own, octets), ("own_address", None));
+        }
+        assert_eq!(bench.forwarder.flow_count(), 0);
+    }
+}
+
+#[test]
+fn packets_that_begin_with_no_initial_are_dropped_while_addresses_are_validated() {
+    for kind in [LongType::ZeroRtt, LongType::Handshake, LongType::Retry] {
+        for (phase, expected) in
+            [("inactive", "forward"), ("transition", "forward"), ("active", "unvalidated")]
+        {
+            let mut bench = Bench::in_phase(phase);
+            assert_eq!(bench.send(PORT, &long(kind, DCID, SCID)), (expected, None));
+        }
+    }
+    // 0-RTT behind its Initial is remembered.
+    let mut bench = Bench::in_phase("active");
+    let (dcid, token) = bench.retried(PORT, SCID);
+    assert_eq!(bench.initial(&dcid, &token).0, "forward");
+    assert_eq!(bench.send(PORT, &long(LongType::ZeroRtt, &dcid, SCID)).0, "forward");
+}
+
+#[test]
+fn other_versions_follow_the_list_and_get_no_retry() {
+    let version = |number: u32| {
+        [&[0xc0][..], &number.to_be_bytes(), &[8], &[1; 8], &[0], &[0; 1200]].concat()
+    };
+    for (others, listed, unlisted) in
+        [(Admittance::Allow, "version", "forward"), (Admittance::Deny, "forward", "version")]
+    {
+        let mut bench = Bench::new(|config| {
+            config.retry.other_versions = others;
+            config.retry.except_versions = vec![0xff00_001d];
+        });
+        assert_eq!(bench.send(PORT, &version(0xff00_001d)), ("forward", None));
+        assert_eq!(bench.send(PORT, &version(0x0a0a_0a0a)), ("forward", None));
+        bench.set_phase("active");
+        assert_eq!(bench.send(PORT + 1, &version(0xff00_001d)), (listed, None));
+        assert_eq!(bench.send(PORT + 2, &version(0x0a0a_0a0a)), (unlisted, None));
+        assert_eq!(bench.send(PORT + 3, &version(0)), ("unvalidated", None));
+    }
+}
+
+#[test]
+fn short_headers_that_nothing_is_known_about_are_refused_under_attack_if_wanted() {
+    for (policy, expected) in
+        [(UnknownPackets::Forward, "forward"), (UnknownPackets::Refuse, "unknown_short_header")]
+    {
+        let mut bench = Bench::new(|config| config.limits.unknown_short_headers = policy);
+        assert_eq!(bench.send(PORT, &short(&[0xfe; 9])).0, "forward");
+        bench.set_phase("active");
+        assert_eq!(bench.send(PORT + 1, &short(&[0xfe; 9])).0, expected);
+        // Where the path is known, there may be a connection.
+        assert_eq!(bench.send(PORT, &short(&[0xfe; 9])).0, "forward");
+    }
+}
+
+#[test]
+fn keys_are_rotated_without_an_invalid_token() {
+    let mut bench = Bench::in_phase("active");
+    let key = |n: u8| TokenKey::new(n, [n; 16], [0; 12]).unwrap();
+    let mut waiting = Vec::new();
+    let mut keys = vec![key(0)];
+    for round in 0..20u8 {
+        // At the end, then to the front, then the old one goes.
+        match round % 3 {
+            0 => keys.push(key(round + 1)),
+            1 => keys.rotate_right(1),
+            _ => drop(keys.pop()),
+        }
+        bench.config.retry.keys = keys.clone();
+        bench.set_phase("active");
+        waiting.push((round, bench.retried(PORT, &[round])));
+        // A client that takes its time gets through the next step too.
+        if waiting.len() > 1 {
+            let (n, (dcid, token)) = waiting.remove(0);
+            let second = initial(Version::V1, &dcid, &[n], &token);
+            assert_eq!(bench.send(PORT, &second).0, "forward", "round {round}");
+        }
+    }
+}
+
+#[test]
+fn balancers_with_the_same_keys_accept_each_others_tokens() {
+    let (mut one, mut other) = (Bench::in_phase("active"), Bench::in_phase("active"));
+    let (dcid, token) = one.retried(PORT, SCID);
+    assert_eq!(other.initial(&dcid, &token), ("forward", None));
+    let mut stranger = Bench::new(|config| {
+        config.retry.keys = vec![TokenKey::new(3, [8; 16], [0; 12]).unwrap()];
+    });
+    stranger.set_phase("active");
+    assert_eq!(stranger.initial(&dcid, &token), ("invalid_token", None));
+}
+
+#[test]
+fn the_same_seed_and_datagrams_give_the_same_octets() {
+    let run = || {
+        let mut bench = Bench::in_phase("active");
+        (0..20u8).map(|n| bench.initial(&[n; 8], &[]).1).collect::<Vec<_>>()
+    };
+    let (one, other) = (run(), run());
+    assert_eq!(one, other);
+    assert!(
+        one.iter()
+            .flatten()
+            .map(|retry| read(retry).0)
+            .collect::<std::collections::HashSet<_>>()
+            .len()
+            == 20
+    );
+}
+
+#[test]
+fn a_first_connection_id_that_happens_to_decode_changes_nothing() {
+    let mut bench = Bench::in_phase("active");
+    let hit = server_cid(2);
+    assert_eq!(bench.initial(&hit, &[]).0, "reply");
+    let id = ServerId::new(&[0, 2]).unwrap();
+    assert_eq!(cid_config().decode(&hit), Some(id));
+    assert_eq!(bench.forwarder.flow_count(), 0);
+}
