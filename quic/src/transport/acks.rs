@@ -126,6 +126,11 @@ impl Received {
         self.floor = self.floor.max(floor);
     }
 
+    /// Gives spare memory back.
+    pub(crate) fn shrink(&mut self) {
+        self.ranges.shrink();
+    }
+
     /// The highest number received.
     pub(crate) fn largest(&self) -> Option<u64> {
         self.ranges.max()

@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 
 /// Octets per block.
 const BLOCK: usize = 4096;
+/// Blocks whose memory waits to be used again: those of a first window.
+const MAX_SPARE: usize = 64;
 
 /// The receive side of a stream of octets. Flow control is the caller's: `insert` takes what it is
 /// given, and the caller bounds the offsets.
@@ -20,6 +22,8 @@ pub(crate) struct Assembler {
     read: u64,
     /// The end of what can be read without a gap.
     contiguous: u64,
+    /// The memory of blocks that were read, for those to come.
+    spare: Vec<Vec<u8>>,
 }
 
 #[derive(Debug, Default)]
@@ -48,11 +52,28 @@ impl Assembler {
                 self.blocks.resize_with(index + 1, || None);
             }
             let start = if index == 0 { self.locate(self.read).1 } else { 0 };
-            self.blocks[index].get_or_insert_with(|| Block::new(start)).insert(within, here);
+            // Who sends more than a block will fill the next one too.
+            let whole = offset >= BLOCK as u64;
+            let spare = &mut self.spare;
+            let block = self.blocks[index].get_or_insert_with(|| {
+                let mut octets = spare.pop().unwrap_or_default();
+                octets.clear();
+                octets.reserve_exact(if whole { BLOCK - start } else { 0 });
+                Block::new(start, octets)
+            });
+            block.insert(within, here);
             offset += len as u64;
             data = rest;
         }
         self.extend_contiguous();
+    }
+
+    /// Gives spare memory back.
+    pub(crate) fn shrink(&mut self) {
+        self.spare = Vec::new();
+        if self.is_drained() {
+            self.blocks = VecDeque::new();
+        }
     }
 
     /// The octets that can be read now, up to the end of a block.
@@ -72,7 +93,11 @@ impl Assembler {
         self.read = (self.read + count as u64).min(self.contiguous);
         let (_, within) = self.locate(self.read);
         if self.read / BLOCK as u64 > before {
-            self.blocks.pop_front();
+            if let Some(Some(block)) = self.blocks.pop_front()
+                && self.spare.len() < MAX_SPARE
+            {
+                self.spare.push(block.octets);
+            }
         } else if let Some(Some(first)) = self.blocks.front_mut()
             && first.end() == within
         {
@@ -142,8 +167,8 @@ impl Assembler {
 }
 
 impl Block {
-    const fn new(start: usize) -> Self {
-        Self { start, octets: Vec::new(), prefix: start, present: None }
+    const fn new(start: usize, octets: Vec<u8>) -> Self {
+        Self { start, octets, prefix: start, present: None }
     }
 
     /// Starts anew at `start`, with the memory of before.

@@ -38,6 +38,10 @@ pub struct TransportConfig {
     pub key_update_after: Option<u64>,
     /// Whether to mark packets ECT(0).
     pub ecn: bool,
+    /// Whether the TLS session is kept after the handshake, at about 3 KiB per connection, so that
+    /// keying material can be exported. Servers release it when the handshake completes, clients
+    /// when tickets had the time to arrive.
+    pub keep_tls_session: bool,
     /// Whether a client moves to the preferred address of a server that has one.
     pub follow_preferred_address: bool,
 }
@@ -60,6 +64,8 @@ impl Default for TransportConfig {
             datagram_send_buffer: 256 * 1024,
             key_update_after: None,
             ecn: true,
+            // Few applications export keys, and all have idle connections.
+            keep_tls_session: false,
             // A client SHOULD, by section 9.6.1 of RFC 9000.
             follow_preferred_address: true,
         }

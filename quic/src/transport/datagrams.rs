@@ -47,6 +47,11 @@ impl Queue {
         Some(message)
     }
 
+    /// Gives spare memory back.
+    pub(crate) fn shrink(&mut self) {
+        self.messages.shrink_to_fit();
+    }
+
     pub(crate) fn front(&self) -> Option<&Bytes> {
         self.messages.front()
     }

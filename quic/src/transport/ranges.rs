@@ -67,6 +67,11 @@ impl RangeSet {
         self.ranges.first()
     }
 
+    /// Gives spare memory back.
+    pub(crate) fn shrink(&mut self) {
+        self.ranges.shrink_to_fit();
+    }
+
     /// Ranges in ascending order.
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, Range<u64>> {
         self.ranges.iter()

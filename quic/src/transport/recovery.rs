@@ -249,6 +249,17 @@ impl Sent {
         })
     }
 
+    /// Whether nothing is remembered.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// Gives spare memory back.
+    pub(crate) fn shrink(&mut self) {
+        self.packets.shrink_to_fit();
+        self.skipped.shrink_to_fit();
+    }
+
     /// When [`Self::detect_lost`] will find something without a further ACK.
     pub(crate) const fn loss_at(&self) -> Option<Instant> {
         self.loss_at

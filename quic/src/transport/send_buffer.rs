@@ -4,8 +4,9 @@ use std::{collections::VecDeque, ops::Range};
 
 use super::ranges::RangeSet;
 
-/// Above this capacity an empty buffer gives its memory back.
-const KEEP: usize = 16 * 1024;
+/// Above this capacity an empty buffer gives its memory back at once, and not only when the
+/// connection rests.
+const KEEP: usize = 256 * 1024;
 
 /// The send side of a stream of octets.
 #[derive(Debug, Default)]
@@ -104,6 +105,13 @@ impl SendBuffer {
         self.octets = VecDeque::new();
         self.acked = RangeSet::default();
         self.lost = RangeSet::default();
+    }
+
+    /// Gives spare memory back.
+    pub(crate) fn shrink(&mut self) {
+        self.octets.shrink_to_fit();
+        self.acked.shrink();
+        self.lost.shrink();
     }
 
     /// The offset after the last octet written.

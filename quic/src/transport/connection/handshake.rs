@@ -173,10 +173,12 @@ impl Connection {
             if data.is_empty() {
                 return Ok(());
             }
-            let count = data.len();
             // "client authentication after the handshake", key updates of TLS and the like come as
             // messages that TLS itself refuses over QUIC.
-            self.handshake.session.read(data)?;
+            let count = self.handshake.session.read(data)?;
+            if count == 0 {
+                return Ok(());
+            }
             state.crypto_in.consume(count);
             self.drive_tls(now)?;
             // "When TLS provides keys for a higher encryption level, if there is data from a

@@ -234,7 +234,7 @@ impl Connection {
 
     /// Keeps the memory of `frames` for a packet to come.
     pub(super) fn recycle(&mut self, mut frames: Vec<SentFrame>) {
-        const SPARE: usize = 32;
+        const SPARE: usize = 256;
         if self.spare_frames.len() < SPARE && frames.capacity() > 0 {
             frames.clear();
             self.spare_frames.push(frames);

@@ -61,6 +61,10 @@ const MAX_ACK_DELAY: Duration = Duration::from_millis(25);
 /// The exponent that scales our acknowledgment delays.
 const ACK_DELAY_EXPONENT: u8 = 3;
 
+/// Silence after which memory is given back that only traffic needs. Long enough that exchanges of
+/// requests and answers do not pay for it, and that a client gets the tickets of its handshake.
+const REST_AFTER: Duration = Duration::from_secs(1);
+
 /// Something an application may want to know.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -216,6 +220,8 @@ pub struct Connection {
     last_sent: Instant,
     non_eliciting: u32,
     key_update_due: bool,
+    /// Packets came or went since memory was last given back.
+    stirred: bool,
     events: VecDeque<Event>,
     drops: [u64; DropReason::COUNT],
     stats: Stats,
@@ -290,6 +296,7 @@ impl Connection {
             last_sent: now,
             non_eliciting: 0,
             key_update_due: false,
+            stirred: true,
             events: VecDeque::new(),
             drops: [0; DropReason::COUNT],
             stats: Stats::default(),
@@ -494,7 +501,8 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// When the handshake is not complete.
+    /// When the handshake is not complete, or the TLS session was not kept after it:
+    /// [`TransportConfig::keep_tls_session`].
     pub fn export_keying_material(
         &self,
         out: &mut [u8],
@@ -622,6 +630,7 @@ impl Connection {
             self.keep_alive_deadline(),
             self.loss_deadline(),
             self.pacing_until,
+            self.rest_deadline(),
             self.paths[0].mtu.deadline().filter(|_| self.handshake.confirmed),
             keys,
         ];
@@ -649,6 +658,9 @@ impl Connection {
         }
         if due(self.pacing_until) {
             self.pacing_until = None;
+        }
+        if due(self.rest_deadline()) {
+            self.rest();
         }
         if let Some(keys) = &mut self.one_rtt {
             keys.handle_deadline(now);
@@ -708,6 +720,36 @@ impl Connection {
         let interval = self.config.keep_alive.filter(|_| self.handshake.confirmed)?;
         let pending = self.spaces[Space::Data.index()].ping_due;
         (!pending).then(|| self.active_since.max(self.last_sent) + interval)
+    }
+
+    fn rest_deadline(&self) -> Option<Instant> {
+        let busy = self.spaces.iter().any(|state| !state.sent.is_empty());
+        let due = self.stirred && !busy && self.handshake.confirmed;
+        due.then(|| self.active_since.max(self.last_sent) + REST_AFTER)
+    }
+
+    /// Gives memory back that only a connection with traffic needs.
+    fn rest(&mut self) {
+        self.stirred = false;
+        if !self.config.keep_tls_session {
+            self.handshake.session.release();
+        }
+        self.spare_frames = Vec::new();
+        self.scratch = Vec::new();
+        self.waiting = Vec::new();
+        self.tokens.shrink_to_fit();
+        self.retired.shrink_to_fit();
+        self.announce.shrink_to_fit();
+        self.events.shrink_to_fit();
+        self.incoming.shrink();
+        self.outgoing.shrink();
+        self.streams.shrink();
+        for state in &mut self.spaces {
+            state.sent.shrink();
+            state.received.shrink();
+            state.crypto_in.shrink();
+            state.crypto_out.shrink();
+        }
     }
 
     /// Octets of a short-header packet besides its frames, at most.

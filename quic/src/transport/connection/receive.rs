@@ -322,6 +322,7 @@ impl Connection {
         let now = arrival.now;
         self.handshake.any_processed = true;
         self.active_since = now;
+        self.stirred = true;
         self.eliciting_since_received = false;
         if let PacketKind::Initial { scid, token, .. } = &header.kind {
             // "a server MUST set the Token Length field to 0; clients that receive an Initial

@@ -439,6 +439,7 @@ impl Connection {
         let sealed = builder.finish(&*keys.header, &*keys.packet, pad_to, out);
         let Ok(len) = sealed else { return builder.abandon(out) };
         self.last_sent = now;
+        self.stirred = true;
         if let Some(largest) = reported {
             self.space(space).received.on_reported();
             if let (Space::Data, Some(keys)) = (space, &mut self.one_rtt) {
@@ -631,6 +632,11 @@ impl Connection {
         out.extend_from_slice(frames);
         self.seal(now, 0, packet, 0, None, &mut out);
         out
+    }
+
+    /// Octets of CRYPTO data of 1-RTT packets so far.
+    pub(crate) fn crypto_sent(&self) -> u64 {
+        self.spaces[Space::Data.index()].crypto_out.end()
     }
 
     /// A 1-RTT packet with these frames and a reserved bit.

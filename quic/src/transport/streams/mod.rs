@@ -366,6 +366,26 @@ impl Streams {
         self.events.pop_front()
     }
 
+    /// Gives spare memory back.
+    pub(crate) fn shrink(&mut self) {
+        // An empty map keeps the memory of its last node.
+        if self.send.is_empty() {
+            self.send = BTreeMap::new();
+        }
+        if self.recv.is_empty() {
+            self.recv = BTreeMap::new();
+        }
+        self.send.values_mut().for_each(|stream| stream.buffer.shrink());
+        self.recv.values_mut().for_each(RecvStream::shrink);
+        for set in [&mut self.waiting, &mut self.control] {
+            if set.is_empty() {
+                *set = BTreeSet::new();
+            }
+        }
+        self.events.shrink_to_fit();
+        self.queue.shrink();
+    }
+
     // What frames say.
 
     pub(crate) fn on_stream(&mut self, frame: &frame::Stream<'_>) -> Result<(), TransportError> {

@@ -47,6 +47,13 @@ impl SendQueue {
         }
     }
 
+    /// Gives spare memory back.
+    pub(super) fn shrink(&mut self) {
+        if self.is_empty() {
+            self.levels = BTreeMap::new();
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.levels.values().all(VecDeque::is_empty)
     }

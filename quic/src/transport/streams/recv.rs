@@ -189,6 +189,11 @@ impl RecvStream {
         self.assembler.read_offset()
     }
 
+    /// Gives spare memory back.
+    pub(super) fn shrink(&mut self) {
+        self.assembler.shrink();
+    }
+
     fn is_complete(&self) -> bool {
         self.final_size == Some(self.assembler.read_offset()) && self.stopped.is_none()
     }

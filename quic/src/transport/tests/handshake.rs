@@ -145,6 +145,55 @@ fn a_handshake_that_nobody_answers_ends_with_advice() {
     assert!(took >= Duration::from_secs(30) && took <= Duration::from_secs(60), "{took:?}");
 }
 
+#[test]
+fn req_c05_c25_tickets_may_come_when_tls_is_gone_and_nothing_else() {
+    let ticket = [&[4, 0, 0, 30][..], &[9; 30]].concat();
+    for (first, expected) in [(4, None), (24, Some(Code::crypto(10))), (13, Some(Code::crypto(10)))]
+    {
+        let mut pair = Pair::connected();
+        pair.pass(Duration::from_secs(2));
+        pair.settle();
+        let mut message = ticket.clone();
+        message[0] = first;
+        // After the real tickets, in pieces.
+        let mut offset = pair.at_server().crypto_sent();
+        for piece in message.chunks(3) {
+            let mut frames = vec![];
+            frame::write_crypto_header(offset, piece.len(), &mut frames);
+            frames.extend_from_slice(piece);
+            offset += piece.len() as u64;
+            let now = pair.now;
+            let packet = pair.at_server().forge(now, Space::Data, &frames);
+            pair.deliver_down(packet);
+        }
+        let error = pair.at_client().error().cloned();
+        let code = match error {
+            Some(ConnectionError::Peer(error)) => Some(error.code),
+            None => None,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(code, expected);
+        assert_eq!(pair.at_client().alpn(), Some(&b"test"[..]));
+        assert!(pair.at_client().peer_certificates().is_some());
+    }
+}
+
+#[test]
+fn keying_material_can_be_exported_where_the_session_is_kept() {
+    for keep in [true, false] {
+        let config = TransportConfig { keep_tls_session: keep, ..TransportConfig::default() };
+        let mut pair = Pair::connected_as(Scene::with(config));
+        pair.pass(Duration::from_secs(2));
+        pair.settle();
+        let (mut ours, mut theirs) = ([0; 32], [1; 32]);
+        let exported = pair.at_client().export_keying_material(&mut ours, b"label", None);
+        assert_eq!(exported.is_ok(), keep);
+        let exported = pair.at_server().export_keying_material(&mut theirs, b"label", None);
+        assert_eq!(exported.is_ok(), keep);
+        assert_eq!(ours == theirs, keep);
+    }
+}
+
 fn closed_with(error: &Option<ConnectionError>, code: Code) -> bool {
     matches!(error,
         Some(ConnectionError::PeerClosed(PeerClose::Transport { code: found, .. }))
