@@ -20,11 +20,36 @@ ALPN = "quic-lb-echo"
 EVERY = 200 * 1024
 
 
+# Octets in a piece of content; a multiple of 4.
+PIECE = 1 << 20
+
+
 def pattern(length):
-    words = array.array("I", range((length + 3) // 4))
-    if sys.byteorder == "little":
-        words.byteswap()
-    return words.tobytes()[:length]
+    """The content, in pieces."""
+    for offset in range(0, length, PIECE):
+        words = array.array("I", range(offset // 4, (min(offset + PIECE, length) + 3) // 4))
+        if sys.byteorder == "little":
+            words.byteswap()
+        yield words.tobytes()[: length - offset]
+
+
+def digest(length):
+    whole = hashlib.sha256()
+    for piece in pattern(length):
+        whole.update(piece)
+    return whole.digest()
+
+
+async def send(writer, length):
+    """Writes the content, no faster than it leaves: aioquic's `drain` does not wait."""
+    adapter = writer.transport
+    for piece in pattern(length):
+        writer.write(piece)
+        stream = adapter.protocol._quic._streams.get(adapter.stream_id)
+        while stream is not None and len(stream.sender._buffer) > 4 * PIECE:
+            await asyncio.sleep(0.002)
+            assert adapter.protocol._quic._close_event is None, "closed"
+    writer.write_eof()
 
 
 def configuration(arguments, is_client):
@@ -73,13 +98,13 @@ class Protocol(QuicConnectionProtocol):
 async def answer(reader, writer):
     request = await reader.readline()
     if request.startswith(b"GET "):
-        writer.write(pattern(int(request[4:])))
+        await send(writer, int(request[4:]))
     else:
-        digest = hashlib.sha256()
+        whole = hashlib.sha256()
         while piece := await reader.read(1 << 16):
-            digest.update(piece)
-        writer.write(digest.digest())
-    writer.write_eof()
+            whole.update(piece)
+        writer.write(whole.digest())
+        writer.write_eof()
 
 
 async def run_server(arguments):
@@ -109,23 +134,29 @@ async def get(protocol, octets, action):
     reader, writer = await protocol.create_stream()
     writer.write(b"GET %d\n" % octets)
     writer.write_eof()
-    digest, received, due = hashlib.sha256(), 0, EVERY
+    whole, received, due = hashlib.sha256(), 0, EVERY
     while piece := await reader.read(1 << 16):
-        digest.update(piece)
+        whole.update(piece)
         received += len(piece)
         if action and received >= due:
             due = received + EVERY
             await action()
     assert received == octets, f"{received} octets instead of {octets}"
-    assert digest.digest() == hashlib.sha256(pattern(octets)).digest(), "other content"
+    assert whole.digest() == digest(octets), "other content"
 
 
 async def put(protocol, octets):
     reader, writer = await protocol.create_stream()
-    content = pattern(octets)
-    writer.write(b"PUT\n" + content)
-    writer.write_eof()
-    assert await reader.read() == hashlib.sha256(content).digest(), "other content arrived"
+    writer.write(b"PUT\n")
+    await send(writer, octets)
+    assert await reader.read() == digest(octets), "other content arrived"
+
+
+async def keep_alive(protocol):
+    """A client behind a NAT is only within reach while it speaks."""
+    while True:
+        await asyncio.sleep(0.3)
+        await protocol.ping()
 
 
 async def once(arguments, ticket, tickets):
@@ -151,15 +182,22 @@ async def once(arguments, ticket, tickets):
                 protocol.change_connection_id()
             await protocol.ping()
 
+        if arguments.keep_alive:
+            speaking = asyncio.ensure_future(keep_alive(protocol))
+            speaking.add_done_callback(lambda task: task.cancelled() or task.exception())
         acting = arguments.update_keys or arguments.rebind or arguments.migrate
-        await get(protocol, arguments.octets, act if acting else None)
-        await put(protocol, arguments.octets)
+        if not arguments.only_put:
+            await get(protocol, arguments.octets, act if acting else None)
+        if not arguments.only_get:
+            await put(protocol, arguments.octets)
         if arguments.datagrams:
             for size in (0, 1, 100, 1000):
                 protocol._quic.send_datagram_frame(b"\x07" * size)
                 protocol.transmit()
                 message = await asyncio.wait_for(protocol.datagrams.get(), 60)
                 assert message == b"\x07" * size, size
+        if arguments.keep_alive:
+            speaking.cancel()
         return protocol.resumed
 
 
@@ -182,7 +220,16 @@ def main():
     client = commands.add_parser("client")
     client.add_argument("--target", required=True)
     client.add_argument("--octets", type=int, default=1 << 20)
-    for flag in ("--update-keys", "--rebind", "--migrate", "--resume", "--datagrams"):
+    for flag in (
+        "--update-keys",
+        "--rebind",
+        "--migrate",
+        "--resume",
+        "--datagrams",
+        "--keep-alive",
+        "--only-get",
+        "--only-put",
+    ):
         client.add_argument(flag, action="store_true")
     client.set_defaults(run=run_client)
     for command in (server, client):

@@ -21,12 +21,14 @@
 //! | [`nat`] | a NAT that forgets its bindings when told to |
 //! | [`noise`] | datagrams that nobody should send |
 //! | [`pattern`] | content that can be checked at any offset |
+//! | [`aioquic`] | the Python peers |
 //! | [`exchange`] | requests and answers on any stack's streams |
 //! | [`ours`] | servers and clients on our own stack |
 //! | [`certificate`] | the certificate of a scenario |
 //! | [`sim`] | the simulator: our own endpoints on virtual time, without sockets |
 #![forbid(unsafe_code)]
 
+pub mod aioquic;
 pub mod audit;
 pub mod balancer;
 pub mod binary;

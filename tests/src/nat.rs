@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -24,6 +24,7 @@ pub struct Nat {
 #[derive(Debug)]
 struct Shared {
     target: SocketAddr,
+    carried: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -56,7 +57,7 @@ impl Nat {
         let inside = Arc::new(UdpSocket::bind((outside, 0)).await?);
         let address = inside.local_addr()?;
         let state = Mutex::new(State { outside, bindings: HashMap::new() });
-        let shared = Arc::new(Shared { target, state });
+        let shared = Arc::new(Shared { target, carried: AtomicU64::new(0), state });
         let task = tokio::spawn(run(inside, Arc::clone(&shared))).abort_handle();
         Ok(Self { inside: address, shared, task, rebinds: AtomicUsize::new(0) })
     }
@@ -73,6 +74,12 @@ impl Nat {
         state.outside = outside;
         state.bindings.clear();
         self.rebinds.fetch_add(1, Relaxed);
+    }
+
+    /// Octets that it has carried, both ways.
+    #[must_use]
+    pub fn carried(&self) -> u64 {
+        self.shared.carried.load(Relaxed)
     }
 
     /// How often it forgot.
@@ -95,22 +102,29 @@ async fn run(inside: Arc<UdpSocket>, shared: Arc<Shared>) {
     let mut buffer = vec![0; MAX_DATAGRAM];
     while let Ok((length, client)) = inside.recv_from(&mut buffer).await {
         if let Ok(socket) = shared.binding(client, &inside) {
+            shared.carried.fetch_add(length as u64, Relaxed);
             // As any router, it drops what the next hop does not take.
             let _ = socket.send_to(&buffer[..length], shared.target).await;
         }
     }
 }
 
-async fn bring_back(outside: Arc<UdpSocket>, inside: Arc<UdpSocket>, client: SocketAddr) {
+async fn bring_back(
+    shared: Arc<Shared>,
+    outside: Arc<UdpSocket>,
+    inside: Arc<UdpSocket>,
+    client: SocketAddr,
+) {
     let mut buffer = vec![0; MAX_DATAGRAM];
     while let Ok((length, _)) = outside.recv_from(&mut buffer).await {
+        shared.carried.fetch_add(length as u64, Relaxed);
         let _ = inside.send_to(&buffer[..length], client).await;
     }
 }
 
 impl Shared {
     fn binding(
-        &self,
+        self: &Arc<Self>,
         client: SocketAddr,
         inside: &Arc<UdpSocket>,
     ) -> std::io::Result<Arc<UdpSocket>> {
@@ -121,7 +135,8 @@ impl Shared {
         let socket = std::net::UdpSocket::bind((state.outside, 0))?;
         socket.set_nonblocking(true)?;
         let socket = Arc::new(UdpSocket::from_std(socket)?);
-        let returning = bring_back(Arc::clone(&socket), Arc::clone(inside), client);
+        let returning =
+            bring_back(Arc::clone(self), Arc::clone(&socket), Arc::clone(inside), client);
         let returning = tokio::spawn(returning).abort_handle();
         state.bindings.insert(client, Binding { socket: Arc::clone(&socket), returning });
         Ok(socket)

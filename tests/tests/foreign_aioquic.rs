@@ -3,19 +3,16 @@
 //! `FOREIGN_OCTETS` says how many octets go each way (1 MiB unless told otherwise). Where there is
 //! no Python, or no way to install aioquic, the tests say so and count as passed.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::{net::SocketAddr, process::Stdio};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use quic::{
     driver::{Connection, Endpoint},
     transport::{ClientConfig, RetryPolicy, ServerConfig},
 };
 use quic_lb_tests::{
+    aioquic,
     certificate::{Certificate, SERVER_NAME, provider, provider_with},
     client::each,
     exchange, ours,
@@ -23,11 +20,7 @@ use quic_lb_tests::{
 };
 use rustls::{CipherSuite, crypto::CryptoProvider};
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::{Child, Command},
-    sync::OnceCell,
-};
+use tokio::process::Child;
 
 const KIB: usize = 1024;
 
@@ -134,18 +127,14 @@ struct OursToAioquic {
 
 impl OursToAioquic {
     async fn start(arguments: &[&str], provider: CryptoProvider) -> Result<Option<Self>> {
-        let Some(python) = python().await else { return Ok(None) };
+        let Some(python) = aioquic::python().await else { return Ok(None) };
         let (certificate, files) = (Certificate::new()?, tempfile::tempdir()?);
-        let mut command = peer(python, "serve", files.path(), &certificate)?;
-        command.args(["--key".into(), files.path().join(KEY)]).args(arguments);
-        let mut server = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let output = server.stdout.take().context("no output")?;
-        let line = BufReader::new(output).lines().next_line().await?.context("no server")?;
-        let port = line.strip_prefix("ready ").context("no port")?.parse()?;
+        let (server, target) =
+            aioquic::serve(python, files.path(), &certificate, arguments).await?;
         Ok(Some(Self {
             client: Endpoint::client(SocketAddr::new(LOCAL, 0))?,
             config: ours::client(certificate.der(), provider)?,
-            target: SocketAddr::new(LOCAL, port),
+            target,
             _server: server,
             _files: files,
         }))
@@ -172,11 +161,11 @@ async fn aioquic_to_ours(
     provider: CryptoProvider,
     change: impl FnOnce(&mut ServerConfig),
 ) -> Result<()> {
-    let Some(python) = python().await else { return Ok(()) };
+    let Some(python) = aioquic::python().await else { return Ok(()) };
     let (certificate, files) = (Certificate::new()?, tempfile::tempdir()?);
     let change = |_: &mut _, config: &mut ServerConfig| change(config);
     let server = ours::Server::on_loopback(LOCAL, &certificate, provider, change)?;
-    let mut command = peer(python, "client", files.path(), &certificate)?;
+    let mut command = aioquic::command(python, "client", files.path(), &certificate)?;
     command.args(["--target", &server.address().to_string()]);
     command.args(["--octets", &octets().to_string()]).args(arguments);
     let output = command.stdin(Stdio::null()).output().await?;
@@ -184,46 +173,4 @@ async fn aioquic_to_ours(
     ensure!(output.status.success(), "{errors}\nat the server: {:?}", server.lost());
     ensure!(server.lost().is_empty(), "{:?}", server.lost());
     Ok(())
-}
-
-// The peer.
-
-const CERTIFICATE: &str = "certificate.pem";
-const KEY: &str = "key.pem";
-
-fn peer(python: &Path, role: &str, folder: &Path, certificate: &Certificate) -> Result<Command> {
-    let (certificate, key) = certificate.pem();
-    std::fs::write(folder.join(CERTIFICATE), certificate)?;
-    std::fs::write(folder.join(KEY), key)?;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("foreign/peer.py");
-    let mut command = Command::new(python);
-    command.arg(script).arg(role).arg("--certificate").arg(folder.join(CERTIFICATE));
-    command.kill_on_drop(true).stderr(Stdio::piped());
-    Ok(command)
-}
-
-/// The Python that has aioquic; `None`, said aloud, where it cannot be had.
-#[expect(clippy::print_stdout, reason = "what is skipped has to say so")]
-async fn python() -> Option<&'static Path> {
-    static PYTHON: OnceCell<Option<PathBuf>> = OnceCell::const_new();
-    let python = PYTHON.get_or_init(|| async {
-        match make_python().await {
-            Ok(python) => Some(python),
-            Err(error) => {
-                println!("SKIPPED: no aioquic: {error:#}");
-                None
-            }
-        }
-    });
-    python.await.as_deref()
-}
-
-async fn make_python() -> Result<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("foreign/venv");
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("aioquic");
-    let made = Command::new(script).arg(folder).output().await?;
-    if !made.status.success() {
-        bail!("{}", String::from_utf8_lossy(&made.stderr).trim());
-    }
-    Ok(PathBuf::from(String::from_utf8(made.stdout)?.trim()))
 }
