@@ -497,3 +497,18 @@ fn pcap(packets: &[Vec<u8>]) -> Vec<u8> {
     }
     file
 }
+
+#[cfg(feature = "demo")]
+#[test]
+fn the_demo_moves_drains_and_rotates_and_loses_nothing() {
+    let args = ["demo", "--duration", "6s", "--backends", "2", "--clients", "6", "--json"];
+    let out = quic_lb(&args).done();
+    let summary: Value = serde_json::from_str(&out).unwrap();
+    for (key, wanted) in [("lost", 0), ("misrouted", 0), ("requests_failed", 0)] {
+        assert_eq!(summary[key], wanted, "{key}: {summary:#}");
+    }
+    for key in ["connections", "requests", "rebinds", "migrations"] {
+        assert!(summary[key].as_u64().unwrap() > 5, "{key}: {summary:#}");
+    }
+    assert_eq!(summary["drained_and_rotated"], true, "{summary:#}");
+}

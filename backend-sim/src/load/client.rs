@@ -28,6 +28,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long the last answers may take after the time is over.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How late the timer may be, which knows whole milliseconds.
+const TIMER_LAG: Duration = Duration::from_millis(3);
 /// Handshakes that take longer than this when the time is over have failed.
 const SLOW_HANDSHAKE: Duration = Duration::from_secs(1);
 
@@ -213,7 +215,10 @@ async fn requests(used: Arc<Use>) {
         && let Some(due) = schedule.next(Instant::now())
     {
         time::sleep_until(due.into()).await;
-        match used.exchange(due).await {
+        // Who is late because of the timer did not wait for the server.
+        let now = Instant::now();
+        let late = now.saturating_duration_since(due) > TIMER_LAG;
+        match used.exchange(if late { due } else { now }).await {
             Ok(()) => {}
             // Who has lost the connection is found out by whoever looks after it.
             Err(_) if session.connection().close_reason().is_some() => return,
@@ -252,8 +257,8 @@ impl From<RequestError> for Failure {
 }
 
 impl Use {
-    /// Makes a request that is due since `due`, and verifies its answer.
-    async fn exchange(&self, due: Instant) -> Result<(), Failure> {
+    /// Makes a request and verifies its answer; its latency counts since `since`.
+    async fn exchange(&self, since: Instant) -> Result<(), Failure> {
         let size = self.next_size();
         let path = format!("/bytes/{size}");
         let mut answer = self.session.request(Method::GET, &path, Bytes::new()).await?;
@@ -279,7 +284,7 @@ impl Use {
         if *first != backend {
             self.shared.tally.on_misrouted();
         }
-        self.shared.tally.on_answer(due.elapsed(), received, &backend);
+        self.shared.tally.on_answer(since.elapsed(), received, &backend);
         self.shared.see(self.number, |view| view.requests += 1);
         Ok(())
     }
@@ -301,13 +306,17 @@ async fn moves(
     let options = &shared.options;
     let mut rebinds = timer(options.rebind_every, phase(shared, number));
     let mut migrations = timer(options.migrate_every, phase(shared, number));
+    let (mut here, mut migrated_before) = (shared.local(), 0);
     loop {
         let migrate = tokio::select! {
             () = due(&mut rebinds) => false,
             () = due(&mut migrations) => true,
         };
-        let Ok(socket) = UdpSocket::bind(shared.local()) else { continue };
+        let to = if migrate { shared.elsewhere(number, migrated_before) } else { here };
+        let Ok(socket) = UdpSocket::bind(to) else { continue };
+        migrated_before += u64::from(migrate);
         let address = socket.local_addr().ok();
+        here = SocketAddr::new(to.ip(), 0);
         let before = connection.remote_cid();
         let moved = if migrate { endpoint.migrate(socket) } else { endpoint.rebind(socket) };
         if moved.is_err() {

@@ -196,6 +196,19 @@ impl Shared {
         SocketAddr::new(ip, 0)
     }
 
+    /// Any port of an address that a client has migrated to: on loopback another one each time,
+    /// since all of 127.0.0.0/8 is this machine's.
+    fn elsewhere(&self, number: usize, migrations: u64) -> SocketAddr {
+        let here = self.local();
+        if here.is_ipv4() && here.ip().is_loopback() {
+            // No 0 and no 255, which would mean networks and all of them.
+            let octet = |number: u64| u8::try_from(number % 254 + 1).unwrap_or(1);
+            let ip = Ipv4Addr::new(127, 0, octet(migrations + 1), octet(number as u64));
+            return SocketAddr::new(ip.into(), 0);
+        }
+        here
+    }
+
     fn see(&self, number: usize, change: impl FnOnce(&mut ClientView)) {
         if let Some(view) = self.views.get(number) {
             change(&mut locked(view));

@@ -55,6 +55,19 @@ Examples:
   quic-lb explain --config lb.yaml --pcap trace.pcapng
   tcpdump -i any -w - -c 100 udp port 4433 | quic-lb explain --config lb.yaml --pcap /dev/stdin")]
     Explain(ExplainArgs),
+    /// Show it all in one process: a balancer, origin servers and clients that move all the time.
+    ///
+    /// Everything is on loopback, at ports that are free. Clients fetch over HTTP/3, check every octet,
+    /// and change their ports and addresses. Half-way a backend is drained and the keys of connection
+    /// IDs are rotated, by the admin interface and by the configuration file, as an operator would.
+    /// Exit 0 if no connection was lost and no answer came from the wrong server, 1 otherwise.
+    #[cfg(feature = "demo")]
+    #[command(after_help = "\
+Examples:
+  quic-lb demo
+  quic-lb demo --duration 60s --backends 5 --clients 100
+  quic-lb demo --duration 5s --json")]
+    Demo(DemoArgs),
     /// Print a random key for connection IDs, 32 hex digits.
     #[command(after_help = "\
 Examples:
@@ -112,6 +125,23 @@ pub(crate) struct ConfigFile {
     /// The configuration file (YAML).
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) config: PathBuf,
+}
+
+#[cfg(feature = "demo")]
+#[derive(Debug, Arguments)]
+pub(crate) struct DemoArgs {
+    /// How long the clients go on.
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = quic_lb_config::units::parse_duration)]
+    pub(crate) duration: std::time::Duration,
+    /// How many origin servers.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=26))]
+    pub(crate) backends: u8,
+    /// How many clients, each with a connection at a time.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=2000))]
+    pub(crate) clients: u16,
+    /// Print nothing but the summary, as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Arguments)]

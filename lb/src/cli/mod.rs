@@ -6,6 +6,8 @@
 mod args;
 mod capture;
 mod cid;
+#[cfg(feature = "demo")]
+mod demo;
 mod explain;
 mod generate;
 
@@ -83,6 +85,8 @@ fn run(command: Command, out: &mut impl Write) -> Result<(), Failure> {
             let explain = args::Explain::from(args);
             explain::explain(&load(&explain.config)?, &explain, out)
         }
+        #[cfg(feature = "demo")]
+        Command::Demo(args) => demo::demo(&args, out),
         Command::Keygen => generate::key(out),
         Command::Schema => generate::schema(out),
         Command::Completions { shell } => generate::completions(shell, out),
