@@ -107,6 +107,12 @@ impl Balancer {
         bail!("it did not end after SIGTERM\n{}", self.log())
     }
 
+    /// The number of its process.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// What it has written.
     #[must_use]
     pub fn log(&self) -> String {

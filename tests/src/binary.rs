@@ -21,6 +21,18 @@ pub fn balancer() -> anyhow::Result<PathBuf> {
     }
 }
 
+/// The origin server and load client, or what `BACKEND_SIM_BINARY` names instead of it.
+///
+/// # Errors
+///
+/// When it cannot be built.
+pub fn backend_sim() -> anyhow::Result<PathBuf> {
+    match std::env::var_os("BACKEND_SIM_BINARY") {
+        Some(path) => Ok(path.into()),
+        None => built("backend-sim"),
+    }
+}
+
 /// The example server on quinn.
 ///
 /// # Errors
@@ -49,7 +61,15 @@ fn build() -> anyhow::Result<Vec<PathBuf>> {
     command
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .args(["build", "--quiet", "--message-format", "json-render-diagnostics"])
-        .args(["--workspace", "--bin", "quic-lb", "--example", "quinn-echo"]);
+        .args([
+            "--workspace",
+            "--bin",
+            "quic-lb",
+            "--bin",
+            "backend-sim",
+            "--example",
+            "quinn-echo",
+        ]);
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }

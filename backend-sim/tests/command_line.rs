@@ -1,0 +1,148 @@
+//! The commands, through the real binary.
+
+mod support;
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    net::UdpSocket,
+    process::{Child, ChildStderr, Command, Output, Stdio},
+};
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+use support::CONFIG;
+
+#[test]
+fn a_server_reloads_on_hangup_and_drains_on_termination() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = folder.path().join("lb.yaml");
+    std::fs::write(&config, CONFIG)?;
+    let certificate = folder.path().join("cert.pem");
+    let mut server = Server::start(&[
+        "--config",
+        config.to_str().context("UTF-8")?,
+        "--backend",
+        "a",
+        "--listen",
+        "127.0.0.1:0",
+        "--write-cert",
+        certificate.to_str().context("UTF-8")?,
+    ])?;
+    let listening = server.until("listening")?;
+    let (_, address) = listening.split_once("address=").context("where it is")?;
+    let load = backend_sim(&[
+        "load",
+        "--target",
+        address.trim(),
+        "--ca",
+        certificate.to_str().context("UTF-8")?,
+        "--duration",
+        "300ms",
+        "--json",
+    ])?;
+    ensure!(load.status.success(), "{load:?}");
+    let report: Value = serde_json::from_slice(&load.stdout)?;
+    ensure!(report["requests"].as_u64() > Some(0) && report["backends"]["a"].is_u64(), "{report}");
+    server.signal("HUP")?;
+    server.until("connection IDs rotated")?;
+    std::fs::write(&config, "listeners: []")?;
+    server.signal("HUP")?;
+    server.until("the old configuration goes on")?;
+    server.signal("TERM")?;
+    server.until("draining")?;
+    ensure!(server.process.wait()?.success(), "it ends well");
+    Ok(())
+}
+
+#[test]
+fn what_is_wrong_is_one_sentence_and_exit_1() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = folder.path().join("lb.yaml");
+    std::fs::write(&config, CONFIG)?;
+    let file = config.to_str().context("UTF-8")?;
+    let taken = UdpSocket::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?.to_string();
+    for (arguments, sentence) in [
+        (&["--config", file, "--backend", "zz"][..], "there is no backend \"zz\""),
+        (
+            &["--config", file, "--backend", "a", "--listen", &address],
+            "another process listens there",
+        ),
+        (
+            &["--config", file, "--backend", "a", "--cert", "/nowhere/c", "--key", "/nowhere/k"],
+            "/nowhere/c does not hold a chain of certificates",
+        ),
+        (&["--config", "/nowhere/lb.yaml", "--backend", "a"], "No such file"),
+    ] {
+        let output = backend_sim(&[&["serve"], arguments].concat())?;
+        let words = String::from_utf8(output.stderr)?;
+        ensure!(output.status.code() == Some(1) && words.contains(sentence), "{words}");
+        ensure!(!words.contains("panicked"), "{words}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_not_understood_is_exit_2() -> anyhow::Result<()> {
+    for arguments in [
+        &["load", "--target", "127.0.0.1:1"][..],
+        &["load", "--target", "127.0.0.1:1", "--insecure", "--rate", "0"],
+        &["load", "--target", "127.0.0.1:1", "--insecure", "--size", "12"],
+        &["serve", "--config", "x"],
+        &["serve", "--config", "x", "--backend", "a", "--misbehave", "well"],
+        &["serve", "--config", "x", "--backend", "a", "--config-id", "7"],
+    ] {
+        let output = backend_sim(arguments)?;
+        ensure!(output.status.code() == Some(2), "{arguments:?}: {output:?}");
+    }
+    Ok(())
+}
+
+struct Server {
+    process: Child,
+    log: BufReader<ChildStderr>,
+}
+
+impl Server {
+    fn start(arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_backend-sim"));
+        command.arg("serve").args(arguments).env("RUST_LOG", "info").stderr(Stdio::piped());
+        let mut process = command.spawn()?;
+        let log = BufReader::new(process.stderr.take().context("its standard error")?);
+        Ok(Self { process, log })
+    }
+
+    /// The next line of its log that contains `words`.
+    fn until(&mut self, words: &str) -> anyhow::Result<String> {
+        let mut line = String::new();
+        while self.log.read_line(&mut line)? > 0 {
+            if line.contains(words) {
+                return Ok(line);
+            }
+            line.clear();
+        }
+        anyhow::bail!("it ended without saying {words:?}")
+    }
+
+    fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let process = self.process.id().to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &process]).status()?;
+        ensure!(sent.success(), "{sent}");
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // One that has ended is as good as one that is killed.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let mut rest = String::new();
+        let _ = self.log.read_to_string(&mut rest);
+    }
+}
+
+fn backend_sim(arguments: &[&str]) -> anyhow::Result<Output> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_backend-sim"));
+    Ok(command.args(arguments).env_remove("RUST_LOG").output()?)
+}
