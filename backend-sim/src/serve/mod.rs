@@ -138,6 +138,7 @@ impl Origin {
             let options = Options {
                 socket,
                 cids: identity.cids(&origin.reset_key, wrong),
+                tokens: identity.tokens.clone(),
                 shards: settings.shards,
                 unclaimed: Some(Unclaimed::new(move |id| counting.on_unclaimed(id))),
                 ..Options::server(server, address)
@@ -210,6 +211,9 @@ impl Origin {
         if let Some(endpoint) = &self.endpoint {
             let cids = identity.cids(&self.reset_key, wrong);
             endpoint.set_cid_config(cids).map_err(ServeError::Endpoint)?;
+            if let Some(tokens) = &identity.tokens {
+                endpoint.set_token_policy(tokens);
+            }
         }
         self.shared.metrics.rotations.inc();
         self.shared.identity.store(Arc::new(identity));

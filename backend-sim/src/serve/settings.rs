@@ -10,9 +10,10 @@ use std::{
 use quic::{
     driver::Cids,
     routable::{CidConfig, ConfigId, Decoder, ServerId},
-    transport::ResetKey,
+    token::TokenKeys,
+    transport::{ResetKey, TokenPolicy},
 };
-use quic_lb_config::{Backend, Config, Pool};
+use quic_lb_config::{Backend, Config, Pool, Retry, TokenFormat};
 
 use super::misbehaviour::Misbehaviour;
 use crate::certificate::{Certificate, CertificateError, reason};
@@ -142,6 +143,8 @@ pub(crate) struct Identity {
     pub(crate) public_port: Option<u16>,
     /// What connection IDs are made with, where the pool has routable ones.
     pub(crate) scheme: Option<(CidConfig, ServerId)>,
+    /// Whose address tokens are honoured, where a balancer can ask for Retry.
+    pub(crate) tokens: Option<TokenPolicy>,
     pub(crate) decoder: Decoder,
     /// All servers of the pool, by what their connection IDs carry.
     pub(crate) servers: HashMap<(ConfigId, ServerId), String>,
@@ -178,6 +181,7 @@ impl Identity {
             address: backend.address,
             public_port: listener.map(|listener| listener.address.port()),
             scheme,
+            tokens: tokens(&config.retry),
             decoder: Decoder::new(pool.cid_configs.iter().cloned()),
             servers: servers.collect(),
         })
@@ -197,6 +201,16 @@ impl Identity {
         };
         Cids::Routable { config, server_id, reset_key }
     }
+}
+
+/// The balancer's tokens, if it has any keys for them.
+fn tokens(retry: &Retry) -> Option<TokenPolicy> {
+    let minting = retry.keys.first()?.sequence();
+    let keys = TokenKeys::new(retry.keys.iter().cloned());
+    Some(match retry.format {
+        TokenFormat::Nat => TokenPolicy::Proxied(keys),
+        TokenFormat::SharedState => TokenPolicy::SharedState { minting, keys },
+    })
 }
 
 fn find<'a>(config: &'a Config, name: &str) -> Result<(usize, &'a Pool, &'a Backend), ServeError> {
