@@ -172,6 +172,8 @@ struct Entry {
     /// The deadline it is registered with.
     deadline: Option<Instant>,
     first_dcid: Option<(SocketAddr, ConnectionId)>,
+    /// Where its client was seen when it began, and where a Retry token said that it is.
+    sealed_client: Option<(SocketAddr, IpAddr)>,
     reset_tokens: Vec<(SocketAddr, [u8; 16])>,
     server_name: Option<String>,
 }
@@ -579,7 +581,7 @@ impl Endpoint {
             RetryPolicy::AboveHalfOpen(limit) => self.half_open >= limit,
         };
         let (original_dcid, retry_scid) = match verdict {
-            Verdict::Retried(original) => (original, Some(header.dcid)),
+            Verdict::Retried(claim) => (claim.original_dcid, Some(header.dcid)),
             Verdict::Invalid => {
                 return self.refuse(arrival, version, &header, datagram, Code::INVALID_TOKEN);
             }
@@ -639,11 +641,14 @@ impl Endpoint {
         if verdict != Verdict::Nothing {
             self.spent_tokens.insert(self.by_cid.hasher(), &token);
         }
-        if let Verdict::Retried(original) = verdict {
-            self.supersede(arrival.remote, original, scid);
+        if let Verdict::Retried(claim) = verdict {
+            self.supersede(arrival.remote, claim.original_dcid, scid);
         }
         let first = (arrival.remote, header.dcid);
         let index = self.insert(connection, Some(first), None);
+        if let (Verdict::Retried(claim), Some(entry)) = (verdict, &mut self.connections[index]) {
+            entry.sealed_client = Some((arrival.remote, claim.client.ip()));
+        }
         for id in std::iter::once(local_cid).chain(preferred_cid) {
             self.by_cid.insert(id, index);
         }
@@ -778,6 +783,7 @@ impl Endpoint {
             half_open: true,
             deadline: None,
             first_dcid,
+            sealed_client: None,
             reset_tokens: Vec::new(),
             server_name,
         };
@@ -822,8 +828,12 @@ impl Endpoint {
             connection.issue_cid(id, reset_token);
         }
         if connection.take_token_request() {
-            let client = connection.path().remote.ip();
-            if let Some(token) = self.tokens.new_token(&mut self.random, client, wall) {
+            let remote = connection.path().remote;
+            // Of a client that has moved since, the token said nothing.
+            let sealed = entry.sealed_client.filter(|(seen, _)| *seen == remote);
+            let sealed = sealed.map(|(_, client)| client);
+            let token = self.tokens.new_token(&mut self.random, remote.ip(), sealed, wall);
+            if let Some(token) = token {
                 connection.send_token(token.to_vec());
             }
         }

@@ -32,8 +32,10 @@ pub enum TokenPolicy {
         /// The keys of tokens that are honoured.
         keys: TokenKeys,
     },
-    /// Retry tokens of a balancer that rewrites addresses. The server asks for no Retry itself,
-    /// and makes no tokens, since it does not see the addresses they would be bound to.
+    /// Retry tokens of a balancer that rewrites addresses. The server asks for no Retry itself.
+    /// Tokens for later connections are bound to an address, which it does not see: it makes them,
+    /// with the first key, for clients whose address a Retry token has told, and for the balancer
+    /// to check.
     Proxied(TokenKeys),
 }
 
@@ -60,8 +62,8 @@ impl TokenResult {
 /// What a token means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// A valid token of a Retry: the client's first choice of a connection ID was this.
-    Retried(ConnectionId),
+    /// A valid token of a Retry, and what it says.
+    Retried(RetryClaim),
     /// The client has had this address before.
     Known,
     /// It proves nothing, as if it were absent.
@@ -120,7 +122,7 @@ impl TokenPolicy {
             Self::Proxied(keys) => proxied::open(keys, token, dcid, now).map(Claim::Retry),
         };
         match claim {
-            Ok(Claim::Retry(claim)) => Verdict::Retried(claim.original_dcid),
+            Ok(Claim::Retry(claim)) => Verdict::Retried(claim),
             Ok(Claim::NewToken { .. }) => Verdict::Known,
             Err(_) if is_new => Verdict::Nothing,
             Err(_) => Verdict::Invalid,
@@ -142,15 +144,19 @@ impl TokenPolicy {
         shared_state::seal_retry(key, random.octets(), &claim, retry_scid)
     }
 
-    /// The token for a NEW_TOKEN frame, if this server makes any.
+    /// The token for a NEW_TOKEN frame, if this server makes any. The client is seen at `remote`; a
+    /// Retry token has told that whoever is seen there is at `sealed`.
     pub(super) fn new_token(
         &self,
         random: &mut Random,
-        client: IpAddr,
+        remote: IpAddr,
+        sealed: Option<IpAddr>,
         now: SystemTime,
     ) -> Option<Token> {
-        let Self::SharedState { minting, keys } = self else { return None };
-        let key = keys.get(*minting)?;
+        let (key, client) = match self {
+            Self::SharedState { minting, keys } => (keys.get(*minting)?, remote),
+            Self::Proxied(keys) => (keys.iter().next()?, sealed?),
+        };
         let client = client.to_canonical();
         shared_state::seal_new_token(key, random.octets(), client, now + NEW_TOKEN_LIFETIME)
     }
