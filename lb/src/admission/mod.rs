@@ -17,7 +17,7 @@
 //!
 //! | | inactive | transition | active |
 //! | --- | --- | --- | --- |
-//! | goes on with a handshake: towards a connection ID of the server, from a client path and connection ID that are remembered | forward | Retry and forward, unless validated | forward if validated, else Retry |
+//! | goes on with a handshake: towards a connection ID of the server, from a client path and connection ID that are remembered | forward | forward | forward if validated, and for ten seconds after the transition; else Retry |
 //! | valid token | forward | forward | forward |
 //! | invalid Retry token | drop where no server makes such tokens, else forward | drop | drop |
 //! | no token, or an invalid one of a NEW_TOKEN frame | forward | Retry and forward | Retry |
@@ -36,7 +36,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use quic::{
@@ -57,6 +57,11 @@ use versions::Versions;
 /// The smallest datagram that may carry a client's Initial
 /// (<https://www.rfc-editor.org/rfc/rfc9000.html#section-14.1>).
 const MIN_INITIAL_DATAGRAM: usize = 1200;
+
+/// For how long after validation began Initials of handshakes from before are let through, once they
+/// are directed at a connection ID of the server: their clients have heard from it, ignore a Retry
+/// and may still have something to repeat. As long as clients try.
+const HANDSHAKE_GRACE: Duration = Duration::from_secs(10);
 
 /// The admission of one listener, and what it goes by; part of the routing snapshot.
 #[derive(Clone, Debug)]
@@ -286,7 +291,8 @@ impl Gate {
         phase: Phase,
     ) -> Judgement {
         let active = phase != Phase::Inactive;
-        let remembered = arrival.handshake.filter(|handshake| handshake.validated || !active);
+        let lenient = !active || self.phase.is_within(HANDSHAKE_GRACE, arrival.now);
+        let remembered = arrival.handshake.filter(|handshake| handshake.validated || lenient);
         if remembered.is_some() && arrival.to_server_cid {
             return Judgement::new(Ruling::Pass, Why::GoesOn);
         }

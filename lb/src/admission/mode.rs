@@ -52,6 +52,12 @@ impl Phase {
         }
     }
 
+    /// Whether validation has begun with a transition that is not over for longer than `grace`.
+    #[must_use]
+    pub fn is_within(self, grace: Duration, now: Instant) -> bool {
+        matches!(self, Self::Transition { until } if now < until + grace)
+    }
+
     /// Whether it is the transition.
     #[must_use]
     pub const fn is_transition(self) -> bool {
