@@ -47,10 +47,19 @@ impl Balancer {
     ///
     /// When it does not become ready; what it wrote is part of the message.
     pub async fn start(document: &Document) -> anyhow::Result<Self> {
+        Self::start_from(&document.to_string(), document.admin).await
+    }
+
+    /// As [`Self::start`], from the text of a configuration whose admin interface is at `admin`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`].
+    pub async fn start_from(text: &str, admin: SocketAddr) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        std::fs::write(folder.path().join(CONFIG), document.to_string())?;
+        std::fs::write(folder.path().join(CONFIG), text)?;
         let process = spawn(folder.path())?;
-        let mut balancer = Self { process, folder, admin: document.admin };
+        let mut balancer = Self { process, folder, admin };
         balancer.wait_until_ready().await?;
         Ok(balancer)
     }
@@ -126,6 +135,27 @@ impl Balancer {
     /// When it does not answer.
     pub async fn metrics(&self) -> anyhow::Result<Metrics> {
         Ok(Metrics::parse(&get(self.admin, "/metrics").await?))
+    }
+
+    /// Reports the half-open connections of a server, as it would itself.
+    ///
+    /// # Errors
+    ///
+    /// When that is refused.
+    pub async fn report_half_open(
+        &self,
+        pool: &str,
+        backend: &str,
+        half_open: u64,
+    ) -> anyhow::Result<()> {
+        let body = format!("{{ \"half_open\": {half_open} }}");
+        let head = format!(
+            "POST /api/v1/backends/{pool}/{backend}/half_open HTTP/1.1\r\nHost: {}\r\n\
+             Content-Type: application/json\r\nContent-Length: {}",
+            self.admin,
+            body.len()
+        );
+        request(self.admin, &head, &body).await.map(drop)
     }
 
     /// Scrapes until `wanted` is the case.
@@ -212,12 +242,17 @@ fn spawn(folder: &Path) -> anyhow::Result<Child> {
 
 /// The body of a successful answer to `GET path`.
 async fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
+    request(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}"), "").await
+}
+
+/// The body of a successful answer to a request with this head, as far as it differs.
+async fn request(address: SocketAddr, head: &str, body: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let request = format!("{head}\r\nConnection: close\r\n\r\n{body}");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     let (head, body) = answer.split_once("\r\n\r\n").context("not HTTP")?;
-    ensure!(head.starts_with("HTTP/1.1 200"), "{path}: {head}");
+    ensure!(head.starts_with("HTTP/1.1 2"), "{request}: {head}");
     Ok(body.to_owned())
 }

@@ -11,12 +11,15 @@ use std::{
 
 use quic::routable::{CidConfig, ServerId};
 use quic_lb::{
+    admission::mode::{Load, Settings, Switch},
     forwarder::{Birth, ClientPath, Clock, Datagram, FlowLimits, Forwarder},
     memory::Memory,
     routing::{BackendState, Registry, Routing},
     verdict::{DropReason, FlowId, Opening, Verdict},
 };
-use quic_lb_config::{Admission, Backend, Config, Limits, Listener, Log, Pool, Timeouts};
+use quic_lb_config::{
+    Admission, Backend, Config, Limits, Listener, Log, Pool, Retry as RetryConfig, Timeouts,
+};
 
 use super::{Node, Packet, origin, wall};
 
@@ -27,6 +30,8 @@ pub struct Balancer {
     inside: IpAddr,
     forwarder: Forwarder,
     registry: Registry,
+    config: Config,
+    validation: Switch,
     /// The upstream port of a flow, and the flow of a port.
     ports: BTreeMap<usize, u16>,
     flows: BTreeMap<u16, FlowId>,
@@ -64,6 +69,8 @@ impl Balancer {
             inside,
             forwarder: Forwarder::new(limits, Arc::new(routing), memory, &birth),
             registry,
+            validation: Switch::at_start(config.retry.mode),
+            config,
             ports: BTreeMap::new(),
             flows: BTreeMap::new(),
             next_port: 10_000,
@@ -75,8 +82,23 @@ impl Balancer {
 
     /// Replaces the configurations of connection IDs, as a reload does.
     pub fn reload(&mut self, cid_configs: &[CidConfig], backends: &[(SocketAddr, ServerId)]) {
-        let config = config(self.front, cid_configs, backends);
-        let routing = Routing::new(&config, &mut self.registry, |_, _| BackendState::Active);
+        self.config.pools = config(self.front, cid_configs, backends).pools;
+        self.apply();
+    }
+
+    /// Changes how addresses are validated and what is limited, as a reload does.
+    pub fn configure(&mut self, now: Instant, change: impl FnOnce(&mut Config)) {
+        change(&mut self.config);
+        let RetryConfig { mode, transition, adaptive, .. } = self.config.retry;
+        let settings = Settings { mode, transition, adaptive };
+        self.validation = self.validation.on_load(now, Load::default(), &settings);
+        self.registry.ledger.set_phase(0, mode, self.validation.phase());
+        self.apply();
+    }
+
+    fn apply(&mut self) {
+        let state = |_: &str, _: &str| BackendState::Active;
+        let routing = Routing::new(&self.config, &mut self.registry, state);
         self.forwarder.set_routing(Arc::new(routing));
     }
 

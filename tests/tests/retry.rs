@@ -1,0 +1,450 @@
+//! Address validation by the real balancer, in front of our real servers: our clients and quinn's
+//! get in, forged tokens do not, keys are rotated and validation is switched on under load.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use quic::{
+    driver::{Cids, Endpoint},
+    header::Version,
+    invariants::Packet,
+    retry,
+    token::{TokenKey, TokenKeys},
+    transport::{ClientConfig, ResetKey, TokenPolicy, TokenResult},
+    varint,
+};
+use quic_lb_config::{Config, Surroundings};
+use quic_lb_tests::{
+    balancer::Balancer,
+    certificate::{Certificate, SERVER_NAME, provider},
+    client::Client,
+    document::{Document, Listener, Pool, Scheme, free_address},
+    exchange,
+    metrics::Metrics,
+    nat::Nat,
+    origin::seed,
+    ours::{self, Server},
+    site::{LOCAL, local},
+};
+use tokio::{net::UdpSocket, task::JoinSet, time::timeout};
+
+const ANY: SocketAddr = SocketAddr::new(LOCAL, 0);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_clients_and_quinns_complete_handshakes_through_validation() -> anyhow::Result<()> {
+    let site = Site::start(&[Scheme::FOUR_PASS], &always(&[1])).await?;
+    let nat = Nat::start(site.address(), local(7)).await?;
+    let mut expected = 0;
+    for target in [site.address(), nat.address()] {
+        for _ in 0..4 {
+            site.visit(target).await?;
+            site.visit_with_quinn(target).await?;
+            expected += 2;
+        }
+    }
+    let metrics = site.end(expected).await?;
+    ensure!(metrics.sum("retry_sent_total", &[]) >= expected, "each was asked");
+    ensure!(
+        metrics.sum("retry_tokens_total", &[("result", "valid")]) >= expected,
+        "each proved it"
+    );
+    ensure!(invalid_tokens(&metrics) == 0, "tokens were refused");
+    ensure!(metrics.verdicts().replied == metrics.sum("retry_sent_total", &[]), "one verdict each");
+    Ok(())
+}
+
+/// Behind the balancer a server sees the addresses of its clients in the seals of their Retry tokens
+/// alone; the balancer sees them as they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn returning_clients_are_spared_the_round_trip() -> anyhow::Result<()> {
+    const VISITS: u64 = 6;
+    let site = Site::start(&[Scheme::FOUR_PASS], &always(&[1])).await?;
+    let config = ours::client(site.certificate.der(), provider())?;
+    let endpoint = Endpoint::client(ANY)?;
+    for _ in 0..VISITS {
+        visit(&endpoint, &config, site.address()).await?;
+    }
+    let metrics = site.end(VISITS).await?;
+    // A visit after a Retry brings a token, which is good for the next one.
+    let asked = metrics.sum("retry_sent_total", &[]);
+    ensure!((VISITS / 2..VISITS).contains(&asked), "{asked} of {VISITS} were asked");
+    ensure!(invalid_tokens(&metrics) == 0, "tokens were refused");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_of_a_pool_without_routable_ids_are_validated_too() -> anyhow::Result<()> {
+    let site = Site::start(&[], &always(&[1])).await?;
+    for _ in 0..4 {
+        site.visit(site.address()).await?;
+        site.visit_with_quinn(site.address()).await?;
+    }
+    let metrics = site.end(8).await?;
+    ensure!(invalid_tokens(&metrics) == 0, "tokens were refused");
+    Ok(())
+}
+
+/// Every bit, other addresses and ports, other connection IDs, and time: none gets to a server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_token_but_the_right_one_reaches_a_server() -> anyhow::Result<()> {
+    let mut pool = Pool::new("web", &[Scheme::FOUR_PASS], LOCAL, 1);
+    let sink = UdpSocket::bind(pool.backends[0].address).await?;
+    pool.backends[0].draining = false;
+    let document = document(pool);
+    let validation = always(&[1]).replace("mode: always", "mode: always, lifetime: \"1s\"");
+    let balancer = Balancer::start_from(&format!("{document}{validation}"), document.admin).await?;
+    let target = document.listeners[0].address;
+    let client = UdpSocket::bind(ANY).await?;
+
+    client.send_to(&initial(b"first of all", &[]), target).await?;
+    let mut answer = [0; 2000];
+    let (len, from) = timeout(PATIENCE, client.recv_from(&mut answer)).await??;
+    ensure!(from == target, "answered by {from}");
+    ensure!(retry::verify(Version::V1, b"first of all", &answer[..len]), "no Retry");
+    let Ok(Packet::Long(header)) = Packet::read(&answer[..len]) else { anyhow::bail!("no Retry") };
+    let token = &header.rest[..header.rest.len() - retry::TAG_LEN];
+
+    let mut sent = 0;
+    let mut refused = async |socket: &UdpSocket, dcid: &[u8], token: &[u8]| {
+        sent += 1;
+        // No faster than they are taken, so that each is counted.
+        if sent % 32 == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        socket.send_to(&initial(dcid, token), target).await
+    };
+    // The first bit makes another kind of token of it, which is answered.
+    for bit in (0..token.len() * 8).filter(|bit| *bit != 7) {
+        let mut flipped = token.to_vec();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        refused(&client, header.scid, &flipped).await?;
+    }
+    for len in 1..token.len() {
+        refused(&client, header.scid, &token[..len]).await?;
+    }
+    refused(&client, b"another one", token).await?;
+    let other_port = UdpSocket::bind(ANY).await?;
+    refused(&other_port, header.scid, token).await?;
+    let other_address = UdpSocket::bind((local(9), client.local_addr()?.port())).await?;
+    refused(&other_address, header.scid, token).await?;
+    let dropped =
+        |metrics: &Metrics| metrics.sum("datagrams_dropped_total", &[("reason", "invalid_token")]);
+    let metrics = balancer.wait_for("all are refused", |metrics| dropped(metrics) >= sent).await?;
+    let forwarded = metrics.verdicts().forwarded;
+    ensure!(forwarded == 0, "{forwarded} were forwarded");
+    for reason in ["seal", "address", "truncated", "unknown_key", "original_dcid_length"] {
+        let count = metrics.sum("retry_tokens_total", &[("result", reason)]);
+        ensure!(count > 0, "none was refused for {reason}");
+    }
+
+    // In time and out of it, from where it belongs.
+    client.send_to(&initial(header.scid, token), target).await?;
+    let (len, _) = timeout(PATIENCE, sink.recv_from(&mut [0; 2000])).await??;
+    ensure!(len == 1200, "{len} octets");
+    // Its second of life and two of skew, and what rounding may add.
+    tokio::time::sleep(Duration::from_millis(4100)).await;
+    client.send_to(&initial(header.scid, token), target).await?;
+    let expired = |metrics: &Metrics| metrics.sum("retry_tokens_total", &[("result", "expired")]);
+    let metrics = balancer.wait_for("it has expired", |metrics| expired(metrics) == 1).await?;
+    ensure!(metrics.verdicts().forwarded == 1, "the old one was forwarded");
+    ensure!(sink.try_recv_from(&mut [0; 2000]).is_err(), "the old one arrived");
+    // Nobody was answered but whoever asked without a token.
+    ensure!(client.try_recv_from(&mut answer).is_err(), "a forger was answered");
+    let verdicts = balancer.at_rest().await?.verdicts();
+    ensure!(verdicts.add_up() && verdicts.replied == 1, "{verdicts:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_rotated_under_load_and_no_handshake_fails() -> anyhow::Result<()> {
+    let mut site = Site::start(&[Scheme::FOUR_PASS], &always(&[1])).await?;
+    let load = site.load(4);
+    let mut keys = vec![1];
+    for key in 2..6 {
+        // Servers first, then the balancer opens, then it makes, then the old one goes.
+        site.use_keys(&[keys[0], key]);
+        for step in [vec![keys[0], key], vec![key, keys[0]], vec![key]] {
+            // Longer than a token of the step before is under way.
+            load.wait_for_more(40).await?;
+            site.validate(&always(&step)).await?;
+        }
+        load.wait_for_more(40).await?;
+        keys = vec![key];
+        site.use_keys(&keys);
+    }
+    let visits = load.end().await?;
+    let metrics = site.end(visits).await?;
+    // A handshake whose token is of a key that was taken away meanwhile would have failed.
+    ensure!(visits > 100, "{visits} visits");
+    ensure!(metrics.sum("retry_tokens_total", &[("result", "valid")]) >= visits, "each proved it");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn validation_begins_and_ends_in_the_middle_of_handshakes_and_none_fails()
+-> anyhow::Result<()> {
+    let mut site = Site::start(&[Scheme::FOUR_PASS], &validation("\"off\"", &[1])).await?;
+    let load = site.load(8);
+    for _ in 0..4 {
+        load.wait_for_more(20).await?;
+        site.validate(&always(&[1])).await?;
+        site.in_phase("active").await?;
+        load.wait_for_more(20).await?;
+        site.validate(&validation("\"off\"", &[1])).await?;
+        site.in_phase("inactive").await?;
+    }
+    let visits = load.end().await?;
+    let metrics = site.end(visits).await?;
+    let begun = metrics.sum("retry_switches_total", &[("reason", "configured")]);
+    ensure!(begun == 4, "it began {begun} times");
+    ensure!(metrics.sum("retry_sent_total", &[]) > 20, "clients were asked");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn adaptive_validation_begins_by_rate_and_by_half_open_connections() -> anyhow::Result<()> {
+    let adaptive = validation("adaptive", &[1]).replace(
+        "mode: adaptive",
+        "mode: adaptive, adaptive: { on_rate: 50, off_rate: 20, on_half_open: 30, off_half_open: 10, hold: \"1s\" }",
+    );
+    let site = Site::start(&[Scheme::FOUR_PASS], &adaptive).await?;
+    site.visit(site.address()).await?;
+    let metrics = site.in_phase("inactive").await?;
+    ensure!(metrics.sum("retry_sent_total", &[]) == 0, "asked without reason");
+
+    site.balancer.report_half_open("web", "web-a", 30).await?;
+    let metrics = site.in_phase("active").await?;
+    ensure!(metrics.sum("backend_half_open", &[("backend", "web-a")]) == 30, "the report");
+    site.visit(site.address()).await?;
+    site.balancer.report_half_open("web", "web-a", 3).await?;
+    site.in_phase("inactive").await?;
+    ensure!(site.balancer.report_half_open("web", "nobody", 3).await.is_err(), "no such backend");
+
+    let stranger = UdpSocket::bind(ANY).await?;
+    for n in 0..100u32 {
+        let dcid = [&b"drawn"[..], &n.to_be_bytes()].concat();
+        stranger.send_to(&initial(&dcid, &[]), site.address()).await?;
+    }
+    site.in_phase("active").await?;
+    site.visit(site.address()).await?;
+    let metrics = site.in_phase("inactive").await?;
+    for (reason, expected) in [("rate", 1), ("half_open", 1), ("configured", 0)] {
+        let begun = metrics.sum("retry_switches_total", &[("reason", reason)]);
+        ensure!(begun == expected, "it began {begun} times by {reason}");
+    }
+    let log = site.balancer.log();
+    for word in ["address validation begins", "address validation ends", "half_open", "rate"] {
+        ensure!(log.contains(word), "the log does not say {word}:\n{log}");
+    }
+    Ok(())
+}
+
+fn always(keys: &[u8]) -> String {
+    validation("always", keys)
+}
+
+/// The section of the configuration.
+fn validation(mode: &str, keys: &[u8]) -> String {
+    let keys: Vec<_> = keys
+        .iter()
+        .map(|n| format!("{{ sequence: {n}, key: \"{}\" }}", format!("{n:02x}").repeat(16)))
+        .collect();
+    format!("retry: {{ mode: {mode}, keys: [{}] }}\n", keys.join(", "))
+}
+
+fn token_keys(keys: &[u8]) -> TokenPolicy {
+    let keys = keys.iter().filter_map(|&n| TokenKey::new(n, [n; 16], [0; 12]));
+    TokenPolicy::Proxied(TokenKeys::new(keys))
+}
+
+fn invalid_tokens(metrics: &Metrics) -> u64 {
+    metrics.sum("datagrams_dropped_total", &[("reason", "invalid_token")])
+}
+
+/// An Initial that nobody can open.
+fn initial(dcid: &[u8], token: &[u8]) -> Vec<u8> {
+    let len = u8::try_from(dcid.len()).unwrap_or(u8::MAX);
+    let mut octets = [&[0xc0, 0, 0, 0, 1, len][..], dcid, &[4], b"scid"].concat();
+    varint::write(token.len() as u64, &mut octets);
+    octets.extend_from_slice(token);
+    octets.resize(1200, 0);
+    octets
+}
+
+fn document(pool: Pool) -> Document {
+    let listener =
+        Listener { name: "edge".into(), address: free_address(LOCAL), pool: pool.name.clone() };
+    Document { listeners: vec![listener], pools: vec![pool], admin: free_address(LOCAL) }
+}
+
+/// Two of our servers behind a balancer.
+struct Site {
+    document: Document,
+    certificate: Certificate,
+    servers: Vec<Server>,
+    balancer: Balancer,
+}
+
+impl Site {
+    async fn start(schemes: &[Scheme], validation: &str) -> anyhow::Result<Self> {
+        let document = document(Pool::new("web", schemes, LOCAL, 2));
+        let config = checked(&format!("{document}{validation}"))?;
+        let certificate = Certificate::new()?;
+        let mut servers = Vec::new();
+        for backend in &config.pools[0].backends {
+            let mut cids = Cids::Standalone;
+            if let Some(config) = config.pools[0].cid_configs.first() {
+                let (_, server_id) = *backend.server_ids.first().context("a server ID")?;
+                let reset_key = ResetKey::new(seed()?);
+                cids = Cids::Routable { config: config.clone(), server_id, reset_key };
+            }
+            let start = |options: &mut quic::driver::Options, _: &mut _| {
+                options.address = backend.address;
+                options.tokens =
+                    Some(TokenPolicy::Proxied(TokenKeys::new(config.retry.keys.clone())));
+                options.cids = cids;
+            };
+            servers.push(Server::on_loopback(LOCAL, &certificate, provider(), start)?);
+        }
+        let balancer =
+            Balancer::start_from(&format!("{document}{validation}"), document.admin).await?;
+        Ok(Self { document, certificate, servers, balancer })
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.document.listeners[0].address
+    }
+
+    /// Has all servers honour tokens of these keys.
+    fn use_keys(&self, keys: &[u8]) {
+        for server in &self.servers {
+            server.endpoint.set_token_policy(&token_keys(keys));
+        }
+    }
+
+    /// Replaces the section about validation and waits until that is in force.
+    async fn validate(&mut self, validation: &str) -> anyhow::Result<()> {
+        let text = format!("{}{validation}", self.document);
+        let digest = checked(&text)?.digest();
+        self.balancer.write_config(&text)?;
+        let applied = |metrics: &Metrics| metrics.sum("config_info", &[("digest", &digest)]) == 1;
+        self.balancer.wait_for("the configuration is applied", applied).await.map(drop)
+    }
+
+    async fn in_phase(&self, phase: &str) -> anyhow::Result<Metrics> {
+        let reached = |metrics: &Metrics| metrics.sum("retry_phase", &[("phase", phase)]) == 1;
+        self.balancer.wait_for(&format!("validation is {phase}"), reached).await
+    }
+
+    /// One connection of our client.
+    async fn visit(&self, target: SocketAddr) -> anyhow::Result<()> {
+        let config = ours::client(self.certificate.der(), provider())?;
+        visit(&Endpoint::client(ANY)?, &config, target).await
+    }
+
+    /// One connection of quinn's.
+    async fn visit_with_quinn(&self, target: SocketAddr) -> anyhow::Result<()> {
+        let client = Client::new(LOCAL, self.certificate.der())?;
+        let connection = timeout(PATIENCE, client.connect(target)).await??;
+        let (send, recv) = connection.open_bi().await?;
+        exchange::get(send, recv, 10_000, |_| {}).await?;
+        client.close().await;
+        Ok(())
+    }
+
+    /// So many clients that connect again and again.
+    fn load(&self, clients: usize) -> Load {
+        let (stop, visits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let mut tasks = JoinSet::new();
+        for _ in 0..clients {
+            let (stop, visits) = (Arc::clone(&stop), Arc::clone(&visits));
+            let config = ours::client(self.certificate.der(), provider());
+            let target = self.address();
+            tasks.spawn(async move {
+                let (endpoint, config) = (Endpoint::client(ANY)?, config?);
+                while !stop.load(Relaxed) {
+                    visit(&endpoint, &config, target).await?;
+                    visits.fetch_add(1, Relaxed);
+                }
+                anyhow::Ok(())
+            });
+        }
+        Load { stop, visits, tasks }
+    }
+
+    /// When all clients are gone: nothing was lost, and the servers have had `visits` connections,
+    /// none of which had an invalid token.
+    async fn end(&self, visits: u64) -> anyhow::Result<Metrics> {
+        let metrics = self.balancer.at_rest().await?;
+        ensure!(metrics.verdicts().add_up(), "{:?}", metrics.verdicts());
+        for server in &self.servers {
+            let refused = server.endpoint.tokens(TokenResult::Invalid);
+            ensure!(refused == 0, "{refused} invalid tokens have reached a server");
+        }
+        let accepted: usize = self.servers.iter().map(Server::accepted).sum();
+        ensure!(accepted as u64 == visits, "{accepted} connections of {visits}");
+        Ok(metrics)
+    }
+}
+
+/// Connects, fetches something and closes.
+async fn visit(
+    endpoint: &Endpoint,
+    config: &ClientConfig,
+    target: SocketAddr,
+) -> anyhow::Result<()> {
+    let connecting = endpoint.connect_with(config, target, SERVER_NAME)?;
+    let connection =
+        timeout(PATIENCE, connecting).await.context("a handshake takes too long")??;
+    let (send, recv) = connection.open_bi().await?;
+    timeout(PATIENCE, exchange::get(send, recv, 10_000, |_| {})).await??;
+    connection.close(0, b"done");
+    Ok(())
+}
+
+/// Clients at work.
+struct Load {
+    stop: Arc<AtomicBool>,
+    visits: Arc<AtomicUsize>,
+    tasks: JoinSet<anyhow::Result<()>>,
+}
+
+impl Load {
+    /// Waits for some more visits.
+    async fn wait_for_more(&self, more: usize) -> anyhow::Result<()> {
+        const POLLS: usize = 2000;
+        let enough = self.visits.load(Relaxed) + more;
+        for _ in 0..POLLS {
+            if self.visits.load(Relaxed) >= enough {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        anyhow::bail!("clients have stopped after {} visits", self.visits.load(Relaxed))
+    }
+
+    /// Ends it; says how many visits there were, all of which succeeded.
+    async fn end(mut self) -> anyhow::Result<u64> {
+        self.stop.store(true, Relaxed);
+        while let Some(ended) = self.tasks.join_next().await {
+            ended??;
+        }
+        Ok(self.visits.load(Relaxed) as u64)
+    }
+}
+
+fn checked(text: &str) -> anyhow::Result<Config> {
+    let surroundings =
+        Surroundings { file: "scenario", directory: Path::new(""), environment: &|_| None };
+    let loaded = quic_lb_config::from_str(text, &surroundings);
+    Ok(loaded.map_err(|report| anyhow::anyhow!("{report}"))?.config)
+}
