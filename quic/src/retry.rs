@@ -86,6 +86,13 @@ pub fn verify(version: Version, original_dcid: &[u8], packet: &[u8]) -> bool {
     tag(version, &covered) == *claimed
 }
 
+/// The tag of `packet`, which lacks it, whatever else is wrong with it.
+#[cfg(all(test, feature = "transport"))]
+pub(crate) fn tag_of(version: Version, original_dcid: &[u8], packet: &[u8]) -> [u8; TAG_LEN] {
+    let len = u8::try_from(original_dcid.len()).unwrap_or_default();
+    tag(version, &[&[len], original_dcid, packet].concat())
+}
+
 fn tag(version: Version, covered: &[u8]) -> [u8; TAG_LEN] {
     // https://www.rfc-editor.org/rfc/rfc9001.html#section-5.8
     // https://www.rfc-editor.org/rfc/rfc9369.html#section-3.3.3

@@ -221,6 +221,12 @@ impl OneRttKeys {
         }
     }
 
+    /// Leaves `count` failures until the integrity limit.
+    #[cfg(test)]
+    pub(crate) fn set_failures_left(&mut self, count: u64) {
+        self.failed = self.remote.packet.integrity_limit() - count;
+    }
+
     /// Whether a limit of the cipher is reached and the connection has to end.
     ///
     /// <https://www.rfc-editor.org/rfc/rfc9001.html#section-6.6>

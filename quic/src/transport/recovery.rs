@@ -114,6 +114,12 @@ impl Sent {
         number
     }
 
+    /// Goes on with `number`.
+    #[cfg(test)]
+    pub(crate) const fn set_next_number(&mut self, number: u64) {
+        self.next_number = number;
+    }
+
     /// Whether the next number is the one to leave out.
     pub(crate) const fn skip_is_due(&self) -> bool {
         self.next_number >= self.skip_at

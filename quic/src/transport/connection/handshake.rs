@@ -31,6 +31,8 @@ use crate::{
 ///
 /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-7.5>
 const CRYPTO_BUFFER: [u64; 3] = [8 * 1024, 64 * 1024, 16 * 1024];
+/// Where a ClientHello has the length of its session ID: after type, length, version and random.
+const LEGACY_SESSION_ID: usize = 4 + 2 + 32;
 /// The number of the connection ID that comes with a preferred address.
 ///
 /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-5.1.1>
@@ -173,6 +175,17 @@ impl Connection {
             if data.is_empty() {
                 return Ok(());
             }
+            // "A server SHOULD treat the receipt of a TLS ClientHello with a non-empty
+            // legacy_session_id field as a connection error of type PROTOCOL_VIOLATION."
+            // https://www.rfc-editor.org/rfc/rfc9001.html#section-8.4
+            let first = space == Space::Initial && state.crypto_in.read_offset() == 0;
+            if self.side.is_server() && first {
+                match data.get(LEGACY_SESSION_ID) {
+                    Some(0) => {}
+                    Some(_) => return Err(peer(Code::PROTOCOL_VIOLATION, "a legacy session ID")),
+                    None => return Ok(()),
+                }
+            }
             // "client authentication after the handshake", key updates of TLS and the like come as
             // messages that TLS itself refuses over QUIC.
             let count = self.handshake.session.read(data)?;
@@ -253,7 +266,10 @@ impl Connection {
     }
 
     /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-7.3>
-    fn check_connection_ids(&self, peer: &TransportParameters) -> Result<(), TransportError> {
+    pub(super) fn check_connection_ids(
+        &self,
+        peer: &TransportParameters,
+    ) -> Result<(), TransportError> {
         let mismatch = |what| Err(TransportError::new(Code::TRANSPORT_PARAMETER_ERROR, what));
         if peer.initial_source_connection_id != self.handshake.remote_scid {
             return mismatch("initial_source_connection_id is missing or differs");

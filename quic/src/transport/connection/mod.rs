@@ -14,6 +14,8 @@
 //! | `closing.rs` | closing, draining, and the end |
 
 mod closing;
+#[cfg(test)]
+mod forge;
 mod handshake;
 mod loss;
 mod migration;
@@ -32,6 +34,8 @@ use std::{
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 
+#[cfg(test)]
+pub(crate) use self::forge::Seen;
 use self::{closing::State, handshake::Handshake};
 pub(crate) use self::{receive::Arrival, transmit::Transmission};
 use super::{
@@ -549,12 +553,6 @@ impl Connection {
     #[must_use]
     pub fn remote_cid(&self) -> ConnectionId {
         self.remote_cids.get(self.paths[0].cid).map(|cid| cid.id).unwrap_or_default()
-    }
-
-    /// What a client sent to in the first place.
-    #[cfg(test)]
-    pub(crate) const fn original_dcid(&self) -> ConnectionId {
-        self.handshake.original_dcid
     }
 
     // What the endpoint does.

@@ -188,6 +188,15 @@ impl Connection {
         space: Space,
         packet: &mut [u8],
     ) -> bool {
+        // "Once a client has received a valid Initial packet from the server, it MUST discard any
+        // subsequent packet it receives on that connection with a different Source Connection ID";
+        // servers likewise. https://www.rfc-editor.org/rfc/rfc9000.html#section-7.2
+        if let PacketKind::Initial { scid, .. } | PacketKind::Handshake { scid, .. } = &header.kind
+            && self.handshake.remote_scid.is_some_and(|known| known != *scid)
+        {
+            self.drop_packet(DropReason::OtherConnection);
+            return false;
+        }
         if self.must_wait(space) {
             if self.waiting.len() < MAX_WAITING {
                 self.waiting.push(Waiting { arrival: *arrival, packet: packet.to_vec() });

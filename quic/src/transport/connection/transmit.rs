@@ -10,6 +10,7 @@ use crate::{
     ConnectionId,
     transport::{
         Ecn,
+        error::ConnectionError,
         frame::{self, types},
         packet::{Builder, Outgoing},
         parameters::MIN_UDP_PAYLOAD,
@@ -18,6 +19,7 @@ use crate::{
         space::Space,
         tls::TAG_LEN,
     },
+    varint,
 };
 
 /// Packets that elicit no acknowledgment, before one gets a PING so that the peer tells us which
@@ -50,7 +52,7 @@ enum Content {
 }
 
 /// A packet that takes frames.
-struct Open {
+pub(super) struct Open {
     builder: Builder,
     space: Space,
     /// Octets up to which frames may go: the datagram's end less the tag.
@@ -72,6 +74,13 @@ impl Connection {
             State::Open => {}
             State::Closing(_) => return self.transmit_close(now, out),
             State::Draining { .. } | State::Gone(_) => return None,
+        }
+        // "If the packet number for sending reaches 2^62-1, the sender MUST close the connection
+        // without sending a CONNECTION_CLOSE frame or any further packets."
+        // https://www.rfc-editor.org/rfc/rfc9000.html#section-12.3
+        if self.spaces.iter().any(|state| state.sent.next_number() >= varint::MAX) {
+            self.vanish(ConnectionError::Internal("the packet numbers are used up"));
+            return None;
         }
         if let Some(transmission) = self.transmit_off_path(now, out) {
             return Some(transmission);
@@ -367,7 +376,7 @@ impl Connection {
         packet
     }
 
-    fn open_packet_for(
+    pub(super) fn open_packet_for(
         &mut self,
         space: Space,
         path: usize,
@@ -417,7 +426,7 @@ impl Connection {
     }
 
     /// Seals a packet, and remembers it while it is in flight.
-    fn seal(
+    pub(super) fn seal(
         &mut self,
         now: Instant,
         path: usize,
@@ -619,40 +628,5 @@ impl Open {
 
     const fn start(&self) -> usize {
         self.builder.start_of_packet()
-    }
-}
-
-/// Packets that no connection would send.
-#[cfg(any(test, fuzzing))]
-impl Connection {
-    /// A packet of `space` with these frames; empty without keys.
-    pub(crate) fn forge(&mut self, now: Instant, space: Space, frames: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        let packet = self.open_packet_for(space, 0, 1200, &mut out);
-        out.extend_from_slice(frames);
-        self.seal(now, 0, packet, 0, None, &mut out);
-        out
-    }
-
-    /// Octets of CRYPTO data of 1-RTT packets so far.
-    pub(crate) fn crypto_sent(&self) -> u64 {
-        self.spaces[Space::Data.index()].crypto_out.end()
-    }
-
-    /// A 1-RTT packet with these frames and a reserved bit.
-    #[cfg(test)]
-    pub(crate) fn forge_with_reserved_bits(&mut self, now: Instant, frames: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        let packet = self.open_packet_for(Space::Data, 0, 1200, &mut out);
-        out[0] |= 0x10;
-        out.extend_from_slice(frames);
-        self.seal(now, 0, packet, 0, None, &mut out);
-        out
-    }
-
-    /// Moves to the next key phase, allowed or not.
-    #[cfg(test)]
-    pub(crate) fn force_phase(&mut self) {
-        self.one_rtt.as_mut().expect("1-RTT keys").update();
     }
 }

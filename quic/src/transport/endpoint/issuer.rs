@@ -123,3 +123,42 @@ impl Issuers {
         Some(issuer.reset_key.token(&ConnectionId::new(id)?))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routable::{CidConfig, ConfigId, Key, Partition, ServerId};
+
+    fn issuer(config_id: u8, reset_key: u8) -> CidIssuer {
+        let id = ConfigId::new(config_id).unwrap();
+        let config = CidConfig::new(id, 2, 6, Some(&Key::new([config_id; 16]))).unwrap();
+        let server = ServerId::new(&[0, 1]).unwrap();
+        let generator = CidGenerator::new(config, server, Partition::Whole, [1; 32]).unwrap();
+        CidIssuer::routable(generator, ResetKey::new([reset_key; 32]))
+    }
+
+    #[test]
+    fn req_m11_b15_every_configuration_has_a_reset_key_of_its_own_and_former_ones_count() {
+        let mut issuers = Issuers::new(issuer(0, 10));
+        let (first, first_token) = issuers.issue(|_| false).unwrap();
+        issuers.replace(issuer(1, 11));
+        let (second, second_token) = issuers.issue(|_| false).unwrap();
+        assert_eq!(first_token, ResetKey::new([10; 32]).token(&first));
+        assert_eq!(second_token, ResetKey::new([11; 32]).token(&second));
+        assert_eq!(issuers.reset_token(&first), Some(first_token));
+        assert_eq!(issuers.reset_token(&second), Some(second_token));
+        // Another server's, and one of a configuration that nobody had.
+        let mut foreign = first.to_vec();
+        foreign[3] ^= 1;
+        assert_eq!(issuers.reset_token(&foreign), None);
+        assert_eq!(issuers.reset_token(&[0x40; 9]), None);
+    }
+
+    #[test]
+    fn req_b01_one_that_is_taken_is_not_given_out() {
+        let mut issuers = Issuers::new(issuer(0, 10));
+        let (id, _) = issuers.issue(|_| false).unwrap();
+        assert!(issuers.issue(|_| true).is_err());
+        assert_ne!(issuers.issue(|_| false).unwrap().0, id);
+    }
+}

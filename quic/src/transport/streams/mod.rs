@@ -1003,6 +1003,111 @@ mod tests {
     }
 
     #[test]
+    fn req_g02_octets_that_come_again_differently_change_nothing() {
+        let mut streams = server(small());
+        streams.on_stream(&data(0, 0, b"first", false)).unwrap();
+        streams.on_stream(&data(0, 0, b"other and more", false)).unwrap();
+        let mut out = [0; 20];
+        assert_eq!(streams.read(id(0), &mut out), Ok(Read::Data(14)));
+        assert_eq!(out[..14], *b"first and more");
+        streams.on_stream(&data(0, 5, b"late", false)).unwrap();
+        assert_eq!(streams.read(id(0), &mut out), Ok(Read::Blocked));
+    }
+
+    /// Every event in every state of a sending half.
+    #[test]
+    fn req_g04_what_a_sending_half_does_in_each_of_its_states() {
+        // Ready or Send, Data Sent, Reset Sent, Data Recvd, Reset Recvd; see section 3.1.
+        for state in 0..5 {
+            let fresh = || {
+                let mut streams = server(small());
+                let stream = streams.open(Dir::Uni).unwrap();
+                streams.write(stream, b"abc").unwrap();
+                let flush = |streams: &mut Streams| {
+                    let (mut out, mut sent) = (Vec::new(), Vec::new());
+                    streams.write_control(Instant::now(), Duration::ZERO, 500, &mut out, &mut sent);
+                    streams.write_data(500, &mut out, &mut sent);
+                };
+                match state {
+                    0 => {}
+                    1 | 3 => streams.finish(stream).unwrap(),
+                    _ => streams.reset(stream, 5).unwrap(),
+                }
+                flush(&mut streams);
+                match state {
+                    3 => streams.on_stream_acked(stream, 0..3, true),
+                    4 => streams.on_reset_acked(stream),
+                    _ => {}
+                }
+                (streams, stream)
+            };
+            let (mut streams, stream) = fresh();
+            assert_eq!(streams.write(stream, b"x").is_ok(), state == 0, "{state}: write");
+            let (mut streams, stream) = fresh();
+            assert_eq!(streams.finish(stream).is_ok(), state == 0, "{state}: finish");
+            let (mut streams, stream) = fresh();
+            assert_eq!(streams.reset(stream, 6).is_ok(), state < 2, "{state}: reset");
+            let (mut streams, stream) = fresh();
+            streams.on_stop_sending(stream, 7).unwrap();
+            let told = streams.poll_event() == Some(StreamEvent::Stopped(stream, 7));
+            assert_eq!(told, state < 3, "{state}: STOP_SENDING");
+            let (mut streams, stream) = fresh();
+            streams.on_stream_lost(stream, 0..3, state == 1 || state == 3);
+            assert_eq!(streams.has_output(), state < 2, "{state}: loss");
+            let (mut streams, stream) = fresh();
+            streams.on_max_stream_data(stream, 9_000).unwrap();
+            assert_eq!(streams.send_state(stream).is_some(), state < 3, "{state}: MAX_STREAM_DATA");
+        }
+    }
+
+    /// Every event in every state of a receiving half.
+    #[test]
+    fn req_g04_what_a_receiving_half_does_in_each_of_its_states() {
+        // Recv, Size Known, Data Recvd, Reset Recvd, Data Read, Reset Read; see section 3.2.
+        for state in 0..6 {
+            let fresh = || {
+                let mut streams = server(small());
+                let reset = frame::ResetStream { id: id(2), code: 9, final_size: 3 };
+                match state {
+                    0 => streams.on_stream(&data(2, 1, b"bc", false)).unwrap(),
+                    1 => streams.on_stream(&data(2, 1, b"bc", true)).unwrap(),
+                    2 | 4 => streams.on_stream(&data(2, 0, b"abc", true)).unwrap(),
+                    _ => streams.on_reset_stream(&reset).unwrap(),
+                }
+                if state >= 4 {
+                    while let Ok(Read::Data(_)) = streams.read(id(2), &mut [0; 9]) {}
+                }
+                streams
+            };
+            let read = fresh().read(id(2), &mut [0; 9]);
+            let expected = match state {
+                0 | 1 => Ok(Read::Blocked),
+                2 => Ok(Read::Data(3)),
+                3 => Err(ReadError::Reset(9)),
+                _ => Err(ReadError::Closed),
+            };
+            assert_eq!(read, expected, "{state}: read");
+            let mut streams = fresh();
+            assert_eq!(streams.stop(id(2), 4).is_ok(), state < 4, "{state}: stop");
+            let mut streams = fresh();
+            streams.on_stream(&data(2, 0, b"abc", true)).unwrap();
+            let readable = streams.read(id(2), &mut [0; 9]);
+            assert_eq!(readable == Ok(Read::Data(3)), state < 3, "{state}: the rest");
+            let mut streams = fresh();
+            let again = frame::ResetStream { id: id(2), code: 8, final_size: 3 };
+            streams.on_reset_stream(&again).unwrap();
+            let outcome = streams.read(id(2), &mut [0; 9]);
+            let expected = match state {
+                // The RFC leaves open what becomes of data that has arrived and was not read.
+                0..=2 => Err(ReadError::Reset(8)),
+                3 => Err(ReadError::Reset(9)),
+                _ => Err(ReadError::Closed),
+            };
+            assert_eq!(outcome, expected, "{state}: RESET_STREAM");
+        }
+    }
+
+    #[test]
     fn req_g11_blocked_frames_go_out_once_per_limit() {
         let mut streams = server(small());
         let stream = streams.open(Dir::Bi).unwrap();

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     header::Version,
     token::{RetryClaim, TokenKey, TokenKeys, shared_state},
+    transport::connection::Seen,
 };
 
 /// A Retry in answer to the client's first flight.
@@ -156,7 +157,7 @@ fn req_c05_c25_tickets_may_come_when_tls_is_gone_and_nothing_else() {
         let mut message = ticket.clone();
         message[0] = first;
         // After the real tickets, in pieces.
-        let mut offset = pair.at_server().crypto_sent();
+        let mut offset = pair.at_server().crypto_sent(Space::Data);
         for piece in message.chunks(3) {
             let mut frames = vec![];
             frame::write_crypto_header(offset, piece.len(), &mut frames);
@@ -194,8 +195,354 @@ fn keying_material_can_be_exported_where_the_session_is_kept() {
     }
 }
 
-fn closed_with(error: &Option<ConnectionError>, code: Code) -> bool {
-    matches!(error,
-        Some(ConnectionError::PeerClosed(PeerClose::Transport { code: found, .. }))
-            if *found == code)
+#[test]
+fn req_c04_a_hello_of_several_initials_is_put_together_in_any_order() {
+    let mut pair = Pair::new(Scene { client: with_groups(&[POST_QUANTUM]), ..Scene::default() });
+    let mut up = pair.up();
+    assert!(up.len() >= 2, "a key share of more than 1200 octets");
+    up.reverse();
+    for datagram in up {
+        pair.deliver(datagram);
+    }
+    pair.settle();
+    assert!(pair.at_server().is_confirmed());
+}
+
+#[test]
+fn req_c09_a_hello_retry_request_stays_in_initials() {
+    let mut scene = Scene { client: with_groups(&[X25519, P256]), ..Scene::default() };
+    let mut server = rustls::ServerConfig::clone(&tls().server);
+    let mut provider = rustls::crypto::CryptoProvider::clone(server.crypto_provider());
+    provider.kx_groups.retain(|group| group.name() == P256);
+    server = rustls::ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::clone(&server.cert_resolver));
+    server.alpn_protocols = vec![b"test".to_vec()];
+    scene.server.tls = Arc::new(server);
+    let mut pair = Pair::new(scene);
+    for datagram in pair.first_flights() {
+        assert!(pair.peek(false, &datagram).iter().all(|packet| packet.space == Space::Initial));
+        pair.deliver_down(datagram);
+    }
+    assert!(!pair.at_client().holds_keys(Space::Handshake));
+    pair.settle();
+    assert!(pair.at_server().is_confirmed());
+}
+
+#[test]
+fn req_c05_c10_a_certificate_that_nobody_vouches_for_ends_the_handshake_with_its_alert() {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    client.alpn_protocols = vec![b"test".to_vec()];
+    let mut pair =
+        Pair::new(Scene { client: ClientConfig::new(Arc::new(client)), ..Scene::default() });
+    pair.exchange();
+    // unknown_ca
+    let Some(ConnectionError::Tls { code, .. }) = &pair.client_closed else {
+        panic!("{:?}", pair.client_closed)
+    };
+    assert_eq!(code.alert(), Some(48));
+    assert!(closed_with(&pair.closed, *code), "{:?}", pair.closed);
+}
+
+#[test]
+fn req_c22_without_a_common_protocol_the_handshake_fails() {
+    let mut client = rustls::ClientConfig::clone(&tls().client);
+    client.alpn_protocols = vec![b"other".to_vec()];
+    let mut pair =
+        Pair::new(Scene { client: ClientConfig::new(Arc::new(client)), ..Scene::default() });
+    pair.exchange();
+    assert!(closed_with(&pair.client_closed, Code::crypto(120)), "{:?}", pair.client_closed);
+    // Nor does one that offers none at all get through.
+    let mut client = rustls::ClientConfig::clone(&tls().client);
+    client.alpn_protocols = vec![];
+    let mut pair =
+        Pair::new(Scene { client: ClientConfig::new(Arc::new(client)), ..Scene::default() });
+    pair.exchange();
+    let refused = [&pair.client_closed, &pair.closed]
+        .iter()
+        .any(|error| matches!(error, Some(ConnectionError::Tls { code, .. }) if code.alert() == Some(120)));
+    assert!(refused, "{:?} {:?}", pair.client_closed, pair.closed);
+}
+
+#[test]
+fn req_c06_c11_keys_go_as_the_handshake_completes_and_is_confirmed() {
+    let mut pair = Pair::new(Scene::default());
+    for datagram in pair.first_flights() {
+        pair.deliver_down(datagram);
+    }
+    assert!(pair.half_open().holds_keys(Space::Initial), "until a Handshake packet arrives");
+    let keys = |connection: &Connection| Space::ALL.map(|space| connection.holds_keys(space));
+    // Complete at the client, which has sent nothing in a Handshake packet yet.
+    assert!(pair.at_client().is_connected() && !pair.at_client().is_confirmed());
+    assert_eq!(keys(pair.at_client()), [true, true, true]);
+    let up = pair.up();
+    assert_eq!(keys(pair.at_client()), [false, true, true]);
+    for datagram in up {
+        pair.deliver(datagram);
+    }
+    // Complete and confirmed at the server.
+    assert!(pair.half_open().is_confirmed());
+    assert_eq!(keys(pair.half_open()), [false, false, true]);
+    for datagram in pair.down() {
+        pair.deliver_down(datagram);
+    }
+    // HANDSHAKE_DONE has come.
+    assert!(pair.at_client().is_confirmed());
+    assert_eq!(keys(pair.at_client()), [false, false, true]);
+}
+
+#[test]
+fn req_c15_what_fails_authentication_is_counted_and_changes_nothing() {
+    let mut pair = Pair::connected();
+    let mut packet = pair.forge(Space::Data, &[1]);
+    *packet.last_mut().unwrap() ^= 1;
+    for _ in 0..10 {
+        pair.deliver(packet.clone());
+    }
+    assert_eq!(pair.at_server().dropped(DropReason::Undecryptable), 10);
+    assert!(pair.down().is_empty() && !pair.at_server().is_over());
+}
+
+#[test]
+fn req_c18_keys_are_updated_after_confirmation_and_one_acknowledgment_at_a_time() {
+    let mut pair = Pair::new(Scene::default());
+    pair.at_client().update_keys();
+    for datagram in pair.first_flights() {
+        pair.deliver_down(datagram);
+    }
+    pair.up();
+    assert_eq!(pair.at_client().stats().key_updates, 0, "not confirmed");
+    let mut pair = Pair::connected();
+    for _ in 0..5 {
+        pair.at_client().update_keys();
+        pair.at_client().ping();
+        pair.up();
+        assert_eq!(pair.at_client().stats().key_updates, 1, "nothing is acknowledged");
+    }
+    pair.settle();
+    pair.pass(Duration::from_secs(5));
+    pair.at_client().ping();
+    pair.settle();
+    assert_eq!(pair.at_client().stats().key_updates, 2);
+    assert_eq!(pair.at_server().stats().key_updates, 2, "and the server has followed");
+}
+
+#[test]
+fn req_c21_keys_are_updated_before_their_limit_and_forgeries_end_the_connection_at_theirs() {
+    let config = TransportConfig { key_update_after: Some(100), ..TransportConfig::default() };
+    let mut pair = Pair::connected_as(Scene::with(config));
+    for _ in 0..500 {
+        pair.at_client().ping();
+        pair.exchange();
+        pair.pass(Duration::from_millis(30));
+    }
+    let updates = pair.at_client().stats().key_updates;
+    assert!((4..20).contains(&updates), "{updates} updates");
+    let mut packet = pair.forge(Space::Data, &[1]);
+    *packet.last_mut().unwrap() ^= 1;
+    pair.at_server().force_failures_left(2);
+    pair.deliver(packet.clone());
+    assert!(!pair.at_server().is_over());
+    pair.deliver(packet);
+    assert_eq!(pair.code(), Some(Code::AEAD_LIMIT_REACHED));
+}
+
+/// Each row: what a client says instead of its hello, and what it earns.
+#[test]
+fn req_c01_c23_c26_hellos_that_quic_does_not_allow() {
+    let hello = |pair: &mut Pair| {
+        let mut pieces: Vec<_> = vec![];
+        for datagram in pair.up() {
+            pair.deliver(datagram.clone());
+            pieces.extend(pair.half_open().peek(&datagram).iter().flat_map(Seen::crypto));
+        }
+        pieces.sort();
+        pieces.dedup();
+        pieces.into_iter().flat_map(|(_, data)| data).collect::<Vec<_>>()
+    };
+    for (name, change, codes) in [
+        // protocol_version
+        ("c01 TLS 1.2 only", without_extension as fn(&[u8], u16) -> Vec<u8>, vec![70]),
+        // missing_extension
+        ("c23 no transport parameters", without_extension, vec![109]),
+        ("c26 a legacy session ID", with_session_id, vec![47]),
+    ] {
+        let mut source = Pair::new(Scene { client: with_groups(&[X25519]), ..Scene::default() });
+        let original = hello(&mut source);
+        let extension = if name.starts_with("c01") { 43 } else { 0x39 };
+        let changed = change(&original, extension);
+        let mut pair = Pair::new(Scene::default());
+        pair.up();
+        let mut frames = vec![];
+        frame::write_crypto_header(0, changed.len(), &mut frames);
+        frames.extend_from_slice(&changed);
+        let now = pair.now;
+        let packet = pair.at_client().forge_padded(now, Space::Initial, &frames);
+        pair.hold = true;
+        pair.deliver(packet);
+        let code = pair.code();
+        let alert = code.and_then(Code::alert);
+        let violation = code == Some(Code::PROTOCOL_VIOLATION);
+        assert!(violation || alert.is_some_and(|alert| codes.contains(&alert)), "{name}: {code:?}");
+    }
+}
+
+#[test]
+fn req_c02_c03_c24_tls_data_where_it_does_not_belong() {
+    // New data at a level that is done.
+    let mut pair = Pair::new(Scene::default());
+    pair.first_flights();
+    let end = pair.at_client().crypto_sent(Space::Initial);
+    let mut frames = vec![];
+    frame::write_crypto_header(end, 4, &mut frames);
+    frames.extend_from_slice(&[1, 0, 0, 0]);
+    let now = pair.now;
+    let packet = pair.at_client().forge_padded(now, Space::Initial, &frames);
+    pair.hold = true;
+    pair.deliver(packet);
+    assert_eq!(pair.code(), Some(Code::PROTOCOL_VIOLATION));
+    // EndOfEarlyData, and nothing but a Finished is due.
+    let mut pair = Pair::new(Scene::default());
+    for datagram in pair.first_flights() {
+        pair.deliver_down(datagram);
+    }
+    let mut frames = vec![];
+    frame::write_crypto_header(0, 4, &mut frames);
+    frames.extend_from_slice(&[5, 0, 0, 0]);
+    assert_eq!(pair.verdict(Space::Handshake, &frames), Some(Code::crypto(10)));
+}
+
+#[test]
+fn req_e02_a_handshake_packet_or_a_token_validates_the_address() {
+    let mut pair = Pair::new(Scene::default());
+    for datagram in pair.first_flights() {
+        pair.deliver_down(datagram);
+    }
+    assert!(!pair.half_open().path().validated);
+    for datagram in pair.up() {
+        pair.deliver(datagram);
+    }
+    assert!(pair.half_open().path().validated);
+    let mut pair = Pair::new(Scene::with_retry(RetryPolicy::Always));
+    for datagram in pair.first_flights() {
+        pair.deliver_down(datagram);
+    }
+    pair.first_flights();
+    assert!(pair.half_open().path().validated);
+}
+
+#[test]
+fn req_e03_a_client_with_nothing_in_flight_still_probes_a_server_that_may_be_stuck() {
+    let mut pair = Pair::new(Scene::default());
+    let up = pair.up();
+    for datagram in &up {
+        pair.deliver(datagram.clone());
+    }
+    pair.down();
+    // An Initial of the server's that acknowledges the hello, and nothing else arrives.
+    let now = pair.now;
+    let largest = up.len() as u64 - 1;
+    let packet =
+        pair.half_open().forge(now, Space::Initial, &fields(types::ACK, &[largest, 0, 0, largest]));
+    pair.deliver_down(packet);
+    assert_eq!(pair.at_client().path().in_flight, 0);
+    let deadline = pair.client.deadline().unwrap();
+    pair.pass(deadline - pair.now);
+    let probes = pair.up();
+    assert!(!probes.is_empty() && probes.iter().all(|probe| probe.len() >= 1200));
+}
+
+#[test]
+fn req_e10_a_server_at_its_limit_sets_no_probe_timer() {
+    let mut pair = Pair::new(Scene::default());
+    let up = pair.up();
+    let received: usize = up.iter().map(Vec::len).sum();
+    for datagram in up {
+        pair.deliver(datagram);
+    }
+    let mut sent = 0;
+    for _ in 0..10 {
+        sent += pair.down().iter().map(Vec::len).sum::<usize>();
+        let Some(deadline) = pair.server.deadline() else { break };
+        if deadline - pair.now > Duration::from_secs(20) {
+            break;
+        }
+        pair.pass(deadline - pair.now);
+    }
+    assert!(sent <= 3 * received && sent + 1200 > 3 * received, "{sent} for {received}");
+    let deadline = pair.server.deadline().unwrap();
+    assert!(deadline - pair.now > Duration::from_secs(10), "only the end is awaited");
+    // A further datagram sets it off again.
+    pair.at_client().ping();
+    pair.pass(Duration::from_millis(1100));
+    for datagram in pair.up() {
+        pair.deliver(datagram);
+    }
+    assert!(!pair.down().is_empty());
+}
+
+const X25519: rustls::NamedGroup = rustls::NamedGroup::X25519;
+const P256: rustls::NamedGroup = rustls::NamedGroup::secp256r1;
+const POST_QUANTUM: rustls::NamedGroup = rustls::NamedGroup::X25519MLKEM768;
+
+/// A client that offers these groups for the key exchange, the first with a key share.
+fn with_groups(groups: &[rustls::NamedGroup]) -> ClientConfig {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    let all = std::mem::take(&mut provider.kx_groups);
+    let find = |name: &rustls::NamedGroup| all.iter().copied().find(|group| group.name() == *name);
+    provider.kx_groups = groups.iter().map(|name| find(name).unwrap()).collect();
+    let mut client = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(tls().roots.clone())
+        .with_no_client_auth();
+    client.alpn_protocols = vec![b"test".to_vec()];
+    ClientConfig::new(Arc::new(client))
+}
+
+/// Where the extensions of a ClientHello begin, with their length in front.
+fn extensions_at(hello: &[u8]) -> usize {
+    let mut at = 4 + 2 + 32;
+    at += 1 + usize::from(hello[at]);
+    at += 2 + usize::from(u16::from_be_bytes([hello[at], hello[at + 1]]));
+    at + 1 + usize::from(hello[at])
+}
+
+/// Sets the length of the message, and of its extensions.
+fn with_lengths(mut hello: Vec<u8>) -> Vec<u8> {
+    let at = extensions_at(&hello);
+    let len = u16::try_from(hello.len() - at - 2).unwrap();
+    hello[at..at + 2].copy_from_slice(&len.to_be_bytes());
+    let len = u32::try_from(hello.len() - 4).unwrap();
+    hello[1..4].copy_from_slice(&len.to_be_bytes()[1..]);
+    hello
+}
+
+fn without_extension(hello: &[u8], gone: u16) -> Vec<u8> {
+    let at = extensions_at(hello);
+    let mut changed = hello[..at + 2].to_vec();
+    let mut rest = &hello[at + 2..];
+    while let [high, low, len_high, len_low, ..] = *rest {
+        let len = 4 + usize::from(u16::from_be_bytes([len_high, len_low]));
+        if u16::from_be_bytes([high, low]) != gone {
+            changed.extend_from_slice(&rest[..len]);
+        }
+        rest = &rest[len..];
+    }
+    with_lengths(changed)
+}
+
+fn with_session_id(hello: &[u8], _: u16) -> Vec<u8> {
+    let mut changed = hello[..38].to_vec();
+    changed.push(32);
+    changed.extend_from_slice(&[7; 32]);
+    changed.extend_from_slice(&hello[39..]);
+    with_lengths(changed)
 }

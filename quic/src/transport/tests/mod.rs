@@ -2,8 +2,12 @@
 //! are forged: what a peer may not do ends the connection with the right code, and what it may do
 //! a million times costs no memory.
 
+mod ends;
+mod frames;
 mod handshake;
+mod packets;
 mod paths;
+mod recovery;
 mod vectors;
 
 use std::{
@@ -80,6 +84,7 @@ struct Pair {
 struct Tls {
     server: Arc<rustls::ServerConfig>,
     client: Arc<rustls::ClientConfig>,
+    roots: rustls::RootCertStore,
 }
 
 fn tls() -> &'static Tls {
@@ -101,10 +106,10 @@ fn tls() -> &'static Tls {
         let mut client = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
-            .with_root_certificates(roots)
+            .with_root_certificates(roots.clone())
             .with_no_client_auth();
         client.alpn_protocols = vec![b"test".to_vec()];
-        Tls { server: Arc::new(server), client: Arc::new(client) }
+        Tls { server: Arc::new(server), client: Arc::new(client), roots }
     })
 }
 
@@ -159,6 +164,39 @@ impl Pair {
 
     fn at_client(&mut self) -> &mut Connection {
         self.client.connection_mut(self.at_client).unwrap()
+    }
+
+    /// The server's end before the handshake is complete.
+    fn half_open(&mut self) -> &mut Connection {
+        let newest = self.server.connections().last().unwrap();
+        self.server.connection_mut(newest).unwrap()
+    }
+
+    /// What a datagram says to the server, or to the client.
+    fn peek(&mut self, upward: bool, datagram: &[u8]) -> Vec<connection::Seen> {
+        match upward {
+            false => self.at_client().peek(datagram),
+            true if self.server.connection_count() > 0 => self.half_open().peek(datagram),
+            true => vec![],
+        }
+    }
+
+    /// Delivers the client's first flight, and returns the server's, undelivered.
+    fn first_flights(&mut self) -> Vec<Vec<u8>> {
+        for datagram in self.up() {
+            self.deliver(datagram);
+        }
+        self.down()
+    }
+
+    /// What the server closed with.
+    fn code(&mut self) -> Option<Code> {
+        self.exchange();
+        match &self.closed {
+            Some(ConnectionError::Peer(error)) => Some(error.code),
+            Some(ConnectionError::Tls { code, .. }) => Some(*code),
+            _ => None,
+        }
     }
 
     /// Moves datagrams until there are none.
@@ -241,12 +279,14 @@ impl Pair {
         self.deliver(packet);
         self.exchange();
         self.hold = false;
-        match &self.closed {
-            Some(ConnectionError::Peer(error)) => Some(error.code),
-            Some(ConnectionError::Tls { code, .. }) => Some(*code),
-            _ => None,
-        }
+        self.code()
     }
+}
+
+fn closed_with(error: &Option<ConnectionError>, code: Code) -> bool {
+    matches!(error,
+        Some(ConnectionError::PeerClosed(PeerClose::Transport { code: found, .. }))
+            if *found == code)
 }
 
 fn drain(endpoint: &mut Endpoint, now: Instant) -> Vec<Vec<u8>> {
@@ -287,7 +327,8 @@ fn new_connection_id(sequence: u64, retire_prior_to: u64) -> Vec<u8> {
 
 /// Each row: what the client sends in a 1-RTT packet after the handshake, and what it earns.
 #[test]
-fn hostile_frames_close_the_connection_with_the_most_specific_code() {
+fn req_f01_f11_f13_f15_f19_g06_g09_g10_b06_b08_c25_hostile_frames_close_the_connection_with_the_most_specific_code()
+ {
     let crypto = {
         // A TLS KeyUpdate message.
         let mut out = vec![];
@@ -505,7 +546,7 @@ fn req_e07_an_application_close_during_the_handshake_says_nothing_of_the_applica
 }
 
 #[test]
-fn req_a05_unknown_versions_are_answered_when_the_datagram_is_large_enough() {
+fn req_a03_a05_a07_unknown_versions_are_answered_when_the_datagram_is_large_enough() {
     let mut pair = Pair::connected();
     let mut initial = vec![0xc0, 0x1a, 0x2a, 0x3a, 0x4a, 30];
     initial.extend([7; 30]);

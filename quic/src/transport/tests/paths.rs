@@ -1,6 +1,9 @@
 //! Section I of the requirements: paths, migration, preferred addresses.
 
+use std::collections::BTreeSet;
+
 use super::*;
+use crate::transport::frame::Frame;
 
 const PREFERRED: &str = "192.0.2.77:4433";
 
@@ -83,4 +86,189 @@ fn req_i09_a_client_may_stay_where_it_is() {
     route(&mut pair, None);
     assert_eq!(pair.at_client().path().remote, SERVER.parse().unwrap());
     assert_eq!(pair.at_client().stats().path_validations, 0);
+}
+
+/// The challenges in `datagrams` to the client, and whether each had its datagram padded.
+fn challenges(pair: &mut Pair, datagrams: &[Vec<u8>]) -> Vec<([u8; 8], bool)> {
+    let mut all = vec![];
+    for datagram in datagrams {
+        for packet in pair.at_client().peek(datagram) {
+            for frame in packet.frames() {
+                if let Frame::PathChallenge(data) = frame {
+                    all.push((data, datagram.len() >= 1200));
+                }
+            }
+        }
+    }
+    all
+}
+
+/// The client's address changes without its knowledge, and it says something.
+fn rebind(pair: &mut Pair, to: &str) -> Vec<Vec<u8>> {
+    pair.from = to.parse().unwrap();
+    pair.at_client().ping();
+    for datagram in pair.up() {
+        pair.deliver(datagram);
+    }
+    pair.down()
+}
+
+const REBOUND: &str = "192.0.2.2:2000";
+const MOVED: &str = "198.51.100.2:1000";
+
+#[test]
+fn req_i01_nobody_migrates_before_the_handshake_is_confirmed_or_where_it_is_forbidden() {
+    let mut pair = Pair::new(Scene::default());
+    let now = pair.now;
+    assert_eq!(pair.at_client().migrate(now, None), Err(MigrateError::NotEstablished));
+    // A packet from elsewhere does not move a handshake either.
+    for datagram in pair.first_flights() {
+        pair.deliver_down(datagram);
+    }
+    let home = pair.from;
+    pair.from = MOVED.parse().unwrap();
+    for datagram in pair.up() {
+        pair.deliver(datagram);
+    }
+    assert!(pair.half_open().dropped(DropReason::UnexpectedAddress) > 0);
+    assert_eq!(pair.half_open().path().remote, home);
+    let cids = CidIssuer::unroutable(8, [1; 32], ResetKey::new([2; 32]));
+    let mut pair = Pair::connected_as(Scene { cids, ..Scene::default() });
+    let now = pair.now;
+    assert_eq!(pair.at_client().migrate(now, None), Err(MigrateError::Disabled));
+    assert_eq!(pair.at_server().migrate(now, None), Err(MigrateError::NotClient));
+}
+
+#[test]
+fn req_i02_challenges_are_padded_and_differ_each_time() {
+    let mut pair = Pair::connected();
+    let now = pair.now;
+    // What the limit before validation leaves out of account: a full datagram of the client's.
+    let packet = pair.at_client().forge_padded(now, Space::Data, &[1]);
+    pair.from = MOVED.parse().unwrap();
+    pair.deliver(packet);
+    let mut seen = BTreeSet::new();
+    for _ in 0..3 {
+        let down = pair.down();
+        for (data, padded) in challenges(&mut pair, &down) {
+            assert!(padded, "the client sent enough");
+            assert!(seen.insert(data), "a challenge was used twice");
+        }
+        pair.pass(Duration::from_secs(1));
+    }
+    assert!(seen.len() >= 2, "{seen:?}");
+    // An acknowledgment is no answer.
+    assert!(!pair.at_server().path().validated);
+}
+
+#[test]
+fn req_i05_e01_a_new_address_gets_three_times_what_it_sent_until_it_answers() {
+    let mut pair = Pair::connected();
+    let stream = pair.at_server().open(Dir::Uni).unwrap();
+    pair.at_server().write(stream, &[7; 100_000]).unwrap();
+    let held = pair.forge(Space::Data, &[1]);
+    let size = held.len();
+    pair.from = MOVED.parse().unwrap();
+    pair.deliver(held);
+    let mut sent = 0;
+    for _ in 0..10 {
+        sent += pair.down().iter().map(Vec::len).sum::<usize>();
+        pair.pass(Duration::from_millis(50));
+    }
+    assert!(sent <= 3 * size, "{sent} octets for {size}");
+}
+
+#[test]
+fn req_i05_only_the_newest_packet_that_is_no_probe_moves_the_connection() {
+    let mut pair = Pair::connected();
+    let home = pair.from;
+    let older = pair.forge(Space::Data, &[1]);
+    let newer = pair.forge(Space::Data, &[1]);
+    pair.deliver(newer);
+    pair.from = MOVED.parse().unwrap();
+    pair.deliver(older);
+    assert_eq!(pair.at_server().path().remote, home, "an older packet");
+    let mut probe = vec![];
+    frame::write_path(types::PATH_CHALLENGE, [1; 8], &mut probe);
+    let probe = pair.forge(Space::Data, &probe);
+    pair.deliver(probe);
+    assert_eq!(pair.at_server().path().remote, home, "a probe");
+    let newest = pair.forge(Space::Data, &[1]);
+    pair.deliver(newest);
+    assert_eq!(pair.at_server().path().remote, pair.from);
+}
+
+#[test]
+fn req_i05_an_address_that_does_not_answer_gives_way_to_the_last_one_that_did() {
+    let mut pair = Pair::connected();
+    let home = pair.from;
+    // An attacker repeats a packet of the client's from its own address, and answers nothing.
+    let packet = pair.forge(Space::Data, &[1]);
+    pair.from = MOVED.parse().unwrap();
+    pair.deliver(packet);
+    assert_eq!(pair.at_server().path().remote, pair.from);
+    for _ in 0..20 {
+        pair.down();
+        pair.pass(Duration::from_millis(500));
+    }
+    let path = pair.at_server().path();
+    assert_eq!((path.remote, path.validated), (home, true));
+    pair.from = home;
+    pair.at_client().ping();
+    pair.settle();
+    assert!(!pair.at_server().is_over());
+}
+
+#[test]
+fn req_i06_what_was_learned_stays_with_the_host_and_not_with_another() {
+    for (to, kept) in [(REBOUND, true), (MOVED, false)] {
+        let mut pair = Pair::connected();
+        let stream = pair.at_server().open(Dir::Uni).unwrap();
+        pair.at_server().write(stream, &[7; 200_000]).unwrap();
+        (0..3).for_each(|_| pair.settle());
+        let before = pair.at_server().path();
+        assert!(before.congestion_window > 20_000, "{before:?}");
+        rebind(&mut pair, to);
+        let after = pair.at_server().path();
+        assert_eq!(after.remote, to.parse().unwrap());
+        assert_eq!(after.congestion_window == before.congestion_window, kept, "{to}");
+        assert_eq!(after.mtu == before.mtu, kept, "{to}");
+    }
+}
+
+#[test]
+fn req_i08_b18_a_client_that_moves_takes_fresh_connection_ids_and_so_does_the_server() {
+    let mut pair = Pair::connected();
+    let (to_server, to_client) = (pair.at_client().remote_cid(), pair.at_server().remote_cid());
+    let now = pair.now;
+    pair.at_client().migrate(now, None).unwrap();
+    assert_ne!(pair.at_client().remote_cid(), to_server);
+    pair.from = MOVED.parse().unwrap();
+    for datagram in pair.up() {
+        pair.deliver(datagram);
+    }
+    for datagram in pair.down() {
+        let seen = pair.peek(false, &datagram);
+        assert!(seen.iter().all(|packet| packet.dcid != to_client));
+        pair.deliver_down(datagram);
+    }
+    pair.settle();
+    assert!(pair.at_server().path().validated);
+    // A NAT that has moved: the client knows of nothing, and the server keeps its connection ID.
+    let (to_server, to_client) = (pair.at_client().remote_cid(), pair.at_server().remote_cid());
+    rebind(&mut pair, REBOUND);
+    assert_eq!(pair.at_client().remote_cid(), to_server);
+    assert_eq!(pair.at_server().remote_cid(), to_client);
+}
+
+#[test]
+fn req_i07_a_new_address_that_was_validated_gets_a_token() {
+    let mut pair = Pair::connected();
+    let before = pair.client.kept_tokens();
+    for datagram in rebind(&mut pair, MOVED) {
+        pair.deliver_down(datagram);
+    }
+    pair.settle();
+    assert!(pair.at_server().path().validated);
+    assert_eq!(pair.client.kept_tokens(), before + 1);
 }

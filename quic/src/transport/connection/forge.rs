@@ -1,0 +1,166 @@
+//! For tests: packets that no connection would send, what a datagram says to its receiver, and a
+//! look inside.
+
+use std::time::Instant;
+
+use super::Connection;
+use crate::{
+    ConnectionId,
+    transport::{
+        error::TransportError,
+        frame::{Frame, Frames},
+        packet::{Header, PacketKind, open},
+        parameters::TransportParameters,
+        space::Space,
+    },
+};
+
+/// A packet without its protection.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) space: Space,
+    pub(crate) number: u64,
+    pub(crate) dcid: ConnectionId,
+    payload: Vec<u8>,
+}
+
+impl Seen {
+    pub(crate) fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
+        Frames::new(&self.payload).unwrap().map(Result::unwrap)
+    }
+
+    /// Octets of CRYPTO frames, with their offsets.
+    pub(crate) fn crypto(&self) -> Vec<(u64, Vec<u8>)> {
+        let crypto = |frame| match frame {
+            Frame::Crypto { offset, data } => Some((offset, data.to_vec())),
+            _ => None,
+        };
+        self.frames().filter_map(crypto).collect()
+    }
+}
+
+impl Connection {
+    /// A packet of `space` with these frames.
+    pub(crate) fn forge(&mut self, now: Instant, space: Space, frames: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let packet = self.open_packet_for(space, 0, 1200, &mut out);
+        out.extend_from_slice(frames);
+        self.seal(now, 0, packet, 0, None, &mut out);
+        out
+    }
+
+    /// The same in a datagram of 1200 octets.
+    pub(crate) fn forge_padded(&mut self, now: Instant, space: Space, frames: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let packet = self.open_packet_for(space, 0, 1200, &mut out);
+        out.extend_from_slice(frames);
+        self.seal(now, 0, packet, 1200, None, &mut out);
+        out
+    }
+
+    /// A 1-RTT packet with these frames and a reserved bit.
+    pub(crate) fn forge_with_reserved_bits(&mut self, now: Instant, frames: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let packet = self.open_packet_for(Space::Data, 0, 1200, &mut out);
+        out[0] |= 0x10;
+        out.extend_from_slice(frames);
+        self.seal(now, 0, packet, 0, None, &mut out);
+        out
+    }
+
+    /// A packet of `space` that names another source.
+    pub(crate) fn forge_from(
+        &mut self,
+        now: Instant,
+        space: Space,
+        scid: ConnectionId,
+        frames: &[u8],
+    ) -> Vec<u8> {
+        let own = std::mem::replace(&mut self.handshake.local_cid, scid);
+        let packet = self.forge(now, space, frames);
+        self.handshake.local_cid = own;
+        packet
+    }
+
+    /// An Initial with a token.
+    pub(crate) fn forge_with_token(&mut self, now: Instant, token: &[u8]) -> Vec<u8> {
+        let own = std::mem::replace(&mut self.handshake.token, token.to_vec());
+        let packet = self.forge_padded(now, Space::Initial, &[1]);
+        self.handshake.token = own;
+        packet
+    }
+
+    /// Moves to the next key phase, allowed or not.
+    pub(crate) fn force_phase(&mut self) {
+        self.one_rtt.as_mut().expect("1-RTT keys").update();
+    }
+
+    /// Has all packets but `count` failed authentication that may.
+    pub(crate) fn force_failures_left(&mut self, count: u64) {
+        self.one_rtt.as_mut().expect("1-RTT keys").set_failures_left(count);
+    }
+
+    pub(crate) fn force_number(&mut self, space: Space, number: u64) {
+        self.space(space).sent.set_next_number(number);
+    }
+
+    /// What a datagram to this connection says, as far as there are keys. Changes nothing.
+    pub(crate) fn peek(&mut self, datagram: &[u8]) -> Vec<Seen> {
+        let mut octets = datagram.to_vec();
+        let mut rest = &mut octets[..];
+        let mut all = Vec::new();
+        while let Ok(header) = Header::read(rest, self.handshake.local_cid.len()) {
+            let (packet, after) = rest.split_at_mut(header.len);
+            rest = after;
+            let space = match header.kind {
+                PacketKind::Initial { .. } => Space::Initial,
+                PacketKind::Handshake { .. } => Space::Handshake,
+                PacketKind::OneRtt => Space::Data,
+                _ => continue,
+            };
+            let state = &self.spaces[space.index()];
+            let largest = state.received.largest();
+            let opened = match (space, &mut self.one_rtt, &state.keys) {
+                (Space::Data, Some(keys), _) => {
+                    let found = header.unprotect(keys.remote_header(), packet, largest).unwrap();
+                    let opened = keys.open(&found, packet).map(|opened| opened.payload.to_vec());
+                    opened.map(|payload| (found.number, payload))
+                }
+                (Space::Initial | Space::Handshake, _, Some(keys)) => {
+                    let found = header.unprotect(&*keys.remote.header, packet, largest).unwrap();
+                    let opened = open(&*keys.remote.packet, &found, packet);
+                    opened.map(|payload| (found.number, payload.to_vec()))
+                }
+                _ => continue,
+            };
+            if let Ok((number, payload)) = opened {
+                all.push(Seen { space, number, dcid: header.dcid, payload });
+            }
+        }
+        all
+    }
+
+    /// Octets of CRYPTO data of `space` that were written so far.
+    pub(crate) fn crypto_sent(&self, space: Space) -> u64 {
+        self.spaces[space.index()].crypto_out.end()
+    }
+
+    /// What a client sent to in the first place.
+    pub(crate) const fn original_dcid(&self) -> ConnectionId {
+        self.handshake.original_dcid
+    }
+
+    pub(crate) fn holds_keys(&self, space: Space) -> bool {
+        self.has_keys(space)
+    }
+
+    /// The peer's transport parameters.
+    pub(crate) fn peer(&self) -> TransportParameters {
+        self.handshake.peer.clone().expect("a handshake")
+    }
+
+    /// Whether they fit the connection IDs on the wire.
+    pub(crate) fn judge(&self, peer: &TransportParameters) -> Result<(), TransportError> {
+        self.check_connection_ids(peer)
+    }
+}
