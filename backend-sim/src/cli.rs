@@ -146,7 +146,8 @@ struct ServeArgs {
     /// What the body of a request may have.
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_size)]
     max_body: u64,
-    /// What to do wrong, for tests: wrong-server-id, wrong-body, silent, refusing, or slow=200ms.
+    /// What to do wrong, for tests: wrong-server-id, wrong-body, two-faced, silent,
+    /// refusing, or slow=200ms.
     #[arg(long, value_name = "HOW", default_value = "none")]
     misbehave: Misbehaviour,
     /// How long SIGTERM waits for answers.

@@ -58,6 +58,32 @@ async fn one_wrong_octet_does_not_pass() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn answers_from_another_backend_are_misrouted() -> anyhow::Result<()> {
+    let mut settings = settings()?;
+    settings.misbehaviour = Misbehaviour::TwoFaced;
+    let (report, _origin) = load(settings, |_| ()).await?;
+    ensure!(report.misrouted == report.requests / 2, "{report:?}");
+    ensure!(report.misrouted > 0 && !report.is_clean(), "{report:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_connection_that_falls_silent_is_lost() -> anyhow::Result<()> {
+    // A runtime of its own, which ends without a word.
+    let server = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let origin = server.spawn(async { anyhow::Ok(Origin::start(settings()?).await?) }).await??;
+    let load = Load::start(options(&origin))?;
+    while load.report().requests == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    server.shutdown_background();
+    let report = load.finish().await;
+    ensure!(report.lost == 1 && report.lost_by_cause["silent"] == 1, "{report:?}");
+    ensure!(!report.is_clean(), "{report:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn handshakes_that_fail_have_a_cause() -> anyhow::Result<()> {
     let mut settings = settings()?;
     settings.misbehaviour = Misbehaviour::Refusing;

@@ -180,7 +180,7 @@ async fn use_up(
     for _ in 0..shared.options.concurrency.max(1) {
         workers.spawn(requests(Arc::clone(&used)));
     }
-    let done = async { while workers.join_next().await.is_some() {} };
+    let done = all(&mut workers);
     let age = async {
         match shared.options.lifetime {
             // Spread, so that not all of them are young at the same time.
@@ -203,26 +203,44 @@ async fn use_up(
         () = done => connection.close_reason().filter(|error| !cause::is_wished(error)).as_ref().map(cause::word),
         () = silent => Some("silent"),
     };
-    if let Some(cause) = lost {
-        debug!(cause, "connection lost");
-        shared.tally.on_lost(cause);
+    match lost {
+        Some(cause) => {
+            debug!(cause, "connection lost");
+            shared.tally.on_lost(cause);
+        }
+        // Whoever waits for an answer still has to find out that there will be none.
+        None => all(&mut workers).await,
     }
+}
+
+async fn all(workers: &mut JoinSet<()>) {
+    while workers.join_next().await.is_some() {}
 }
 
 async fn requests(used: Arc<Use>) {
     let Use { shared, schedule, session, .. } = &*used;
-    while !used.retired.load(Relaxed)
-        && let Some(due) = schedule.next(Instant::now())
-    {
+    while !used.retired.load(Relaxed) {
+        let Some(due) = schedule.next(Instant::now()) else {
+            // The last request may be due long before the end, and the connection stays until then.
+            return over(shared).await;
+        };
         time::sleep_until(due.into()).await;
+        if session.connection().close_reason().is_some() {
+            return;
+        }
         // Who is late because of the timer did not wait for the server.
         let now = Instant::now();
         let late = now.saturating_duration_since(due) > TIMER_LAG;
         match used.exchange(if late { due } else { now }).await {
             Ok(()) => {}
-            // Who has lost the connection is found out by whoever looks after it.
-            Err(_) if session.connection().close_reason().is_some() => return,
             Err(Failure::Refused) => return,
+            Err(Failure::Wrong(_)) if let Some(error) = session.connection().close_reason() => {
+                // A connection that is lost counts as that. One that was closed owes an answer.
+                if cause::is_wished(&error) {
+                    shared.tally.on_request_failed("closed");
+                }
+                return;
+            }
             Err(Failure::Wrong(cause)) => {
                 shared.tally.on_request_failed(cause);
                 time::sleep(PAUSE).await;

@@ -1,6 +1,6 @@
 //! From HTTP/3 to the routes and back: one task for each connection and one for each request.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use bytes::{Buf as _, Bytes};
@@ -15,7 +15,7 @@ use quic::{
     driver::{self, Incoming},
     h3::{Connection, RecvStream},
 };
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::watch, task::JoinSet, time};
 use tower::ServiceExt as _;
 use tracing::debug;
 
@@ -24,6 +24,9 @@ use crate::cause;
 
 /// For the fields of a request, in octets.
 const MAX_FIELDS: u64 = 64 * 1024;
+
+/// How long a client has, after its last answer, to learn that there will be no more.
+const LINGER: Duration = Duration::from_secs(1);
 
 type Resolver = RequestResolver<Connection, Bytes>;
 
@@ -69,9 +72,6 @@ async fn requests(
     let mut tasks = JoinSet::new();
     let mut told = false;
     loop {
-        if told && tasks.is_empty() {
-            return Ok(());
-        }
         tokio::select! {
             accepted = http.accept() => {
                 let Some(resolver) = accepted? else { return Ok(()) };
@@ -83,13 +83,16 @@ async fn requests(
                 });
             }
             Some(_) = tasks.join_next() => {}
+            // The client closes once it knows; if not, it has nothing more to say.
+            () = time::sleep(LINGER), if told && tasks.is_empty() => return Ok(()),
             // The origin is gone when nobody can say so any more.
             asked = async { draining.wait_for(|draining| *draining).await.is_ok() }, if !told => {
                 if !asked {
                     return Ok(());
                 }
                 told = true;
-                http.shutdown(0).await?;
+                // Those before the next one are answered, says the GOAWAY then.
+                http.shutdown(1).await?;
             }
         }
     }

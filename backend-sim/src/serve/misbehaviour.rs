@@ -20,18 +20,22 @@ pub enum Misbehaviour {
     Refusing,
     /// The last octet of every body of `/bytes` is wrong.
     WrongBody,
+    /// Every other answer names another backend.
+    TwoFaced,
 }
 
 impl FromStr for Misbehaviour {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let expected = "none, wrong-server-id, wrong-body, silent, refusing, or slow=200ms";
+        let expected =
+            "none, wrong-server-id, wrong-body, two-faced, silent, refusing, or slow=200ms";
         match text.split_once('=') {
             None => match text {
                 "none" => Ok(Self::None),
                 "wrong-server-id" => Ok(Self::WrongServerId),
                 "wrong-body" => Ok(Self::WrongBody),
+                "two-faced" => Ok(Self::TwoFaced),
                 "silent" => Ok(Self::Silent),
                 "refusing" => Ok(Self::Refusing),
                 _ => Err(format!("expected {expected}")),

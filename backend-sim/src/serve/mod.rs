@@ -19,7 +19,7 @@ mod tcp;
 use std::{
     collections::HashMap,
     net::{SocketAddr, UdpSocket},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     max_body: u64,
     name_header: HeaderValue,
     alt_svc: Option<HeaderValue>,
+    /// How many there were, where that matters.
+    answers: AtomicU64,
     /// Counters of datagrams that no connection here claims, by what their connection ID carries.
     unclaimed: Mutex<HashMap<Option<(ConfigId, ServerId)>, IntCounter>>,
 }
@@ -105,6 +107,7 @@ impl Origin {
             metrics: Metrics::new(&identity.backend, &identity.pool),
             name_header: header(&identity.backend),
             alt_svc: https.is_some().then(|| header(&format!("h3=\":{public_port}\"; ma=3600"))),
+            answers: AtomicU64::new(0),
             misbehaviour: settings.misbehaviour,
             max_body: settings.max_body,
             unclaimed: Mutex::default(),

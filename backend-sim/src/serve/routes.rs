@@ -1,6 +1,11 @@
 //! What an origin answers, over HTTP/3 and over TLS on TCP alike.
 
-use std::{net::SocketAddr, path::Path as FilePath, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::Path as FilePath,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use axum::{
     Extension, Json, Router,
@@ -57,6 +62,11 @@ async fn around(State(shared): State<Arc<Shared>>, request: Request, next: Next)
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     headers.insert(BACKEND_HEADER, shared.name_header.clone());
+    if shared.misbehaviour == Misbehaviour::TwoFaced
+        && shared.answers.fetch_add(1, Relaxed) % 2 == 1
+    {
+        headers.insert(BACKEND_HEADER, HeaderValue::from_static("somebody-else"));
+    }
     if let Some(alternative) = &shared.alt_svc {
         headers.insert(header::ALT_SVC, alternative.clone());
     }
