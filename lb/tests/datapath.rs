@@ -20,7 +20,11 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use quic::routable::{CidConfig, ConfigId, Key, ServerId};
+use quic::{
+    header::Version,
+    routable::{CidConfig, ConfigId, Key, ServerId},
+    token::TokenKey,
+};
 use quic_lb::{
     counters::{BackendCounters, ListenerCounters},
     memory::Memory,
@@ -29,7 +33,9 @@ use quic_lb::{
     verdict::{DropReason, Rule},
     worker::{StartError, Workers},
 };
-use quic_lb_config::{Admission, Backend, Config, Limits, Listener, Log, Pool, Timeouts};
+use quic_lb_config::{
+    Admission, Backend, Config, Limits, Listener, Log, Pool, RetryMode, Timeouts,
+};
 
 /// Counts what every thread of this program allocates.
 struct Counting;
@@ -595,4 +601,59 @@ fn in_steady_state_nothing_is_allocated() {
     }
     assert_eq!(ALLOCATIONS.load(SeqCst) - before, 0);
     balancer.settle(11 * 20 * 50);
+}
+
+/// A flood of Initials without tokens, with forged ones and with good ones.
+#[test]
+fn a_flood_is_answered_and_dropped_without_allocating() {
+    let _alone = alone();
+    let backend = UdpSocket::bind("127.0.0.1:0").unwrap();
+    backend.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut config = config("127.0.0.1:0", &[backend.local_addr().unwrap()]);
+    config.retry.mode = RetryMode::Always;
+    config.retry.keys = vec![TokenKey::new(1, [2; 16], [0; 12]).unwrap()];
+    config.limits.new_connections.per_address = 100_000.try_into().ok();
+    let balancer = Balancer::start(&config);
+    let clients: Vec<_> = (0..20).map(|_| client(balancer.address())).collect();
+    let hello = initial(&[3; 8], &[]);
+    let mut forged = initial(&[3; 8], &[8; 76]);
+    forged[20] = 8;
+    let mut buffer = [0; 2_000];
+    let mut answered = 0;
+    let mut round = |count: usize| {
+        for client in &clients {
+            for _ in 0..count {
+                client.send(&hello).unwrap();
+                client.send(&forged).unwrap();
+            }
+            for _ in 0..count {
+                answered = client.recv(&mut buffer).unwrap();
+            }
+        }
+    };
+    round(20);
+    thread::sleep(Duration::from_millis(250));
+    let before = ALLOCATIONS.load(SeqCst);
+    for _ in 0..10 {
+        round(20);
+    }
+    assert_eq!(ALLOCATIONS.load(SeqCst) - before, 0);
+    assert!(quic::retry::verify(Version::V1, &[3; 8], &buffer[..answered]));
+    wait_until("every datagram has a verdict", || {
+        let replied = balancer.sum(|listener| listener.replied[0].get());
+        replied == 11 * 20 * 20 && balancer.dropped(DropReason::InvalidToken) == replied
+    });
+    assert_eq!(balancer.received(), 2 * 11 * 20 * 20);
+    assert_eq!(balancer.flows(), 0, "nothing is kept");
+}
+
+/// An Initial that says nothing, of 1,200 octets.
+fn initial(dcid: &[u8], token: &[u8]) -> Vec<u8> {
+    let mut octets = vec![0xc0, 0, 0, 0, 1, dcid.len() as u8];
+    octets.extend_from_slice(dcid);
+    octets.extend_from_slice(&[4, 9, 9, 9, 9]);
+    quic::varint::write(token.len() as u64, &mut octets);
+    octets.extend_from_slice(token);
+    octets.resize(1_200, 0);
+    octets
 }
