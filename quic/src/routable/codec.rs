@@ -396,7 +396,7 @@ mod tests {
     ];
 
     #[test]
-    fn req_m06_published_vectors_encode_and_decode() {
+    fn req_m01_m04_m05_m06_published_vectors_encode_and_decode() {
         for (id, key_text, server_id, nonce, cid) in VECTORS {
             let (server_id, nonce, cid) = (hex(server_id), hex(nonce), hex(cid));
             let key = key_text.map(key);

@@ -216,4 +216,16 @@ mod tests {
         search(&mut mtu, Instant::now(), 9000);
         assert_eq!(mtu.current(), 1250);
     }
+
+    #[test]
+    fn req_a09_nothing_below_the_base_is_ever_used() {
+        let now = Instant::now();
+        let mut mtu = Mtu::new(500);
+        mtu.limit(0);
+        assert_eq!(mtu.current(), 1200);
+        for _ in 0..100 {
+            assert!(!mtu.on_lost(now, 1200));
+        }
+        assert_eq!((mtu.current(), mtu.poll_probe(now)), (1200, None));
+    }
 }

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn req_b16_a_chain_of_resets_dies_out() {
+    fn req_b13_b16_a_chain_of_resets_dies_out() {
         let mut random = Random::new([1; 32]);
         let (mut len, mut answers) = (1200, 0);
         loop {
