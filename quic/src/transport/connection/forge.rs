@@ -1,5 +1,7 @@
-//! For tests: packets that no connection would send, what a datagram says to its receiver, and a
-//! look inside.
+//! For tests, and fuzz targets, which need a part of it: packets that no connection would send, what a
+//! datagram says to its receiver, and a look inside.
+#![allow(clippy::unwrap_used, reason = "never outside of tests and fuzz targets")]
+#![cfg_attr(fuzzing, allow(dead_code, reason = "fuzz targets forge and do no more"))]
 
 use std::time::Instant;
 
@@ -58,6 +60,16 @@ impl Connection {
         out
     }
 
+    /// A Handshake packet whose acknowledgments come after its CRYPTO frames.
+    pub(crate) fn forge_with_ack_last(&mut self, now: Instant) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut packet = self.open_packet_for(Space::Handshake, 0, 1200, &mut out);
+        self.write_crypto(&mut packet, &mut out);
+        self.write_ack(now, &mut packet, &mut out);
+        self.seal(now, 0, packet, 0, None, &mut out);
+        out
+    }
+
     /// A 1-RTT packet with these frames and a reserved bit.
     pub(crate) fn forge_with_reserved_bits(&mut self, now: Instant, frames: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
@@ -96,10 +108,12 @@ impl Connection {
     }
 
     /// Has all packets but `count` failed authentication that may.
+    #[cfg(test)]
     pub(crate) fn force_failures_left(&mut self, count: u64) {
         self.one_rtt.as_mut().expect("1-RTT keys").set_failures_left(count);
     }
 
+    #[cfg(test)]
     pub(crate) fn force_number(&mut self, space: Space, number: u64) {
         self.space(space).sent.set_next_number(number);
     }

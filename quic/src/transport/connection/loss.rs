@@ -31,6 +31,10 @@ impl Connection {
         space: Space,
         ack: &Ack<'_>,
     ) -> Result<(), TransportError> {
+        // A frame before this one may have completed the handshake, and ended its space.
+        if self.spaces[space.index()].discarded {
+            return Ok(());
+        }
         let mut acked = std::mem::take(&mut self.scratch);
         let state = &mut self.spaces[space.index()];
         let newer = state.sent.largest_acked().is_none_or(|largest| ack.largest > largest);

@@ -14,7 +14,7 @@
 //! | `closing.rs` | closing, draining, and the end |
 
 mod closing;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod forge;
 mod handshake;
 mod loss;

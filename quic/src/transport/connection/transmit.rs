@@ -506,7 +506,7 @@ impl Connection {
 
     // Frames.
 
-    fn write_ack(&mut self, now: Instant, packet: &mut Open, out: &mut Vec<u8>) {
+    pub(super) fn write_ack(&mut self, now: Instant, packet: &mut Open, out: &mut Vec<u8>) {
         let received = &self.spaces[packet.space.index()].received;
         if !received.is_wanted() {
             return;
@@ -553,7 +553,7 @@ impl Connection {
         }
     }
 
-    fn write_crypto(&mut self, packet: &mut Open, out: &mut Vec<u8>) {
+    pub(super) fn write_crypto(&mut self, packet: &mut Open, out: &mut Vec<u8>) {
         let buffer = &mut self.spaces[packet.space.index()].crypto_out;
         loop {
             let room = packet.room(out);

@@ -546,3 +546,22 @@ fn with_session_id(hello: &[u8], _: u16) -> Vec<u8> {
     changed.extend_from_slice(&hello[39..]);
     with_lengths(changed)
 }
+
+/// The order in which qh3 writes them.
+#[test]
+fn acknowledgments_may_follow_what_completes_the_handshake() {
+    let mut pair = Pair::new(Scene::default());
+    for datagram in pair.up() {
+        pair.deliver(datagram);
+    }
+    for datagram in pair.down() {
+        pair.deliver_down(datagram);
+    }
+    let now = pair.now;
+    let packet = pair.at_client().forge_with_ack_last(now);
+    pair.deliver(packet);
+    pair.hold = true;
+    pair.exchange();
+    assert_eq!(pair.closed, None);
+    assert!(pair.at_server().is_confirmed());
+}
