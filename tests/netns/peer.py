@@ -3,8 +3,9 @@
 Both say `ready` when they are, end at SIGTERM, and then print what happened as one line of JSON.
 Clients also say `seen C N` when the server of connection C has seen its Nth address.
 
-Servers issue routable connection IDs if they are given a server ID. The encoding is written here a
-second time, from draft-ietf-quic-load-balancers-21, so that the two check each other.
+Servers issue routable connection IDs if they are given a server ID. They resume sessions of each
+other, and take 0-RTT. With `--record` they report the digests of all datagrams, so that it can be
+told whether any was changed on its way.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import signal
 import ssl
 import struct
+import sys
 from functools import lru_cache
 
 import aioquic.asyncio.server
@@ -28,7 +30,9 @@ from aioquic.quic.events import ConnectionTerminated
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../foreign"))
+from routable import encode  # noqa: E402
 
 ALPN = "quic-lb-echo"
 # Far longer than any answer takes; without it a lost connection would be found out much later.
@@ -47,42 +51,6 @@ def pattern(length):
     return struct.pack(f">{words}I", *range(words))[:length]
 
 
-# Routable connection IDs
-
-
-def aes(key, block):
-    encryptor = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
-    return encryptor.update(block) + encryptor.finalize()
-
-
-def encode(config_id, key, server_id, nonce):
-    """Section 5: in the clear, one block, or four passes."""
-    text = server_id + nonce
-    if key is not None:
-        text = aes(key, text) if len(text) == 16 else four_passes(key, text)
-    return bytes([config_id << 5 | len(text)]) + text
-
-
-def four_passes(key, text):
-    """Section 5.4.2. The middle octet of an odd number is shared: high bits left, low bits right."""
-    length, half = len(text), (len(text) + 1) // 2
-    left, right = bytearray(text[:half]), bytearray(text[length - half :])
-    if length % 2:
-        left[-1] &= 0xF0
-        right[0] &= 0x0F
-    for number in (1, 2, 3, 4):
-        source, target = (left, right) if number % 2 else (right, left)
-        block = bytes(source).ljust(14, b"\0") + bytes([length, number])
-        for at, octet in enumerate(aes(key, block)[:half]):
-            target[at] ^= octet
-        if length % 2:
-            left[-1] &= 0xF0
-            right[0] &= 0x0F
-    if length % 2:
-        return bytes(left[:-1]) + bytes([left[-1] | right[0]]) + bytes(right[1:])
-    return bytes(left + right)
-
-
 # Servers
 
 
@@ -91,6 +59,8 @@ class Server(QuicServer):
 
     issued = {}
     current = None
+    tickets = {}
+    record = False
 
     def __init__(self, spec, certificate_file, key_file):
         self.name = spec["name"]
@@ -102,7 +72,12 @@ class Server(QuicServer):
             is_client=False, alpn_protocols=[ALPN], connection_id_length=length
         )
         configuration.load_cert_chain(certificate_file, key_file)
-        super().__init__(configuration=configuration, create_protocol=self.protocol)
+        super().__init__(
+            configuration=configuration,
+            create_protocol=self.protocol,
+            session_ticket_fetcher=Server.tickets.get,
+            session_ticket_handler=self.keep,
+        )
         self.report = {
             "name": self.name,
             "connections": 0,
@@ -113,6 +88,16 @@ class Server(QuicServer):
             "unknown": 0,
             "misdelivered": 0,
         }
+
+    @staticmethod
+    def keep(ticket):
+        Server.tickets[ticket.ticket] = ticket
+
+    def connection_made(self, transport):
+        if Server.record:
+            self.report.update(sent=[], received=[])
+            transport = Recorder(transport, self.report["sent"])
+        super().connection_made(transport)
 
     def new_cid(self):
         if self.scheme:
@@ -134,6 +119,8 @@ class Server(QuicServer):
         return ServerProtocol(connection, self)
 
     def datagram_received(self, data, addr):
+        if Server.record:
+            self.report["received"].append(hashlib.sha256(data).hexdigest())
         self.enter(data)
         # QuicServer makes connections by their class's name; this tells them whose they are.
         Server.current = self
@@ -154,6 +141,21 @@ class Server(QuicServer):
             self.report["resets"] += 1
         else:
             self.report["unknown"] += 1
+
+
+class Recorder:
+    """A transport that keeps the digests of what it sends."""
+
+    def __init__(self, transport, sent):
+        self.transport = transport
+        self.sent = sent
+
+    def sendto(self, data, address=None):
+        self.sent.append(hashlib.sha256(data).hexdigest())
+        self.transport.sendto(data, address)
+
+    def __getattr__(self, name):
+        return getattr(self.transport, name)
 
 
 class ServerConnection(QuicConnection):
@@ -234,6 +236,7 @@ def write_certificate(der_file):
 
 async def serve(arguments, stop):
     aioquic.asyncio.server.QuicConnection = ServerConnection
+    Server.record = arguments.record
     pem_file, key_file = write_certificate(arguments.certificate)
     servers = []
     for spec in json.loads(arguments.servers):
@@ -327,6 +330,7 @@ async def main():
     command = commands.add_parser("serve")
     command.add_argument("--servers", required=True, help="JSON: name, host, port, scheme of each")
     command.add_argument("--certificate", required=True, help="where to write it, in DER")
+    command.add_argument("--record", action="store_true")
     command.set_defaults(run=serve)
     command = commands.add_parser("fetch")
     command.add_argument("--target", required=True)

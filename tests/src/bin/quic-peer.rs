@@ -2,7 +2,8 @@
 //! until they are told to stop. `tests/netns/peer.py` is the same for aioquic.
 //!
 //! Both say `ready` when they are, end at SIGTERM, and then print what happened as one line of JSON.
-//! Clients also say `seen C N` when the server of connection C has seen its Nth address.
+//! Clients also say `seen C N` when the server of connection C has seen its Nth address. The HTTP/3
+//! client ends by itself; `tests/peers/client.py` is the same for others.
 #![expect(clippy::print_stdout, reason = "a program for scripts")]
 
 use std::{
@@ -10,15 +11,20 @@ use std::{
     io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
+    time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
+use bytes::Buf as _;
 use clap::Parser;
 use quic_lb_tests::{
     audit::Issued,
-    certificate::Certificate,
+    certificate::{Certificate, SERVER_NAME, client_tls, provider},
     client::{Client, download, from},
     origin::{Cids, OPAQUE_CID_LEN, Origin},
+    pattern,
+    site::local,
 };
 use serde_json::json;
 use tokio::{
@@ -59,6 +65,27 @@ enum Command {
         #[arg(long, default_value_t = 1 << 20)]
         octets: usize,
     },
+    /// Asks an origin over HTTP/3, on one connection, and ends.
+    Http3 {
+        /// The listener.
+        #[arg(long)]
+        target: SocketAddr,
+        /// The origins' certificate, in DER.
+        #[arg(long)]
+        certificate: PathBuf,
+        /// Downloads.
+        #[arg(long, default_value_t = 1)]
+        requests: usize,
+        /// Octets of each.
+        #[arg(long, default_value_t = 100_000)]
+        octets: usize,
+        /// Milliseconds after each.
+        #[arg(long, default_value_t = 0)]
+        pause: u64,
+        /// Go on from another address after each.
+        #[arg(long)]
+        migrate: bool,
+    },
 }
 
 #[tokio::main]
@@ -69,6 +96,11 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Fetch { target, certificate, connections, octets } => {
             fetch(target, &certificate, connections, octets).await?
+        }
+        Command::Http3 { target, certificate, requests, octets, pause, migrate } => {
+            let certificate = std::fs::read(certificate)?;
+            let pause = Duration::from_millis(pause);
+            http3(target, &certificate, requests, octets, pause, migrate).await?
         }
     };
     println!("{report}");
@@ -160,7 +192,7 @@ async fn download_until(
                 if addresses.insert(from(connection).await?) {
                     say(&format!("seen {nth} {}", addresses.len()))?;
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         let result = tokio::select! {
@@ -174,6 +206,57 @@ async fn download_until(
     }
     let rebinds = addresses.len().saturating_sub(1);
     json!({ "downloads": downloads, "octets": downloads * octets, "rebinds": rebinds, "lost": lost })
+}
+
+async fn http3(
+    target: SocketAddr,
+    certificate: &[u8],
+    requests: usize,
+    octets: usize,
+    pause: Duration,
+    migrate: bool,
+) -> anyhow::Result<serde_json::Value> {
+    let mut tls = client_tls(certificate, provider())?;
+    tls.alpn_protocols = vec![b"h3".to_vec()];
+    let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
+    let mut transport = quinn::TransportConfig::default();
+    transport.keep_alive_interval(Some(Duration::from_millis(300)));
+    let mut config = quinn::ClientConfig::new(Arc::new(tls));
+    config.transport_config(Arc::new(transport));
+    let endpoint = quinn::Endpoint::client(SocketAddr::new(target.ip(), 0))?;
+    let connection = endpoint.connect_with(config, target, SERVER_NAME)?.await?;
+    let (mut driver, mut requester) =
+        h3::client::new(h3_quinn::Connection::new(connection)).await?;
+    let driving = tokio::spawn(async move { driver.wait_idle().await });
+    let mut get = async |path: String| {
+        let uri = format!("https://{SERVER_NAME}:{}{path}", target.port());
+        let mut stream = requester.send_request(http::Request::get(uri).body(())?).await?;
+        stream.finish().await?;
+        let status = stream.recv_response().await?.status();
+        ensure!(status == http::StatusCode::OK, "{path}: {status}");
+        let mut body = Vec::new();
+        while let Some(mut chunk) = stream.recv_data().await? {
+            body.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));
+        }
+        anyhow::Ok(body)
+    };
+    let who = |body: &[u8]| serde_json::from_slice::<serde_json::Value>(body);
+    let before = who(&get("/whoami".into()).await?)?;
+    for nth in 0..requests {
+        let body = get(format!("/bytes/{octets}")).await?;
+        ensure!(body == pattern::octets(0, octets), "other content");
+        if migrate {
+            let ip = local(2 + u8::try_from(nth % 7)?);
+            endpoint.rebind(std::net::UdpSocket::bind((ip, 0))?)?;
+        }
+        tokio::time::sleep(pause).await;
+    }
+    let after = who(&get("/whoami".into()).await?)?;
+    drop(requester);
+    endpoint.close(0u8.into(), b"done");
+    driving.abort();
+    endpoint.wait_idle().await;
+    Ok(json!({ "before": before, "after": after }))
 }
 
 fn say(line: &str) -> anyhow::Result<()> {
