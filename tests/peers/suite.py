@@ -29,6 +29,8 @@ import urllib.request
 HERE = os.path.dirname(os.path.abspath(__file__))
 SPECIFICATION = os.path.join(HERE, "../../SPECIFICATION.md")
 BEGIN, END = "<!-- peers: made by tests/peers/run -->", "<!-- peers: end -->"
+# Config IDs of the pools.
+POOLS = {"web": 0, "aioquic": 3}
 KEY = "8f95f09245765f80256934e50c66207f"
 # Bounds on waiting. Nothing is expected to take nearly as long.
 START, CASE = 60, 120
@@ -42,6 +44,7 @@ COLUMNS = {
     "http3": "HTTP/3",
     "rebind": "NAT rebinds",
     "migrate": "migrates",
+    "retry": "Retry by the balancer",
     "v2": "version 2",
     "early": "0-RTT",
 }
@@ -73,6 +76,12 @@ def run(*command):
     done = subprocess.run(command, text=True, capture_output=True, timeout=CASE)
     expect(done.returncode == 0, f"{' '.join(command)}: {done.stdout[-500:]}{done.stderr[-2000:]}")
     return done.stdout
+
+
+def total(scrape, name):
+    """The sum of the samples of a metric."""
+    lines = (line for line in scrape.splitlines() if line.startswith(name))
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
 class Nat:
@@ -153,25 +162,41 @@ class Suite:
                 out.write(octets)
 
     def write_configuration(self):
-        self.ports = {"web": free_port(), "aioquic": free_port(), "admin": free_port()}
-        pools = {"web": (0, "web"), "aioquic": (3, "aioquic")}
-        lines, self.servers = ["listeners:"], []
-        for pool in pools:
-            lines += [f'  - {{ name: to-{pool}, address: "127.0.0.1:{self.ports[pool]}", pool: {pool} }}']
+        retry = f'  keys: [{{ sequence: 0, key: "{KEY}" }}]'
+        self.ports = {}
+        self.servers = self.describe_servers()
+        self.write_one("lb.yaml", "", ["retry:", "  mode: \"off\"", retry])
+        # The same site behind another balancer, which asks every client for its address.
+        self.write_one("retry.yaml", "retry-", ["retry:", "  mode: always", retry])
+
+    def describe_servers(self):
+        servers = []
+        for pool, config_id in POOLS.items():
+            scheme = dict(config_id=config_id, server_id_length=2, nonce_length=6, key=KEY)
+            for nth in (1, 2, 3):
+                spec = dict(name=f"{pool}-{nth}", host="127.0.0.1", port=free_port())
+                spec["scheme"] = dict(scheme, server_id=f"{0xA000 + nth:04x}")
+                servers.append((pool, spec))
+        return servers
+
+    def write_one(self, file, prefix, more):
+        lines = ["listeners:"]
+        for pool in POOLS:
+            port = self.ports[prefix + pool] = free_port()
+            lines += [f'  - {{ name: to-{pool}, address: "127.0.0.1:{port}", pool: {pool} }}']
         lines += ["pools:"]
-        for pool, (config_id, _) in pools.items():
+        for pool, config_id in POOLS.items():
             scheme = dict(config_id=config_id, server_id_length=2, nonce_length=6, key=KEY)
             pairs = ", ".join(f"{k}: {json.dumps(v)}" for k, v in scheme.items())
             lines += [f"  - name: {pool}", "    quic_lb:", f"      - {{ {pairs} }}", "    backends:"]
-            for nth in (1, 2, 3):
-                name, port, server_id = f"{pool}-{nth}", free_port(), f"{0xA000 + nth:04x}"
-                pairs = f'name: {name}, address: "127.0.0.1:{port}", server_id: "{server_id}"'
-                lines += [f"      - {{ {pairs} }}"]
-                spec = dict(name=name, host="127.0.0.1", port=port)
-                spec["scheme"] = dict(scheme, server_id=server_id)
-                self.servers.append((pool, spec))
-        lines += [f'admin: {{ address: "127.0.0.1:{self.ports["admin"]}" }}']
-        with open(self.path("lb.yaml"), "w") as out:
+            for of, spec in self.servers:
+                if of == pool:
+                    name, port, server_id = spec["name"], spec["port"], spec["scheme"]["server_id"]
+                    pairs = f'name: {name}, address: "127.0.0.1:{port}", server_id: "{server_id}"'
+                    lines += [f"      - {{ {pairs} }}"]
+        port = self.ports[prefix + "admin"] = free_port()
+        lines += [f'admin: {{ address: "127.0.0.1:{port}" }}', *more]
+        with open(self.path(file), "w") as out:
             out.write("\n".join(lines) + "\n")
 
     def start_site(self):
@@ -190,8 +215,9 @@ class Suite:
                 "--cert", self.path("cert.pem"), "--key", self.path("key.pem"),
                 "--root", self.path("root"), "--metrics", f"127.0.0.1:{self.metrics[-1]}",
             )  # fmt: skip
-        self.start(self.binary("quic-lb"), "run", "--config", self.path("lb.yaml"))
-        for port in [self.ports["admin"], *self.metrics]:
+        for file in ("lb.yaml", "retry.yaml"):
+            self.start(self.binary("quic-lb"), "run", "--config", self.path(file))
+        for port in [self.ports["admin"], self.ports["retry-admin"], *self.metrics]:
             self.wait_for(port)
 
     def wait_for(self, port):
@@ -219,7 +245,7 @@ class Suite:
         return json.loads(run(sys.executable, script, *command, "--certificate", self.path("cert.pem")))
 
     def requests(self, case):
-        steps = [] if case == "http3" else ["--requests", str(REQUESTS), "--pause", str(PAUSE_MS)]
+        steps = [] if case in ("http3", "retry") else ["--requests", str(REQUESTS), "--pause", str(PAUSE_MS)]
         return steps + (["--migrate"] if case == "migrate" else [])
 
     def aioquic(self, target, case):
@@ -276,13 +302,22 @@ class Suite:
         expect(seen == {GREEN}, f"the page looks like {seen}")
 
     def origin_case(self, client, case):
-        with self.nat("web", moves=case == "rebind") as nat:
+        pool = "retry-web" if case == "retry" else "web"
+        sent = self.retries()
+        with self.nat(pool, moves=case == "rebind") as nat:
             result = client(f"127.0.0.1:{nat.port}", case)
+        expect((self.retries() > sent) == (case == "retry"), "Retries that were not due, or none")
         before, after = result["before"], result["after"]
         expect(before["backend"] == after["backend"], f"{before['backend']}, then {after['backend']}")
         moves = after["path_changes"] - before["path_changes"]
-        expect(case == "http3" or moves >= ENOUGH_MOVES, f"the server has seen {moves} moves")
-        expect(case != "http3" or moves == 0, f"the server has seen {moves} moves")
+        quiet = case in ("http3", "retry")
+        expect(quiet or moves >= ENOUGH_MOVES, f"the server has seen {moves} moves")
+        expect(not quiet or moves == 0, f"the server has seen {moves} moves")
+
+    def retries(self):
+        """Retries that the balancers have sent."""
+        scrapes = [self.wait_for(self.ports[name]) for name in ("admin", "retry-admin")]
+        return sum(total(scrape, "quic_lb_retry_sent_total") for scrape in scrapes)
 
     # An aioquic client and aioquic servers: what passes is what was sent.
 
@@ -318,11 +353,11 @@ class Suite:
     # All of it
 
     def rows(self):
-        yield "aioquic 1.7", "our origins", self.origin_case, self.aioquic, ("http3", "rebind", "migrate")
-        yield "quinn", "our origins", self.origin_case, self.quinn, ("http3", "rebind", "migrate")
-        yield "qh3", "our origins", self.origin_case, self.qh3, ("http3", "rebind", "migrate")
-        yield "curl_cffi", "our origins", self.origin_case, self.curl, ("http3", "rebind")
-        yield "Chromium", "our origins", self.origin_case, self.chromium, ("http3", "rebind")
+        yield "aioquic 1.7", "our origins", self.origin_case, self.aioquic, ("http3", "rebind", "migrate", "retry")
+        yield "quinn", "our origins", self.origin_case, self.quinn, ("http3", "rebind", "migrate", "retry")
+        yield "qh3", "our origins", self.origin_case, self.qh3, ("http3", "rebind", "migrate", "retry")
+        yield "curl_cffi", "our origins", self.origin_case, self.curl, ("http3", "rebind", "retry")
+        yield "Chromium", "our origins", self.origin_case, self.chromium, ("http3", "rebind", "retry")
         yield "aioquic 1.7", "aioquic with routable IDs", self.aioquic_case, None, ("v2", "early")
 
     def run(self):
@@ -333,14 +368,11 @@ class Suite:
                 if self.arguments.only not in title:
                     continue
                 self.results[peer, server, case] = self.one(title, check, client, case)
-        unclaimed = 0
-        for port in self.metrics:
-            for line in self.wait_for(port).splitlines():
-                if line.startswith("backend_sim_misrouted_datagrams_total"):
-                    unclaimed += float(line.rpartition(" ")[2])
-        if unclaimed:
+        scrapes = [self.wait_for(port) for port in self.metrics]
+        astray = sum(total(scrape, "backend_sim_misrouted_datagrams_total") for scrape in scrapes)
+        if astray:
             self.failed.append("misrouted")
-            print(f"FAILED: {unclaimed:.0f} datagrams at origins that did not know them")
+            print(f"FAILED: {astray:.0f} datagrams at a wrong origin")
 
     def one(self, title, check, client, case):
         start = time.monotonic()

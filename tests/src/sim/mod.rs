@@ -12,6 +12,7 @@
 //! | [`host`] | a node that is an endpoint of ours with an application |
 //! | [`balancer`] | a node that is the balancer's own forwarder |
 //! | [`fleet`] | servers behind it: addresses, server IDs, configurations |
+//! | [`splitter`] | several balancers behind one address |
 //! | [`files`] | the applications: a server of files and clients that fetch and check them |
 //! | [`crypto`] | TLS with seeded randomness |
 //! | [`rng`] | the randomness of the network |
@@ -23,6 +24,7 @@ pub mod fleet;
 pub mod host;
 pub mod link;
 pub mod rng;
+pub mod splitter;
 
 use std::{
     any::Any,
