@@ -21,6 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     certificate::{Certificate, Trust},
+    flood::{self, Kind},
     load::{Load, Options, Report},
     serve::{Misbehaviour, Origin, Settings},
 };
@@ -56,6 +57,35 @@ Examples:
   backend-sim load --target 127.0.0.1:4433 --insecure --connections 50 --rebind-every 1s
   backend-sim load --target 192.0.2.1:443 --name www.example.org --ca ca.pem --rate 1000 --json")]
     Load(LoadArgs),
+    /// Send what attackers send, to a balancer on this machine.
+    ///
+    /// Refuses targets that are not on loopback, unless it runs in a network namespace of its own and
+    /// the target has a private address. With the right to make raw sockets, senders are forged.
+    #[command(after_help = "\
+Examples:
+  backend-sim flood --target 127.0.0.1:4433 --kind initials --rate 20000 --duration 60s
+  backend-sim flood --target 127.0.0.1:4433 --kind short --json")]
+    Flood(FloodArgs),
+}
+
+#[derive(Debug, Arguments)]
+struct FloodArgs {
+    /// Where to.
+    #[arg(long, value_name = "ADDR")]
+    target: SocketAddr,
+    /// What: first flights from false senders, short headers that nobody knows, replayed and changed
+    /// tokens, random octets, or all in turns.
+    #[arg(long, value_name = "KIND", default_value = "initials", value_parser = ["initials", "short", "tokens", "garbage", "mixed"])]
+    kind: String,
+    /// Datagrams in a second, 200000 at most.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    rate: u32,
+    /// How long, five minutes at most.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    duration: Duration,
+    /// Print the report as one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Arguments)]
@@ -177,6 +207,7 @@ async fn run(command: Command) -> Result<ExitCode, String> {
     match command {
         Command::Serve(args) => serve(args).await,
         Command::Load(args) => load(args).await,
+        Command::Flood(args) => flood(&args),
     }
 }
 
@@ -215,6 +246,27 @@ async fn serve(args: ServeArgs) -> Result<ExitCode, String> {
         () = origin.drain(args.drain) => {}
         () = ended() => {}
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn flood(args: &FloodArgs) -> Result<ExitCode, String> {
+    let kind = match &*args.kind {
+        "short" => Kind::Short,
+        "tokens" => Kind::Tokens,
+        "garbage" => Kind::Garbage,
+        "mixed" => Kind::Mixed,
+        _ => Kind::Initials,
+    };
+    let FloodArgs { target, rate, duration, .. } = *args;
+    let options = flood::Options { target, kind, rate, duration };
+    let report = flood::run(&options).map_err(|error| error.to_string())?;
+    let text = if args.json {
+        serde_json::to_string(&report).map_err(|error| error.to_string())?
+    } else {
+        report.to_string()
+    };
+    writeln!(io::stdout(), "{text}")
+        .map_err(|error| format!("cannot write the report: {error}"))?;
     Ok(ExitCode::SUCCESS)
 }
 

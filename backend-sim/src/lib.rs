@@ -12,6 +12,7 @@
 //! | --- | --- |
 //! | [`serve`] | the origin |
 //! | [`load`] | the load client |
+//! | [`flood`] | what attackers send, for tests of the balancer's defence |
 //! | [`certificate`] | certificates, from files or made at start, and who trusts them |
 //! | [`pattern`] | content that can be checked at any offset |
 //! | [`cause`] | why connections end, in one word each |
@@ -21,6 +22,7 @@
 pub mod cause;
 pub mod certificate;
 pub mod cli;
+pub mod flood;
 pub mod load;
 pub mod pattern;
 pub mod serve;

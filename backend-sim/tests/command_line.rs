@@ -146,3 +146,38 @@ fn backend_sim(arguments: &[&str]) -> anyhow::Result<Output> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_backend-sim"));
     Ok(command.args(arguments).env_remove("RUST_LOG").output()?)
 }
+
+#[test]
+fn a_flood_is_bounded_and_stays_on_this_machine() -> anyhow::Result<()> {
+    let sink = UdpSocket::bind("127.0.0.1:0")?;
+    let target = sink.local_addr()?.to_string();
+    for kind in ["initials", "short", "garbage", "mixed"] {
+        let output = backend_sim(&[
+            "flood",
+            "--target",
+            &target,
+            "--kind",
+            kind,
+            "--rate",
+            "1000",
+            "--duration",
+            "300ms",
+            "--json",
+        ])?;
+        ensure!(output.status.success(), "{output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout)?;
+        let sent = report["sent"].as_u64().context("a number")?;
+        ensure!((1..=400).contains(&sent), "{report}");
+        sink.recv_from(&mut [0; 2000])?;
+    }
+    for refused in [
+        &["--target", "192.0.2.1:443"][..],
+        &["--target", &target, "--rate", "200001"],
+        &["--target", &target, "--duration", "301s"],
+        &["--target", &target, "--kind", "tokens"],
+    ] {
+        let output = backend_sim(&[&["flood"], refused].concat())?;
+        ensure!(output.status.code() == Some(1) && output.stdout.is_empty(), "{output:?}");
+    }
+    Ok(())
+}
