@@ -255,6 +255,11 @@ impl Sent {
         })
     }
 
+    /// How many packets are remembered.
+    pub(crate) fn len(&self) -> usize {
+        self.packets.len()
+    }
+
     /// Whether nothing is remembered.
     pub(crate) fn is_empty(&self) -> bool {
         self.packets.is_empty()

@@ -159,6 +159,18 @@ impl Connection {
         self.spaces[space.index()].crypto_out.end()
     }
 
+    /// How many things of each kind are held: packets sent, packets that wait for keys, paths,
+    /// connection IDs of ours, events.
+    pub(crate) fn holdings(&self) -> [usize; 5] {
+        [
+            self.spaces.iter().map(|state| state.sent.len()).sum(),
+            self.waiting.len(),
+            self.paths.len(),
+            self.local_cids.iter().count() + self.announce.len(),
+            self.events.len(),
+        ]
+    }
+
     /// What a client sent to in the first place.
     pub(crate) const fn original_dcid(&self) -> ConnectionId {
         self.handshake.original_dcid

@@ -29,6 +29,8 @@ use crate::{
 const PING_AFTER: u32 = 32;
 /// Less room than this is not worth a packet.
 const MIN_PAYLOAD: usize = 32;
+/// Packets that may wait for an acknowledgment besides what two congestion windows hold.
+const CROWD: u64 = 64;
 /// Packet numbers between two that are left out, at least; the rest is random and grows with the
 /// congestion window.
 const SKIP_DISTANCE: u64 = 16;
@@ -184,7 +186,9 @@ impl Connection {
 
     /// Appends a challenge or a response on a path that is not the active one.
     fn transmit_off_path(&mut self, now: Instant, out: &mut Vec<u8>) -> Option<Transmission> {
-        self.one_rtt.as_ref()?;
+        if self.one_rtt.is_none() || self.is_crowded() {
+            return None;
+        }
         let index = (1..self.paths.len()).find(|&index| {
             let path = &self.paths[index];
             let due = path.response_due.is_some() || path.challenge_is_due();
@@ -283,7 +287,7 @@ impl Connection {
         let state = &self.spaces[space.index()];
         let ack_due = state.received.is_due(now, delay);
         let probing = state.probes > 0;
-        let urgent = space == Space::Data && {
+        let urgent = space == Space::Data && !self.is_crowded() && {
             let path = &self.paths[0];
             path.response_due.is_some() || path.challenge_is_due()
         };
@@ -295,6 +299,14 @@ impl Connection {
             self.paths[0].app_limited = self.paths[0].has_window();
         }
         ack_due.then_some(Content::AcksOnly)
+    }
+
+    /// Whether so many packets wait for an acknowledgment that those have to wait too which leave
+    /// in spite of a full window: path frames, and the PINGs of acknowledgments. A peer that asks
+    /// and never acknowledges must not fill our memory with them.
+    fn is_crowded(&self) -> bool {
+        let window = self.paths[0].congestion.window() / u64::from(MIN_UDP_PAYLOAD);
+        self.spaces[Space::Data.index()].sent.len() as u64 > CROWD + 2 * window
     }
 
     pub(super) fn has_eliciting_output(&self, space: Space) -> bool {
@@ -343,7 +355,8 @@ impl Connection {
         let mut packet = self.open_packet_for(space, 0, end, out);
         self.write_ack(now, &mut packet, out);
         if content == Content::AcksOnly {
-            if space == Space::Data && self.non_eliciting >= PING_AFTER {
+            let ask = self.non_eliciting >= PING_AFTER && !self.is_crowded();
+            if space == Space::Data && ask {
                 frame::write_fields(types::PING, &[], out);
                 packet.ack_eliciting = true;
             }

@@ -4,6 +4,8 @@
 //! Everything a stranger can reach is bounded: connections and half-open ones by configuration,
 //! replies by one per datagram, tables by the connections they point to.
 
+#[cfg(test)]
+mod check;
 mod issuer;
 mod tokens;
 

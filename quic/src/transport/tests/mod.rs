@@ -2,6 +2,7 @@
 //! are forged: what a peer may not do ends the connection with the right code, and what it may do
 //! a million times costs no memory.
 
+mod ceilings;
 mod ends;
 mod frames;
 mod handshake;

@@ -1,0 +1,54 @@
+//! For tests: whether the tables of an endpoint agree with its connections.
+
+use std::collections::BTreeSet;
+
+use super::Endpoint;
+
+impl Endpoint {
+    /// # Panics
+    ///
+    /// When a table has an entry that no connection has, or lacks one.
+    pub(crate) fn assert_consistent(&self) {
+        let live = || {
+            let entries = self.connections.iter().enumerate();
+            entries.filter_map(|(index, entry)| Some((index, entry.as_ref()?)))
+        };
+        assert_eq!(self.count, live().count());
+        assert_eq!(self.half_open, live().filter(|(_, entry)| entry.half_open).count());
+        assert_eq!(self.free.len() + self.count, self.connections.len());
+        let cids: BTreeSet<_> = live()
+            .flat_map(|(index, entry)| {
+                entry.connection.local_cids().map(move |id| (id.to_vec(), index))
+            })
+            .collect();
+        let table: BTreeSet<_> =
+            self.by_cid.iter().map(|(id, &index)| (id.to_vec(), index)).collect();
+        assert_eq!(table, cids, "connection IDs");
+        let firsts = live().filter(|(_, entry)| entry.first_dcid.is_some()).count();
+        assert_eq!(self.by_first_dcid.len(), firsts);
+        for (first, &index) in &self.by_first_dcid {
+            let entry = self.connections[index].as_ref().expect("a connection");
+            assert_eq!(entry.first_dcid.as_ref(), Some(first));
+        }
+        for (token, &index) in &self.by_reset_token {
+            let entry = self.connections[index].as_ref().expect("a connection");
+            assert!(entry.reset_tokens.contains(token));
+        }
+        let deadlines: BTreeSet<_> =
+            live().filter_map(|(index, entry)| Some((entry.deadline?, index))).collect();
+        assert_eq!(self.deadlines, deadlines);
+    }
+
+    /// Whether nothing at all is left.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.count == 0
+            && self.half_open == 0
+            && self.by_cid.is_empty()
+            && self.by_first_dcid.is_empty()
+            && self.by_reset_token.is_empty()
+            && self.deadlines.is_empty()
+            && self.ready.is_empty()
+            && self.replies.is_empty()
+            && self.events.is_empty()
+    }
+}
