@@ -36,6 +36,21 @@ async fn a_load_counts_what_it_has_verified() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn a_server_in_several_shards_follows_clients_that_move() -> anyhow::Result<()> {
+    let mut settings = settings()?;
+    settings.shards = 3;
+    let (report, origin) = load(settings, |options| {
+        options.connections = 6;
+        options.rebind_every = Some(Duration::from_millis(100));
+        options.duration = Duration::from_secs(1);
+    })
+    .await?;
+    ensure!(report.is_clean() && report.rebinds > 0, "{report:?}");
+    ensure!(origin.counters().unclaimed == 0, "{:?}", origin.counters());
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_open_loop_asks_as_often_as_it_was_told() -> anyhow::Result<()> {
     let (report, _origin) = load(settings()?, |options| {
         options.connections = 5;

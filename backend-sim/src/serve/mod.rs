@@ -136,7 +136,10 @@ impl Origin {
             let (address, socket) = match settings.shards {
                 0 | 1 => (address, Some(socket)),
                 // Several sockets share the address, which this one would not.
-                _ => (address, None),
+                _ => {
+                    drop(socket);
+                    (address, None)
+                }
             };
             let options = Options {
                 socket,
@@ -147,6 +150,7 @@ impl Origin {
                 ..Options::server(server, address)
             };
             let endpoint = Endpoint::new(options).map_err(ServeError::Endpoint)?;
+            origin.address = endpoint.local_addr();
             let accepting = accept(
                 endpoint.clone(),
                 Arc::clone(shared),
