@@ -25,6 +25,8 @@ use crate::{BACKEND_HEADER, cause, pattern};
 
 /// After a failure, so that whoever is in trouble is not asked all the time.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long the clock waits for the first connections.
+const CONNECTING: Duration = Duration::from_secs(30);
 /// How long the last answers may take after the time is over.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -53,6 +55,7 @@ pub struct ClientView {
 /// Connects, and again whenever a connection is over, until the time is.
 pub(super) async fn run(shared: Arc<Shared>, number: usize) {
     let mut first = true;
+    let patience = time::Instant::now() + CONNECTING;
     loop {
         let began = Instant::now();
         let opened = tokio::select! {
@@ -62,6 +65,10 @@ pub(super) async fn run(shared: Arc<Shared>, number: usize) {
                     shared.tally.on_handshake_failed("unfinished");
                 }
                 return;
+            }
+            () = time::sleep_until(patience), if first => {
+                shared.tally.on_handshake_failed("unfinished");
+                None
             }
         };
         if std::mem::take(&mut first) {
