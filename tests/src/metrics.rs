@@ -58,6 +58,19 @@ impl Metrics {
         self.samples.iter().filter(wanted).map(|sample| sample.value).sum::<f64>() as u64
     }
 
+    /// Memory of the process that is in use.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "octets far below 2^53"
+    )]
+    pub fn resident_octets(&self) -> u64 {
+        let name = "process_resident_memory_bytes";
+        let resident = self.samples.iter().find(|sample| sample.name == name);
+        resident.map_or(0, |sample| sample.value as u64)
+    }
+
     /// The verdicts on all listeners together.
     #[must_use]
     pub fn verdicts(&self) -> Verdicts {
