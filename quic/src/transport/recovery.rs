@@ -94,11 +94,35 @@ impl Slot {
     }
 }
 
-/// What [`Sent::detect_lost`] found besides the packets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Losses {
-    /// The time from the first to the last ack-eliciting packet of a run that is wholly lost.
-    pub(crate) longest_run: Duration,
+/// The times at which the first and the last ack-eliciting packet of a run left that is wholly
+/// lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LossRun {
+    first: Instant,
+    last: Instant,
+}
+
+impl LossRun {
+    pub(crate) fn duration(&self) -> Duration {
+        self.last - self.first
+    }
+
+    /// This run together with an `earlier` one, which may be of another packet number space, unless
+    /// a packet was acknowledged that left after that and before the end of this, at `acked`.
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9002.html#section-7.6.2>
+    pub(crate) fn joined(self, earlier: Option<Self>, acked: Option<Instant>) -> Self {
+        let Some(earlier) = earlier else { return self };
+        if acked.is_some_and(|acked| acked < self.last) {
+            return self;
+        }
+        Self { first: self.first.min(earlier.first), last: self.last.max(earlier.last) }
+    }
+
+    /// Whether a packet that left at this time left after it.
+    pub(crate) fn is_before(&self, sent: Instant) -> bool {
+        self.last < sent
+    }
 }
 
 impl Sent {
@@ -190,18 +214,19 @@ impl Sent {
     }
 
     /// Appends packets that count as lost now to `lost`, the lowest first, and notes when the next
-    /// one will. Only packets sent since the first round-trip sample count for runs.
+    /// one will. Returns the longest run of losses among packets sent since the first round-trip
+    /// sample.
     pub(crate) fn detect_lost(
         &mut self,
         now: Instant,
         rtt: &Rtt,
         measured_since: Option<Instant>,
         lost: &mut Vec<SentPacket>,
-    ) -> Losses {
+    ) -> Option<LossRun> {
         self.loss_at = None;
-        let mut losses = Losses::default();
-        let Some(largest_acked) = self.largest_acked else { return losses };
+        let largest_acked = self.largest_acked?;
         let delay = rtt.loss_delay();
+        let mut longest: Option<LossRun> = None;
         let mut run: Option<Instant> = None;
         for slot in &mut self.packets {
             let number = slot.number();
@@ -224,8 +249,10 @@ impl Sent {
             }
             let counts = measured_since.is_some_and(|since| packet.at >= since);
             if packet.ack_eliciting && !packet.mtu_probe && counts {
-                let start = *run.get_or_insert(packet.at);
-                losses.longest_run = losses.longest_run.max(packet.at - start);
+                let found = LossRun { first: *run.get_or_insert(packet.at), last: packet.at };
+                if longest.is_none_or(|longest| longest.duration() <= found.duration()) {
+                    longest = Some(found);
+                }
             }
             if let Slot::InFlight(packet) = std::mem::replace(slot, Slot::Lost(number)) {
                 self.eliciting -= usize::from(packet.ack_eliciting);
@@ -233,7 +260,7 @@ impl Sent {
             }
         }
         self.trim();
-        losses
+        longest
     }
 
     /// The oldest packets that elicit acknowledgments, for probes to repeat.
@@ -405,8 +432,21 @@ mod tests {
         ack(&mut sent, [(4, 5), (9, 10)]).unwrap();
         let mut found = vec![];
         let rtt = Rtt::new(INITIAL_RTT);
-        let losses = sent.detect_lost(start + step * 20, &rtt, Some(start), &mut found);
+        let run = sent.detect_lost(start + step * 20, &rtt, Some(start), &mut found);
         assert_eq!(found.len(), 8);
-        assert_eq!(losses.longest_run, step * 3);
+        assert_eq!(run.map(|run| run.duration()), Some(step * 3));
+    }
+
+    #[test]
+    fn req_j10_runs_of_several_spaces_are_one_unless_something_between_arrived() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let earlier = LossRun { first: at(1), last: at(2) };
+        let later = LossRun { first: at(4), last: at(6) };
+        for (acked, seconds) in [(None, 5), (Some(6), 5), (Some(7), 5), (Some(3), 2)] {
+            let joined = later.joined(Some(earlier), acked.map(at));
+            assert_eq!(joined.duration(), Duration::from_secs(seconds), "{acked:?}");
+        }
+        assert_eq!(later.joined(None, None), later);
     }
 }

@@ -45,6 +45,7 @@ impl Connection {
                 self.on_ecn_counts(now, space, ack, &acked);
             }
             self.detect_lost(now, space);
+            self.note_acked(&acked);
             for packet in acked.drain(..) {
                 self.on_acked(now, space, packet);
             }
@@ -64,6 +65,16 @@ impl Connection {
         }
         self.scratch = acked;
         Ok(())
+    }
+
+    /// Remembers what separates one run of losses from the next.
+    fn note_acked(&mut self, acked: &[SentPacket]) {
+        let sent = || acked.iter().map(|packet| packet.at);
+        self.latest_acked = self.latest_acked.max(sent().max());
+        if let Some(run) = self.loss_run {
+            let after = sent().filter(|&at| run.is_before(at)).min();
+            self.acked_after_run = [self.acked_after_run, after].into_iter().flatten().min();
+        }
     }
 
     fn sample_rtt(&mut self, now: Instant, space: Space, ack: &Ack<'_>, acked: &[SentPacket]) {
@@ -161,8 +172,7 @@ impl Connection {
     fn detect_lost(&mut self, now: Instant, space: Space) {
         let (rtt, measured_since) = (self.paths[0].rtt, self.paths[0].measured_since);
         let mut lost = Vec::new();
-        let losses =
-            self.spaces[space.index()].sent.detect_lost(now, &rtt, measured_since, &mut lost);
+        let run = self.spaces[space.index()].sent.detect_lost(now, &rtt, measured_since, &mut lost);
         if lost.is_empty() {
             return;
         }
@@ -191,8 +201,14 @@ impl Connection {
         path.congestion.on_congestion(now, at);
         let max_ack_delay = self.handshake.peer.as_ref().map(|peer| peer.max_ack_delay);
         let long = persistent_congestion_after(&rtt, max_ack_delay.unwrap_or_default());
-        if losses.longest_run > long {
+        let Some(run) = run.map(|run| run.joined(self.loss_run, self.acked_after_run)) else {
+            return;
+        };
+        self.loss_run = Some(run);
+        self.acked_after_run = self.latest_acked.filter(|&at| run.is_before(at));
+        if run.duration() > long {
             path.congestion.on_persistent_congestion();
+            self.loss_run = None;
         }
     }
 

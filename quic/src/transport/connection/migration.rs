@@ -169,7 +169,7 @@ impl Connection {
             path.start_validation(now, timeout);
         }
         self.paths.insert(0, path);
-        self.pto_count = 0;
+        (self.pto_count, self.loss_run) = (0, None);
     }
 
     // Validation.

@@ -49,7 +49,7 @@ use super::{
     packet::DropReason,
     parameters::Preferred,
     path::{Path, PathId},
-    recovery::{Sent, SentFrame, SentPacket},
+    recovery::{LossRun, Sent, SentFrame, SentPacket},
     send_buffer::SendBuffer,
     space::Space,
     stream_id::{Dir, Side, StreamId},
@@ -215,6 +215,11 @@ pub struct Connection {
     tokens: Vec<Vec<u8>>,
     spin: bool,
     pto_count: u32,
+    /// What persistent congestion is judged by: the latest run of losses, in any space; when the
+    /// first packet after it left that was acknowledged; and when the latest one did.
+    loss_run: Option<LossRun>,
+    acked_after_run: Option<Instant>,
+    latest_acked: Option<Instant>,
     pacing_until: Option<Instant>,
     /// When the connection began, and when the last packet came or the first eliciting one left
     /// after that: idle time counts from there.
@@ -293,6 +298,9 @@ impl Connection {
             tokens: Vec::new(),
             spin: random.below(2) == 1,
             pto_count: 0,
+            loss_run: None,
+            acked_after_run: None,
+            latest_acked: None,
             pacing_until: None,
             started: now,
             active_since: now,
