@@ -38,7 +38,7 @@ START, CASE = 60, 120
 REQUESTS, PAUSE_MS, MOVE_SECONDS = 20, 150, 0.4
 # Moves that a server has to have seen in such a case.
 ENOUGH_MOVES = 4
-GREEN = (0, 128, 0)
+WHITE, GREEN = (255, 255, 255), (0, 128, 0)
 
 COLUMNS = {
     "http3": "HTTP/3",
@@ -297,9 +297,11 @@ class Suite:
             raise Missing("pillow could not be installed") from None
         image = Image.open(picture).convert("RGB")
         width, height = image.size
-        places = [(x, y) for x in (2, width // 2, width - 3) for y in (height // 2, height - 3)]
-        seen = {image.getpixel(place) for place in places}
-        expect(seen == {GREEN}, f"the page looks like {seen}")
+        columns = (2, width // 2, width - 3)
+        # The origin's own page is white and above; below, it is green if all went well.
+        for row, wanted in ((2, WHITE), (height - 30, GREEN), (height - 3, GREEN)):
+            seen = {image.getpixel((column, row)) for column in columns}
+            expect(seen == {wanted}, f"row {row} of the page looks like {seen}")
 
     def origin_case(self, client, case):
         pool = "retry-web" if case == "retry" else "web"
