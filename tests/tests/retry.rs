@@ -4,6 +4,7 @@
 use std::{
     net::SocketAddr,
     path::Path,
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
@@ -23,6 +24,7 @@ use quic::{
 };
 use quic_lb_config::{Config, Surroundings};
 use quic_lb_tests::{
+    aioquic,
     balancer::Balancer,
     certificate::{Certificate, SERVER_NAME, provider},
     client::Client,
@@ -89,6 +91,22 @@ async fn connections_of_a_pool_without_routable_ids_are_validated_too() -> anyho
         site.visit_with_quinn(site.address()).await?;
     }
     let metrics = site.end(8).await?;
+    ensure!(invalid_tokens(&metrics) == 0, "tokens were refused");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_aioquic_client_completes_its_handshake_through_validation() -> anyhow::Result<()> {
+    let Some(python) = aioquic::python().await else { return Ok(()) };
+    let site = Site::start(&[Scheme::FOUR_PASS], &always(&[1])).await?;
+    let files = tempfile::tempdir()?;
+    let mut command = aioquic::command(python, "client", files.path(), &site.certificate)?;
+    command.args(["--target", &site.address().to_string(), "--octets", "100000"]);
+    let output = command.stdin(Stdio::null()).output().await?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metrics = site.balancer.at_rest().await?;
+    ensure!(metrics.sum("retry_sent_total", &[]) > 0, "it was not asked");
+    ensure!(metrics.sum("retry_tokens_total", &[("result", "valid")]) > 0, "it proved nothing");
     ensure!(invalid_tokens(&metrics) == 0, "tokens were refused");
     Ok(())
 }
