@@ -9,11 +9,15 @@ import array
 import asyncio
 import hashlib
 import sys
+import time
 
 from aioquic.asyncio import QuicConnectionProtocol, connect, serve
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import DatagramFrameReceived, HandshakeCompleted
+from aioquic.quic.packet import QuicProtocolVersion
 from aioquic.tls import CipherSuite, SessionTicket
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 ALPN = "quic-lb-echo"
 # Octets between two moves or key updates.
@@ -58,6 +62,9 @@ def configuration(arguments, is_client):
     )
     if arguments.chacha20:
         made.cipher_suites = [CipherSuite.CHACHA20_POLY1305_SHA256]
+    if arguments.version_2:
+        made.original_version = QuicProtocolVersion.VERSION_2
+        made.supported_versions = [QuicProtocolVersion.VERSION_2]
     return made
 
 
@@ -107,6 +114,28 @@ async def answer(reader, writer):
         writer.write_eof()
 
 
+class NatTokens:
+    """Reads the tokens of a balancer that rewrites addresses, and makes none."""
+
+    def __init__(self, sequence, key):
+        self.sequence = sequence
+        self.key = AESGCM(key)
+
+    def validate_token(self, *, address, destination_cid, token, now):
+        end = 1 + token[0]
+        sequence, nonce, sealed = token[end], token[end + 1 : end + 13], token[end + 13 :]
+        associated = token[: end + 13] + bytes([len(destination_cid)]) + destination_cid
+        if sequence != self.sequence:
+            raise ValueError("another key")
+        try:
+            body = self.key.decrypt(nonce, sealed, associated)
+        except InvalidTag as error:
+            raise ValueError("not sealed with the key") from error
+        if int.from_bytes(body[:8], "big") + 2 < time.time():
+            raise ValueError("expired")
+        return token[1:end]
+
+
 async def run_server(arguments):
     made = configuration(arguments, is_client=False)
     made.load_cert_chain(arguments.certificate, arguments.key)
@@ -121,6 +150,8 @@ async def run_server(arguments):
         session_ticket_handler=lambda ticket: tickets.update({ticket.ticket: ticket}),
         stream_handler=lambda *ends: asyncio.ensure_future(answer(*ends)),
     )
+    if arguments.nat_key:
+        server._retry = NatTokens(1, bytes.fromhex(arguments.nat_key))
     port = server._transport.get_extra_info("sockname")[1]
     print("ready", port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
@@ -218,6 +249,7 @@ def main():
     server = commands.add_parser("serve")
     server.add_argument("--key", required=True)
     server.add_argument("--retry", action="store_true")
+    server.add_argument("--nat-key", help="of a balancer's tokens, which have sequence number 1")
     server.set_defaults(run=run_server)
     client = commands.add_parser("client")
     client.add_argument("--target", required=True)
@@ -237,6 +269,7 @@ def main():
     for command in (server, client):
         command.add_argument("--certificate", required=True, help="in PEM")
         command.add_argument("--chacha20", action="store_true")
+        command.add_argument("--version-2", action="store_true", help="and no other")
     arguments = parser.parse_args()
     asyncio.run(arguments.run(arguments))
 

@@ -111,6 +111,33 @@ async fn an_aioquic_client_completes_its_handshake_through_validation() -> anyho
     Ok(())
 }
 
+/// A server that is not ours reads the tokens with a few lines of its own, in versions 1 and 2.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_aioquic_server_reads_our_tokens_in_both_versions() -> anyhow::Result<()> {
+    let Some(python) = aioquic::python().await else { return Ok(()) };
+    let key = "01".repeat(16);
+    for version in [&[][..], &["--version-2"]] {
+        let (certificate, files) = (Certificate::new()?, tempfile::tempdir()?);
+        let arguments = [&["--nat-key", &key], version].concat();
+        let (_server, address) =
+            aioquic::serve(python, files.path(), &certificate, &arguments).await?;
+        let mut pool = Pool::new("web", &[], LOCAL, 1);
+        pool.backends[0].address = address;
+        let document = document(pool);
+        let text = format!("{document}{}", always(&[1]));
+        let balancer = Balancer::start_from(&text, document.admin).await?;
+        let mut command = aioquic::command(python, "client", files.path(), &certificate)?;
+        let target = document.listeners[0].address.to_string();
+        command.args(["--target", &target, "--octets", "100000"]).args(version);
+        let output = command.stdin(Stdio::null()).output().await?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let metrics = balancer.at_rest().await?;
+        ensure!(metrics.sum("retry_sent_total", &[]) > 0, "it was not asked");
+        ensure!(metrics.sum("retry_tokens_total", &[("result", "valid")]) > 0, "proved nothing");
+    }
+    Ok(())
+}
+
 /// Every bit, other addresses and ports, other connection IDs, and time: none gets to a server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_token_but_the_right_one_reaches_a_server() -> anyhow::Result<()> {
