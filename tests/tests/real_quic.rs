@@ -258,10 +258,14 @@ async fn noise_harms_nobody_and_every_datagram_of_it_is_accounted_for() -> anyho
     let metrics = site.check_with_noise().await?;
     let verdicts = metrics.verdicts();
     ensure!(verdicts.received >= NOISE as u64, "{verdicts:?}");
-    let malformed = metrics.sum("datagrams_dropped_total", &[("reason", "malformed")]);
-    let empty = metrics.sum("datagrams_dropped_total", &[("reason", "empty")]);
-    ensure!(malformed > 0 && empty > 0, "{malformed} malformed, {empty} empty");
-    ensure!(verdicts.dropped == malformed + empty, "dropped for no other reason: {verdicts:?}");
+    let reasons = ["malformed", "empty", "small_initial"];
+    let dropped =
+        reasons.map(|reason| metrics.sum("datagrams_dropped_total", &[("reason", reason)]));
+    ensure!(dropped.iter().all(|&count| count > 0), "{reasons:?}: {dropped:?}");
+    ensure!(
+        verdicts.dropped == dropped.iter().sum::<u64>(),
+        "dropped for no other reason than {reasons:?}: {dropped:?}, {verdicts:?}"
+    );
     Ok(())
 }
 

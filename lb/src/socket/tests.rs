@@ -1,4 +1,7 @@
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::{
+    mem,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
+};
 
 use super::*;
 
@@ -235,6 +238,14 @@ fn a_thread_can_have_descriptors_of_its_own() {
         assert_eq!(unsafe { libc::fcntl(raw, libc::F_GETFD) }, -1);
         let (_own, address) = listener(ANY_V4);
         assert_ne!(address.port(), 0);
+        // A handler that ran here would write to the wrong descriptor.
+        // SAFETY: the set is integers, for which zero is valid, and is written for the call alone.
+        let blocks_sigterm = unsafe {
+            let mut blocked: libc::sigset_t = mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut blocked);
+            libc::sigismember(&raw const blocked, libc::SIGTERM)
+        };
+        assert_eq!(blocks_sigterm, 1);
     })
     .join()
     .unwrap();
