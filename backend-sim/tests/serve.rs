@@ -81,6 +81,17 @@ async fn bodies_come_back_up_to_the_limit() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn an_answer_before_the_end_of_the_request_is_an_answer() -> anyhow::Result<()> {
+    let site = Site::start(settings()?).await?;
+    let session = site.session().await?;
+    // No window holds so much: the server asks for no more of it while it is on its way.
+    let body = Bytes::from(vec![0; 32 << 20]);
+    let answer = session.request(Method::POST, "/health", body).await?;
+    ensure!(answer.head.status() == StatusCode::METHOD_NOT_ALLOWED, "{answer:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn files_are_served_with_types_and_ranges_and_nothing_outside() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let root = folder.path().join("public");

@@ -5,7 +5,7 @@ use std::{fmt, future::poll_fn, net::SocketAddr};
 use bytes::{Buf as _, Bytes};
 use h3::{
     client::{RequestStream, SendRequest},
-    error::StreamError,
+    error::{Code, StreamError},
 };
 use http::{Method, Request, Response, Uri};
 use quic::{
@@ -91,10 +91,18 @@ impl Session {
         let request = Request::builder().method(method).uri(uri.build()?).body(())?;
         let mut requests = self.requests.clone();
         let mut stream = requests.send_request(request).await?;
-        if !body.is_empty() {
-            stream.send_data(body).await?;
+        let said = async {
+            if !body.is_empty() {
+                stream.send_data(body).await?;
+            }
+            stream.finish().await
+        };
+        match said.await {
+            // The answer does not depend on the rest, and is as good as any
+            // (<https://www.rfc-editor.org/rfc/rfc9114.html#section-4.1>).
+            Err(StreamError::RemoteTerminate { code, .. }) if code == Code::H3_NO_ERROR => {}
+            said => said?,
         }
-        stream.finish().await?;
         let head = stream.recv_response().await?;
         Ok(Answer { head, stream, _requests: requests })
     }
@@ -102,7 +110,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.connection.close(h3::error::Code::H3_NO_ERROR.value(), b"");
+        self.connection.close(Code::H3_NO_ERROR.value(), b"");
         self.control.abort();
     }
 }
