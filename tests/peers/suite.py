@@ -310,6 +310,9 @@ class Suite:
             result = client(f"127.0.0.1:{nat.port}", case)
         expect((self.retries() > sent) == (case == "retry"), "Retries that were not due, or none")
         before, after = result["before"], result["after"]
+        told = before["true_client"]
+        expect((told is not None) == (case == "retry"), f"the token of no Retry told of {told}")
+        expect(told != before["client"], f"{told} is what the server sees of the balancer")
         expect(before["backend"] == after["backend"], f"{before['backend']}, then {after['backend']}")
         moves = after["path_changes"] - before["path_changes"]
         quiet = case in ("http3", "retry")

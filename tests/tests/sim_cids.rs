@@ -202,7 +202,11 @@ fn tokens_of_a_balancer_that_rewrites_addresses_are_honoured() {
         .run(Duration::from_secs(10), |world| world.node::<Host<FileClient>>(client).app.is_done());
     let app = &world.node::<Host<FileClient>>(client).app;
     assert!(done && app.failed.is_empty() && app.done == 1, "{app:?}");
-    assert_eq!(world.node::<Host<FileServer>>(server).app.connected, 1);
+    let server = world.node::<Host<FileServer>>(server);
+    assert_eq!(server.app.connected, 1);
+    let connection = server.endpoint.connections().next().expect("it has not closed");
+    let told = server.endpoint.sealed_client(connection);
+    assert_eq!(told, Some(client_address), "the server knows where its client is");
 }
 
 /// Sends a Retry for Initials without a token, and forwards everything else under its own address.

@@ -113,6 +113,9 @@ async fn whoami(
         "server_id": server_id,
         "protocol": protocol(&peer),
         "client": client(&peer),
+        "true_client": connection
+            .and_then(driver::Connection::sealed_client)
+            .map(|address| address.to_string()),
         "connection_ids": connection.map(|connection| {
             connection.local_cids().into_iter().map(cid).collect::<Vec<_>>()
         }),

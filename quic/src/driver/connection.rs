@@ -272,6 +272,13 @@ impl Connection {
         self.path().map_or(self.owner.first_remote, |path| path.remote)
     }
 
+    /// Where the client is, as a Retry token has told: its true address, where a balancer made the
+    /// token and rewrites addresses. `None` without such a token, and once the client has moved.
+    #[must_use]
+    pub fn sealed_client(&self) -> Option<SocketAddr> {
+        self.owner.shard.lock().core.sealed_client(self.owner.handle)
+    }
+
     /// How often the peer was found at another address so far.
     #[must_use]
     pub fn path_changes(&self) -> u64 {

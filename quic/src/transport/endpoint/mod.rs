@@ -175,9 +175,16 @@ struct Entry {
     deadline: Option<Instant>,
     first_dcid: Option<(SocketAddr, ConnectionId)>,
     /// Where its client was seen when it began, and where a Retry token said that it is.
-    sealed_client: Option<(SocketAddr, IpAddr)>,
+    sealed_client: Option<(SocketAddr, SocketAddr)>,
     reset_tokens: Vec<(SocketAddr, [u8; 16])>,
     server_name: Option<String>,
+}
+
+impl Entry {
+    fn sealed_client(&self) -> Option<SocketAddr> {
+        let remote = self.connection.path().remote;
+        self.sealed_client.filter(|(seen, _)| *seen == remote).map(|(_, client)| client)
+    }
 }
 
 struct Reply {
@@ -384,6 +391,15 @@ impl Endpoint {
     pub fn connection(&self, handle: ConnectionHandle) -> Option<&Connection> {
         let entry = self.connections.get(handle.index)?.as_ref()?;
         (entry.generation == handle.generation).then_some(&*entry.connection)
+    }
+
+    /// Where the client of a connection is, as a Retry token has told: its true address, where a
+    /// balancer made the token and rewrites addresses. `None` without such a token, and once the
+    /// client has moved: of other paths the token said nothing.
+    #[must_use]
+    pub fn sealed_client(&self, handle: ConnectionHandle) -> Option<SocketAddr> {
+        let entry = self.connections.get(handle.index)?.as_ref()?;
+        if entry.generation == handle.generation { entry.sealed_client() } else { None }
     }
 
     /// A connection, to act on.
@@ -649,7 +665,7 @@ impl Endpoint {
         let first = (arrival.remote, header.dcid);
         let index = self.insert(connection, Some(first), None);
         if let (Verdict::Retried(claim), Some(entry)) = (verdict, &mut self.connections[index]) {
-            entry.sealed_client = Some((arrival.remote, claim.client.ip()));
+            entry.sealed_client = Some((arrival.remote, claim.client));
         }
         for id in std::iter::once(local_cid).chain(preferred_cid) {
             self.by_cid.insert(id, index);
@@ -820,6 +836,7 @@ impl Endpoint {
     fn supply(&mut self, now: Instant, index: usize) {
         let wall = self.wall_clock(now);
         let Some(entry) = &mut self.connections[index] else { return };
+        let sealed = entry.sealed_client().map(|client| client.ip());
         let connection = &mut entry.connection;
         for _ in 0..connection.wanted_cids() {
             let Ok((id, reset_token)) = self.issuers.issue(|id| self.by_cid.contains_key(id))
@@ -831,9 +848,6 @@ impl Endpoint {
         }
         if connection.take_token_request() {
             let remote = connection.path().remote;
-            // Of a client that has moved since, the token said nothing.
-            let sealed = entry.sealed_client.filter(|(seen, _)| *seen == remote);
-            let sealed = sealed.map(|(_, client)| client);
             let token = self.tokens.new_token(&mut self.random, remote.ip(), sealed, wall);
             if let Some(token) = token {
                 connection.send_token(token.to_vec());
