@@ -22,6 +22,9 @@ import traceback
 
 # How often each connection is moved while it downloads.
 MOVES = 12
+# Clients that prove their address: how many requests they make, how often they are moved meanwhile,
+# and how many moves their server has to have seen.
+VALIDATED_REQUESTS, MOVE_SECONDS, ENOUGH_MOVES = 60, 0.7, 5
 # Bounds on waiting. Nothing is expected to take nearly as long.
 START, MOVE, END = 60, 10, 120
 KEY = "8f95f09245765f80256934e50c66207f"
@@ -74,6 +77,13 @@ POOLS = {
         listen=("[::]", 4436),
         backends={f"aioquic-opaque-{n}": (SERVERS4, 5300 + n) for n in (1, 2, 3)},
     ),
+    # Our own servers, which honour the balancer's tokens; it asks all their clients for one.
+    "origin": dict(
+        scheme=dict(config_id=4, server_id_length=2, nonce_length=6, key=KEY),
+        listen=("0.0.0.0", 4437),
+        backends={f"origin-{n}": (SERVERS4, 5400 + n) for n in (1, 2, 3)},
+        retry="always",
+    ),
 }
 
 
@@ -81,7 +91,8 @@ def configuration():
     lines = ["listeners:"]
     for pool, its in POOLS.items():
         address = "%s:%d" % its["listen"]
-        lines += [f'  - {{ name: to-{pool}, address: "{address}", pool: {pool} }}']
+        retry = f", retry: {{ mode: {its['retry']} }}" if "retry" in its else ""
+        lines += [f'  - {{ name: to-{pool}, address: "{address}", pool: {pool}{retry} }}']
     lines += ["pools:"]
     for pool, its in POOLS.items():
         lines += [f"  - name: {pool}"]
@@ -93,7 +104,7 @@ def configuration():
             identity = f', server_id: "{server_id(its["scheme"], nth)}"' if its["scheme"] else ""
             lines += [f'      - {{ name: {name}, address: "%s:%d"{identity} }}' % address]
     lines += ['admin: { address: "127.0.0.1:9090" }', "limits: { flows: 4000 }"]
-    lines += ['timeouts: { drain: "1s" }']
+    lines += ['timeouts: { drain: "1s" }', "retry:", f'  keys: [{{ sequence: 0, key: "{KEY}" }}]']
     return "\n".join(lines) + "\n"
 
 
@@ -339,6 +350,26 @@ class Suite:
         self.aioquic = self.start("servers", python, script, "serve", *command)
         self.aioquic.wait_for("ready")
 
+    def start_origins(self):
+        certificate, key = self.path("origin.pem"), self.path("origin.key")
+        run(
+            "openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt",
+            "ec_paramgen_curve:P-256", "-subj", "/CN=localhost", "-days", "2",
+            "-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE",
+            "-keyout", key, "-out", certificate,
+        )  # fmt: skip
+        run("openssl", "x509", "-in", certificate, "-outform", "DER", "-out", self.path("origin.der"))
+        for nth, name in enumerate(POOLS["origin"]["backends"]):
+            metrics = f"127.0.0.1:{9100 + nth}"
+            files = ("--config", self.path("quic-lb.yaml"), "--cert", certificate, "--key", key)
+            command = ("serve", *files, "--backend", name, "--metrics", metrics)
+            origin = self.start("servers", self.arguments.origin, *command)
+            deadline, ready = time.monotonic() + START, ("curl", "-sf", f"http://{metrics}/metrics")
+            while not self.network.run("servers", *ready, check=False):
+                expect(origin.process.poll() is None, origin.logged())
+                expect(time.monotonic() < deadline, f"{name} does not become ready")
+                time.sleep(0.1)
+
     def admin(self, path, *options):
         url = f"http://127.0.0.1:9090{path}"
         return self.network.run("balancer", "curl", "-sf", *options, url, check=False)
@@ -378,6 +409,36 @@ class Suite:
         moves = sum(report["rebinds"] for report in reports)
         octets = sum(report["octets"] for report in reports)
         return f"{connections} connections, {moves} moves, {octets >> 20} MiB, rules {fired}"
+
+    def validated(self, stack, move):
+        """A client has to prove its address, keeps its connection while it is moved, and its server
+        knows from the token where it was at first."""
+        common = ("http3", "--target", f"{VIP4}:{POOLS['origin']['listen'][1]}")
+        common += ("--requests", str(VALIDATED_REQUESTS), "--pause", "150", "--certificate")
+        if stack == "quinn":
+            command = (self.arguments.peer, *common, self.path("origin.der"))
+        else:
+            script = os.path.join(HERE, "../peers/client.py")
+            command = (self.arguments.python, script, *common, self.path("origin.pem"))
+        sent = total(self.admin("/metrics"), "retry_sent_total")
+        client, deadline = self.start("client", *command), time.monotonic() + END
+        try:
+            while (line := client.next_line(time.monotonic() + MOVE_SECONDS)) == "":
+                expect(time.monotonic() < deadline, "the client does not end")
+                move()
+        finally:
+            client.kill()
+        expect(line, f"the client failed: {client.logged()}")
+        report = json.loads(line)
+        before, after = report["before"], report["after"]
+        expect(before["backend"] == after["backend"], f"{before['backend']}, then {after['backend']}")
+        moves = after["path_changes"] - before["path_changes"]
+        expect(moves >= ENOUGH_MOVES, f"the server has seen {moves} moves")
+        told = before["true_client"] or ""
+        expect(told.startswith("10.1"), f"a NAT is where the token says that the client is: {told}")
+        retries = total(self.admin("/metrics"), "retry_sent_total") - sent
+        expect(retries > 0, "no Retry was sent")
+        return f"{retries} Retries, {moves} moves, first seen at {before['client']} for {told}"
 
     def client(self, stack, target, pool, connections):
         common = ("fetch", "--target", target, "--connections", str(connections))
@@ -466,6 +527,11 @@ class Suite:
                 self.check(f"quinn client: {title}", self.downloads, "quinn", *scenario)
         else:
             self.skip("aioquic as client and as server", "it could not be installed")
+        self.start_origins()
+        for stack in ("quinn", "aioquic") if self.arguments.python else ("quinn",):
+            for what, move in (("a NAT rebinds", rebind), ("the uplink changes", change_uplink)):
+                title = f"{stack} client: the balancer asks for its address, {what}"
+                self.check(title, self.validated, stack, move)
         self.check("verdicts add up to the datagrams received", self.verdicts)
         self.check("nothing arrived at a wrong quinn server", self.arrivals, self.servers)
         if self.arguments.python:
@@ -482,6 +548,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--balancer", required=True, help="the binary quic-lb")
     parser.add_argument("--peer", required=True, help="the binary quic-peer")
+    parser.add_argument("--origin", required=True, help="the binary backend-sim")
     parser.add_argument("--python", help="a Python interpreter that has aioquic")
     parser.add_argument("--only", default="", help="only checks whose title contains this")
     arguments = parser.parse_args()

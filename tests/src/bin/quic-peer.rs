@@ -223,7 +223,11 @@ async fn http3(
     transport.keep_alive_interval(Some(Duration::from_millis(300)));
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport));
-    let endpoint = quinn::Endpoint::client(SocketAddr::new(target.ip(), 0))?;
+    let any = match target {
+        SocketAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    let endpoint = quinn::Endpoint::client(SocketAddr::new(any, 0))?;
     let connection = endpoint.connect_with(config, target, SERVER_NAME)?.await?;
     let (mut driver, mut requester) =
         h3::client::new(h3_quinn::Connection::new(connection)).await?;
