@@ -15,7 +15,7 @@ use quic_lb_tests::sim::{
     NodeId, Rebinding, World,
     balancer::Balancer,
     crypto::{self, CertificateSize},
-    files::{Fetch, FileClient, FileServer},
+    files::{Fetch, FileClient, FileServer, fetch_all},
     fleet::{self, SERVERS, add_balancer, cid_config, issuer},
     for_seeds,
     host::Host,
@@ -75,19 +75,7 @@ fn site(seed: u64, plan: &Plan) -> Site {
 
 impl Site {
     fn finish(&mut self) {
-        let clients = self.clients.clone();
-        let done = self.world.run(Duration::from_secs(300), |world| {
-            clients.iter().all(|&client| world.node::<Host<FileClient>>(client).app.is_done())
-        });
-        for &client in &clients {
-            let app = &self.world.node::<Host<FileClient>>(client).app;
-            let (failed, fetched) = (&app.failed, app.done);
-            assert!(
-                done && failed.is_empty() && fetched == 1,
-                "{failed:?} {fetched} {:?}",
-                app.stats
-            );
-        }
+        fetch_all(&mut self.world, &self.clients, Duration::from_secs(300));
         let mut connected = 0;
         for &server in &self.servers {
             let host = self.world.node::<Host<FileServer>>(server);
@@ -95,7 +83,7 @@ impl Site {
             let astray = host.endpoint.dropped(DropReason::UnknownConnection);
             assert_eq!(astray, 0, "datagrams of other servers");
         }
-        assert_eq!(connected, clients.len() as u64);
+        assert_eq!(connected, self.clients.len() as u64);
         assert_eq!(self.world.node::<Balancer>(self.balancer).dropped, []);
     }
 }

@@ -21,7 +21,7 @@ use quic::{
 use quic_lb_tests::sim::{
     NodeId, World,
     crypto::{self, CertificateSize},
-    files::{Fetch, FileClient, FileServer},
+    files::{Fetch, FileClient, FileServer, fetch_all},
     for_seeds,
     host::Host,
     link::LinkConfig,
@@ -82,19 +82,7 @@ fn server_config(rng: &mut Rng) -> ServerConfig {
 
 impl Scene {
     fn finish(&mut self) {
-        let clients = self.clients.clone();
-        let done = self.world.run(Duration::from_secs(120), |world| {
-            clients.iter().all(|&client| world.node::<Host<FileClient>>(client).app.is_done())
-        });
-        for &client in &clients {
-            let app = &self.world.node::<Host<FileClient>>(client).app;
-            let (failed, fetched) = (&app.failed, app.done);
-            assert!(
-                done && failed.is_empty() && fetched == 1,
-                "{failed:?} {fetched} {:?}",
-                app.stats
-            );
-        }
+        fetch_all(&mut self.world, &self.clients, Duration::from_secs(120));
     }
 
     fn server_cids(&mut self) -> Vec<Vec<ConnectionId>> {

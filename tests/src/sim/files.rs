@@ -4,14 +4,22 @@
 //! A request is one bidirectional stream: eight octets that say how many octets to send back, then
 //! an upload of the pattern. The answer is the pattern, then the end.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use quic::transport::{
     ClientConfig, ConnectionError, ConnectionHandle, Dir, Endpoint, Event, Read, Stats,
     StreamEvent, StreamId, WriteError,
 };
 
-use super::{crypto::SERVER_NAME, host::App};
+use super::{
+    NodeId, World,
+    crypto::SERVER_NAME,
+    host::{App, Host},
+};
 use crate::pattern;
 
 /// Octets written or read at a time.
@@ -350,4 +358,19 @@ fn send_pattern(
     }
     let _ = connection.finish(id);
     true
+}
+
+/// Runs until each of these clients, a [`Host<FileClient>`] with one connection, has all it wanted.
+///
+/// # Panics
+///
+/// When one has failed, or has not ended by `limit`.
+pub fn fetch_all(world: &mut World, clients: &[NodeId], limit: Duration) {
+    let done = world.run(limit, |world| {
+        clients.iter().all(|&client| world.node::<Host<FileClient>>(client).app.is_done())
+    });
+    for &client in clients {
+        let app = &world.node::<Host<FileClient>>(client).app;
+        assert!(done && app.failed.is_empty() && app.done == 1, "{app:?}");
+    }
 }
