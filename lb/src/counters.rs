@@ -69,6 +69,8 @@ pub struct ListenerCounters {
     pub returned_bytes: Counter,
     /// Flows that are open.
     pub flows: Counter,
+    /// Half-open flows that ended to make room.
+    pub evicted: Counter,
     /// Routable connection IDs on a client path not seen with them.
     pub path_changes: Counter,
 }

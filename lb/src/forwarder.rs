@@ -28,7 +28,7 @@ use quic::{
 pub use crate::flows::{ClientPath, Flow, FlowLimits};
 use crate::{
     admission::{Arrival, Judgement, Ruling, tokens::MAX_RETRY_LEN},
-    flows::FlowTable,
+    flows::{Claim, FlowTable},
     memory::Memory,
     routing::{BackendId, BackendState, FallbackKey, PoolRoute, Routing},
     verdict::{DropReason, FlowId, Opening, ReplyKind, Rule, TokenResult, Verdict},
@@ -274,6 +274,12 @@ impl Forwarder {
         self.flows.close(flow);
     }
 
+    /// Makes room for `flow`, which the last batch started and for whose upstream socket there was no
+    /// port or descriptor: ends a half-open flow with the same backend. `None` when there is none.
+    pub fn reclaim(&mut self, now: Instant, flow: FlowId) -> Option<FlowId> {
+        self.flows.reclaim(now, flow)
+    }
+
     /// Ends flows that have been idle for too long and appends them to `expired`. Sixteen calls
     /// look at every flow once.
     pub fn sweep(&mut self, now: Instant, expired: &mut Vec<FlowId>) {
@@ -337,8 +343,12 @@ impl Forwarder {
             Ok(Packet::Short(_)) if rule == Rule::Cid => Opening::PathChange,
             _ => Opening::New,
         };
-        let established = matches!(rule, Rule::Cid | Rule::Dcid) && !begins;
-        match self.flows.open(now, Flow { listener, path: *path, backend }, established) {
+        let claim = match rule {
+            _ if validated => Claim::Validated,
+            Rule::Cid | Rule::Dcid if !begins => Claim::Established,
+            _ => Claim::None,
+        };
+        match self.flows.open(now, Flow { listener, path: *path, backend }, claim) {
             Some(flow) => Verdict::Forward { flow, rule, opening },
             None => Verdict::Drop(DropReason::FlowLimit),
         }
@@ -1014,13 +1024,33 @@ mod tests {
         assert_eq!(number(&mut bench), before);
     }
 
+    /// A first flight, unlike those of other ports.
+    fn hello(port: u16) -> Vec<u8> {
+        long(V1, &u64::from(port).to_be_bytes(), &port.to_be_bytes())
+    }
+
+    impl Bench {
+        /// A handshake until the client has answered the server.
+        fn establish(&mut self, port: u16) -> FlowId {
+            let (_, _, flow) = self.forwarded(port, &hello(port));
+            self.forwarder.returned(self.now, flow, &short(&[1; 8]));
+            let (_, _, again) = self.forwarded(port, &hello(port));
+            assert_eq!(again, flow);
+            flow
+        }
+
+        fn later(&mut self) {
+            self.now += Duration::from_millis(1);
+        }
+    }
+
     #[test]
     fn at_the_limit_new_undecodable_traffic_is_refused_and_the_rest_goes_on() {
         let mut bench = Bench::with_flows(true, 80);
-        let hello = |port: u16| long(V1, &u64::from(port).to_be_bytes(), &port.to_be_bytes());
         for port in 1..=70 {
-            bench.forwarded(port, &hello(port));
+            bench.establish(port);
         }
+        bench.later();
         assert_eq!(bench.send(71, &hello(71)), Verdict::Drop(DropReason::FlowLimit));
         for port in 1..=70 {
             bench.forwarded(port, &hello(port));
@@ -1033,6 +1063,56 @@ mod tests {
             bench.send(110, &short(&routable_cid(1, 1))),
             Verdict::Drop(DropReason::FlowLimit)
         );
+    }
+
+    #[test]
+    fn at_the_limit_the_oldest_half_open_flow_makes_room() {
+        let mut bench = Bench::with_flows(true, 80);
+        let established = bench.establish(1);
+        let unanswered = bench.forwarded(2, &hello(2)).2;
+        let answered = bench.forwarded(3, &hello(3)).2;
+        bench.forwarder.returned(bench.now, answered, &short(&[1; 8]));
+        for port in 4..=70 {
+            bench.forwarded(port, &hello(port));
+        }
+        // Nothing that was started in the same round, since its socket is still to be opened.
+        assert_eq!(bench.send(71, &hello(71)), Verdict::Drop(DropReason::FlowLimit));
+        bench.later();
+        // They have the numbers of those that they follow.
+        assert_eq!(bench.forwarded(71, &hello(71)).2, unanswered);
+        assert_eq!(bench.forwarded(72, &hello(72)).2, answered);
+        assert_eq!(bench.forwarder.flow_count(), 70);
+        // However many come, the established one stays.
+        for port in 1000..2000 {
+            bench.later();
+            bench.forwarded(port, &hello(port));
+        }
+        assert_eq!(bench.forwarded(1, &hello(1)).2, established);
+        // A connection on a new path takes the reserve first.
+        for port in 100..110 {
+            bench.forwarded(port, &short(&routable_cid(1, 1)));
+        }
+        assert_eq!(bench.forwarder.flow_count(), 80);
+        bench.later();
+        bench.forwarded(110, &short(&routable_cid(1, 1)));
+        assert_eq!(bench.forwarder.flow_count(), 80);
+    }
+
+    #[test]
+    fn a_flow_without_a_port_takes_one_of_a_half_open_flow_with_its_backend() {
+        let mut bench = Bench::new(true);
+        bench.establish(1);
+        let old: Vec<_> = (2..10).map(|port| bench.forwarded(port, &hello(port)).2).collect();
+        let backend = |bench: &Bench, flow| bench.forwarder.flow(flow).backend;
+        bench.later();
+        let (_, _, new) = bench.forwarded(10, &hello(10));
+        let alike: Vec<_> =
+            old.into_iter().filter(|&flow| backend(&bench, flow) == backend(&bench, new)).collect();
+        let (now, count) = (bench.now, bench.forwarder.flow_count());
+        let given: Vec<_> = std::iter::from_fn(|| bench.forwarder.reclaim(now, new)).collect();
+        assert!(!given.is_empty());
+        assert_eq!(given, alike);
+        assert_eq!(bench.forwarder.flow_count(), count - given.len());
     }
 
     #[test]

@@ -48,8 +48,9 @@ impl Memory {
             // Seeded by the operating system: nobody outside can aim at a shard or collide keys.
             hash: ahash::RandomState::new(),
             epoch,
-            handshakes: Bounded::new(half, HANDSHAKE_LIFETIME),
-            connection_ids: Bounded::new(half, connection_id_lifetime),
+            // Forged senders must not crowd out those who prove to be none.
+            handshakes: Bounded::new(half, half / 2, HANDSHAKE_LIFETIME),
+            connection_ids: Bounded::new(half, 0, connection_id_lifetime),
             learnt_lengths: AtomicU32::new(0),
         }
     }
@@ -189,6 +190,8 @@ struct Bounded {
     map: DashMap<u64, Remembered, BuildHasherDefault<AlreadyHashed>>,
     len: AtomicUsize,
     capacity: usize,
+    /// How much of that is for handshakes whose clients have proved their address.
+    reserve: usize,
     lifetime: u32,
 }
 
@@ -205,14 +208,14 @@ struct Remembered {
 const VALIDATED: u32 = 1 << 31;
 
 impl Bounded {
-    fn new(capacity: usize, lifetime: Duration) -> Self {
+    fn new(capacity: usize, reserve: usize, lifetime: Duration) -> Self {
         let map = DashMap::with_capacity_and_hasher_and_shard_amount(
             capacity,
             BuildHasherDefault::default(),
             SHARDS,
         );
         let lifetime = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX);
-        Self { map, len: AtomicUsize::new(0), capacity, lifetime }
+        Self { map, len: AtomicUsize::new(0), capacity, reserve, lifetime }
     }
 
     fn get(&self, key: u64, now: u32) -> Option<BackendId> {
@@ -249,9 +252,12 @@ impl Bounded {
                 }
             }
             Entry::Vacant(entry) => {
-                let reserved = self
-                    .len
-                    .fetch_update(Relaxed, Relaxed, |len| (len < self.capacity).then_some(len + 1));
+                let limit = match note & VALIDATED {
+                    0 => self.capacity - self.reserve,
+                    _ => self.capacity,
+                };
+                let reserved =
+                    self.len.fetch_update(Relaxed, Relaxed, |len| (len < limit).then_some(len + 1));
                 if reserved.is_ok() {
                     entry.insert(fresh());
                 }
@@ -294,6 +300,8 @@ impl Hasher for AlreadyHashed {
 
 #[cfg(test)]
 mod tests {
+    use quic::{header::Version, invariants::Packet};
+
     use super::*;
     use crate::routing::Registry;
 
@@ -350,6 +358,25 @@ mod tests {
         let later = start + Duration::from_secs(200);
         memory.learn_connection_id(later, &pool, b"another!", ids[1]);
         assert_eq!(memory.connection_id(later, &pool, b"another!"), Some(ids[1]));
+    }
+
+    #[test]
+    fn forged_handshakes_leave_room_for_validated_ones() {
+        let (_, ids) = backends();
+        let now = Instant::now();
+        let memory = Memory::new(40, Duration::from_secs(180), now);
+        let path = ClientPath { client: ([192, 0, 2, 1], 50_000).into(), local: None };
+        let remember = |n: u64, validated| {
+            let scid = n.to_be_bytes();
+            let octets = crate::fixtures::initial(Version::V1, &[1; 8], &scid, &[]);
+            let Ok(Packet::Long(header)) = Packet::read(&octets) else { panic!("a long header") };
+            memory.remember_handshake(now, 0, &path, &header, ids[0], validated);
+            memory.handshake(now, 0, &path, &scid).is_some()
+        };
+        assert_eq!((0..100).filter(|&n| remember(n, false)).count(), 10);
+        assert_eq!((100..200).filter(|&n| remember(n, true)).count(), 10);
+        // One that was there becomes validated, whether there is room or not.
+        assert!(remember(0, true));
     }
 
     #[test]

@@ -67,6 +67,12 @@ const FLOWS: Family = Family::gauge(
 );
 const FLOW_LIMIT: Family =
     Family::gauge("quic_lb_flow_limit", &[], "Flows that all listeners together may have.");
+const FLOWS_EVICTED: Family = Family::counter(
+    "quic_lb_flows_evicted_total",
+    &["listener"],
+    "Flows that ended to make room for others: half-open ones, whose clients were not heard again \
+     after the first answer.",
+);
 const PATH_CHANGES: Family = Family::counter(
     "quic_lb_path_changes_total",
     &["listener"],
@@ -81,7 +87,8 @@ const REMEMBERED: Family = Family::gauge(
 const REMEMBERED_LIMIT: Family = Family::gauge(
     "quic_lb_remembered_limit",
     &["table"],
-    "Entries that may be remembered; of a full table, new ones are refused.",
+    "Entries that may be remembered; of a full table, new ones are refused. Handshakes whose clients \
+     have not proved their address get half of theirs at most.",
 );
 const BACKEND_DATAGRAMS: Family = Family::counter(
     "quic_lb_backend_datagrams_total",
@@ -162,7 +169,7 @@ const READY: Family = Family::gauge(
 const WORKERS: Family = Family::gauge("quic_lb_workers", &[], "Worker threads.");
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 29] = [
+pub const FAMILIES: [Family; 30] = [
     DATAGRAMS_RECEIVED,
     DATAGRAMS_FORWARDED,
     DATAGRAMS_DROPPED,
@@ -173,6 +180,7 @@ pub const FAMILIES: [Family; 29] = [
     ATTEMPTS,
     FLOWS,
     FLOW_LIMIT,
+    FLOWS_EVICTED,
     PATH_CHANGES,
     REMEMBERED,
     REMEMBERED_LIMIT,
@@ -294,6 +302,7 @@ pub struct ListenerTotals {
     pub received_bytes: u64,
     pub returned_bytes: u64,
     pub flows: u64,
+    pub evicted: u64,
     pub path_changes: u64,
 }
 
@@ -336,6 +345,7 @@ impl ListenerTotals {
         self.received_bytes += counters.received_bytes.get();
         self.returned_bytes += counters.returned_bytes.get();
         self.flows += counters.flows.get();
+        self.evicted += counters.evicted.get();
         self.path_changes += counters.path_changes.get();
     }
 }
@@ -519,6 +529,7 @@ fn of_listeners(reading: &Reading) -> Vec<MetricFamily> {
         BYTES.collect(bytes),
         ATTEMPTS.collect(each(|totals| totals.attempts)),
         FLOWS.collect(each(|totals| totals.flows)),
+        FLOWS_EVICTED.collect(each(|totals| totals.evicted)),
         PATH_CHANGES.collect(each(|totals| totals.path_changes)),
         RETRY_PHASE.collect(phases),
         RETRY_SWITCHES.collect(switches),

@@ -117,6 +117,10 @@ impl Balancer {
         self.sum(|listener| listener.flows.get())
     }
 
+    fn evicted(&self) -> u64 {
+        self.sum(|listener| listener.evicted.get())
+    }
+
     /// Waits for `received` datagrams, and for each to be accounted for.
     fn settle(&self, received: u64) {
         let all = || {
@@ -521,16 +525,53 @@ fn at_the_limit_new_flows_are_refused_and_established_ones_go_on() {
     let balancer = Balancer::start(&config);
     assert_eq!(balancer.workers.flow_capacity(), 16);
     let clients: Vec<_> = (0..40).map(|_| client(balancer.address())).collect();
-    for client in &clients {
+    let (established, late) = clients.split_at(16);
+    let speak = |client: &UdpSocket, number| {
+        client.send(&packet(0, number, 100)).unwrap();
+        assert_eq!(receive(client), packet(0, number, 100));
+    };
+    for client in established {
+        speak(client, 1);
+        speak(client, 2);
+    }
+    for client in late {
         client.send(&packet(0, 1, 100)).unwrap();
     }
-    balancer.settle(40);
+    balancer.settle(32 + 24);
     assert_eq!((balancer.flows(), balancer.dropped(DropReason::FlowLimit)), (16, 24));
-    for client in &clients[..16] {
-        receive(client);
-        client.send(&packet(0, 2, 100)).unwrap();
-        assert_eq!(receive(client), packet(0, 2, 100));
+    established.iter().for_each(|client| speak(client, 3));
+}
+
+#[test]
+fn at_the_limit_half_open_flows_make_room() {
+    let _alone = alone();
+    let echo = Echo::start("127.0.0.1:0");
+    let mut config = config("127.0.0.1:0", &[echo.address]);
+    config.limits.flows = 16.try_into().unwrap();
+    let balancer = Balancer::start(&config);
+    let speak = |client: &UdpSocket, number| {
+        client.send(&packet(0, number, 100)).unwrap();
+        assert_eq!(receive(client), packet(0, number, 100));
+    };
+    let established = client(balancer.address());
+    speak(&established, 1);
+    speak(&established, 2);
+    // Each is heard once, as forged senders are, and gets its answer.
+    for _ in 0..100 {
+        speak(&client(balancer.address()), 1);
     }
+    speak(&established, 3);
+    balancer.settle(103);
+    assert_eq!(balancer.dropped(DropReason::FlowLimit), 0);
+    assert_eq!((balancer.flows(), balancer.evicted()), (16, 101 - 16));
+    // Whoever lost its flow gets another.
+    let returning = client(balancer.address());
+    speak(&returning, 1);
+    for _ in 0..16 {
+        speak(&client(balancer.address()), 1);
+    }
+    speak(&returning, 2);
+    speak(&established, 4);
 }
 
 #[test]

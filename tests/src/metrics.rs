@@ -1,6 +1,6 @@
 //! What `/metrics` says: the text format of Prometheus, as far as it is used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One scrape.
 #[derive(Clone, Debug)]
@@ -56,6 +56,16 @@ impl Metrics {
                 && labels.iter().all(|&(key, value)| sample.has(key, value))
         };
         self.samples.iter().filter(wanted).map(|sample| sample.value).sum::<f64>() as u64
+    }
+
+    /// What [`Self::sum`] would say of each value of a label, without those that are zero.
+    #[must_use]
+    pub fn by_label(&self, name: &str, label: &str) -> BTreeMap<String, u64> {
+        let of_name = self.samples.iter().filter(|s| s.name.strip_prefix("quic_lb_") == Some(name));
+        let values: BTreeSet<_> = of_name.filter_map(|sample| sample.labels.get(label)).collect();
+        let sums =
+            values.into_iter().map(|value| (value.clone(), self.sum(name, &[(label, value)])));
+        sums.filter(|&(_, sum)| sum > 0).collect()
     }
 
     /// Memory of the process that is in use.
@@ -145,6 +155,8 @@ quic_lb_backend_state{backend=\"a\",pool=\"web\",state=\"draining\"} 1
         assert_eq!(metrics.verdicts(), expected);
         assert!(expected.add_up());
         assert_eq!(metrics.by_rule("dcid"), 2);
+        let by_listener = metrics.by_label("datagrams_received_total", "listener");
+        assert_eq!(by_listener, [("edge".into(), 12), ("side".into(), 3)].into());
         assert_eq!(metrics.by_rule("fallback"), 0);
     }
 

@@ -70,6 +70,7 @@ fn write(page: &mut String, reading: &Reading, backends: &[BackendView]) -> fmt:
             ("returned to clients".to_owned(), totals.returned),
             ("path changes".to_owned(), totals.path_changes),
             ("flows".to_owned(), totals.flows),
+            ("flows evicted".to_owned(), totals.evicted),
             (format!("Retry packets; address validation is {}", listener.phase), totals.retries),
         ];
         let name = Escaped(&listener.name);

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     counters::{ListenerCounters, WorkerCounters},
     forwarder::{BATCH, Birth as ForwarderBirth, ClientPath, Clock, Datagram, Forwarder, Tally},
-    routing::Routing,
+    routing::{BackendId, Routing},
     socket::{
         Departure, Ecn, MAX_SEGMENTS, Peer, Poller, Ready, Received, Receiver, SLOTS, Socket,
     },
@@ -88,6 +88,14 @@ struct Upstream {
     queue: u16,
     listener: u16,
     backend: u16,
+}
+
+/// The socket of a flow that begins.
+struct Connected {
+    socket: Socket,
+    lease: Lease,
+    backend: BackendId,
+    ipv6: bool,
 }
 
 enum Link {
@@ -370,29 +378,22 @@ impl Datapath {
         }
     }
 
-    /// Opens the upstream socket of a new flow.
+    /// Opens the upstream socket of a new flow. A half-open flow whose number it has, or whose port
+    /// or descriptor it needs, ends.
     fn open(&mut self, now: Instant, listener: usize, flow: FlowId, opening: Opening) {
-        let opened = match self.forwarder.upstream(flow) {
-            None => Err(DropReason::NoBackend),
-            Some(upstream) => {
-                let opened = self.ports.open(now, upstream.address, upstream.sources);
-                opened.and_then(|(socket, lease)| {
-                    match self.poller.watch(&socket, FIRST_FLOW + flow.index() as u64) {
-                        Ok(()) => Ok((socket, lease, upstream.backend, upstream.address.is_ipv6())),
-                        Err(_) => {
-                            drop(socket);
-                            self.ports.release(lease);
-                            Err(DropReason::DescriptorLimit)
-                        }
-                    }
-                })
-            }
-        };
+        self.give_up(listener, flow);
+        let mut opened = self.connect(now, flow);
+        if matches!(opened, Err(DropReason::PortsExhausted | DropReason::DescriptorLimit))
+            && let Some(half_open) = self.forwarder.reclaim(now, flow)
+        {
+            self.give_up(listener, half_open);
+            opened = self.connect(now, flow);
+        }
         if self.upstreams.len() <= flow.index() {
             self.upstreams.resize_with(flow.index() + 1, Upstream::default);
         }
         self.upstreams[flow.index()] = match opened {
-            Ok((socket, lease, backend, ipv6)) => {
+            Ok(Connected { socket, lease, backend, ipv6 }) => {
                 let counters = &self.counters.listeners[listener];
                 counters.flows.add(1);
                 if opening == Opening::PathChange {
@@ -411,6 +412,34 @@ impl Datapath {
                 Upstream { link: Link::Missing(reason), ..Upstream::default() }
             }
         };
+    }
+
+    fn connect(&mut self, now: Instant, flow: FlowId) -> Result<Connected, DropReason> {
+        let upstream = self.forwarder.upstream(flow).ok_or(DropReason::NoBackend)?;
+        let (socket, lease) = self.ports.open(now, upstream.address, upstream.sources)?;
+        if self.poller.watch(&socket, FIRST_FLOW + flow.index() as u64).is_err() {
+            drop(socket);
+            self.ports.release(lease);
+            return Err(DropReason::DescriptorLimit);
+        }
+        let ipv6 = upstream.address.is_ipv6();
+        Ok(Connected { socket, lease, backend: upstream.backend, ipv6 })
+    }
+
+    /// Closes the socket of a flow that has ended to make room, if it has one.
+    fn give_up(&mut self, listener: usize, flow: FlowId) {
+        let Some(upstream) = self.upstreams.get(flow.index()) else { return };
+        if upstream.queue != NO_QUEUE {
+            self.send_forward(listener);
+        }
+        let upstream = mem::take(&mut self.upstreams[flow.index()]);
+        if let Link::Open(socket, lease) = upstream.link {
+            let counters = &self.counters.listeners[usize::from(upstream.listener)];
+            counters.flows.sub(1);
+            counters.evicted.add(1);
+            drop(socket);
+            self.ports.release(lease);
+        }
     }
 
     /// Sends what is queued for each flow.

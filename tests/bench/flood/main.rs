@@ -98,6 +98,9 @@ async fn main() -> Result<()> {
     let metrics = site.balancer.metrics().await?;
     let (sent, verdicts) = (metrics.sum("retry_sent_total", &[]), metrics.verdicts());
     println!("the balancer: {sent} Retry packets, {verdicts:?}");
+    println!("dropped: {:?}", metrics.by_label("datagrams_dropped_total", "reason"));
+    println!("tokens: {:?}", metrics.by_label("retry_tokens_total", "result"));
+    println!("half-open flows evicted: {}", metrics.sum("flows_evicted_total", &[]));
     ensure!(flood.status.success(), "the flood failed");
     Ok(())
 }

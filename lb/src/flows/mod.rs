@@ -3,6 +3,12 @@
 //! One flow is one upstream socket. A flow never changes its client path or its backend: a known
 //! connection ID on another client path makes another flow, so that the server sees another peer
 //! address and validates it.
+//!
+//! A flow is half-open until its client was heard again after an answer of the backend, or has
+//! proved its address by a token. Senders that were forged never get further. When there is no room
+//! for a flow, the oldest half-open one makes it; others are never touched.
+
+mod queue;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -12,6 +18,7 @@ use std::{
 use hashbrown::HashMap;
 
 use crate::{routing::BackendId, verdict::FlowId};
+use queue::Queue;
 
 /// Where a datagram came from and which of the balancer's addresses it was sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +58,20 @@ const RESERVE_DIVISOR: usize = 8;
 /// A sweep looks at this part of the slots, so that sixteen sweeps have seen them all.
 const SWEEP_DIVISOR: usize = 16;
 
+/// Half-open flows among which one with a certain backend is looked for.
+const RECLAIM_CANDIDATES: usize = 64;
+
+/// What is known of the one who starts a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// Nothing.
+    None,
+    /// A token has proved its address.
+    Validated,
+    /// It shows a connection ID of a server.
+    Established,
+}
+
 /// The flow table.
 #[derive(Debug)]
 pub(crate) struct FlowTable {
@@ -59,12 +80,14 @@ pub(crate) struct FlowTable {
     free: Vec<u32>,
     by_key: HashMap<FlowKey, u32, ahash::RandomState>,
     by_path: HashMap<PathKey, PathState, ahash::RandomState>,
+    half_open: Queue,
     sweep_from: usize,
 }
 
 #[derive(Debug)]
 struct Slot {
     flow: Flow,
+    opened: Instant,
     last_used: Instant,
     state: SlotState,
     /// Whether the backend's own connection IDs of this flow have been learnt; a hash of the last.
@@ -107,6 +130,7 @@ impl FlowTable {
             free: Vec::with_capacity(limits.max_flows),
             by_key: HashMap::with_capacity_and_hasher(limits.max_flows, ahash::RandomState::new()),
             by_path: HashMap::with_capacity_and_hasher(limits.max_flows, ahash::RandomState::new()),
+            half_open: Queue::with_capacity(limits.max_flows),
             sweep_from: 0,
         }
     }
@@ -116,7 +140,8 @@ impl FlowTable {
         self.limits.unanswered = limits.unanswered;
     }
 
-    /// The flow between `path` and `backend`, if there is one; it counts as used now.
+    /// The flow between `path` and `backend`, if there is one, for a datagram of the client; it
+    /// counts as used now.
     pub(crate) fn find(
         &mut self,
         now: Instant,
@@ -126,19 +151,33 @@ impl FlowTable {
     ) -> Option<FlowId> {
         let key = FlowKey { path: PathKey::new(listener, path), backend };
         let index = *self.by_key.get(&key)?;
-        self.slots[index as usize].last_used = now;
+        let slot = &mut self.slots[index as usize];
+        slot.last_used = now;
+        if slot.state == SlotState::Answered {
+            self.half_open.remove(index);
+        }
         Some(FlowId(index))
     }
 
-    /// Starts a flow. `None` at the limit, which lies lower unless `established`.
-    pub(crate) fn open(&mut self, now: Instant, flow: Flow, established: bool) -> Option<FlowId> {
+    /// Starts a flow. At the limit, which lies lower unless the claim is to be established, it takes
+    /// the number of the oldest half-open flow, which ends, or else there is `None`. Flows that were
+    /// started at this very moment do not end: what they were started for is still to be done.
+    pub(crate) fn open(&mut self, now: Instant, flow: Flow, claim: Claim) -> Option<FlowId> {
         let max = self.limits.max_flows;
-        let limit = if established { max } else { max - max / RESERVE_DIVISOR };
+        let limit = match claim {
+            Claim::Established => max,
+            Claim::None | Claim::Validated => max - max / RESERVE_DIVISOR,
+        };
         if self.by_key.len() >= limit {
-            return None;
+            let oldest = self.half_open.iter().next()?;
+            if self.slots[oldest as usize].opened == now {
+                return None;
+            }
+            self.close(FlowId(oldest));
         }
         let path = PathKey::new(flow.listener, &flow.path);
-        let slot = Slot { flow, last_used: now, state: SlotState::Unanswered, learnt: 0 };
+        let state = SlotState::Unanswered;
+        let slot = Slot { flow, opened: now, last_used: now, state, learnt: 0 };
         let index = match self.free.pop() {
             Some(index) => {
                 self.slots[index as usize] = slot;
@@ -149,6 +188,9 @@ impl FlowTable {
                 u32::try_from(self.slots.len() - 1).ok()?
             }
         };
+        if claim != Claim::Validated {
+            self.half_open.push(index);
+        }
         self.by_key.insert(FlowKey { path, backend: flow.backend }, index);
         self.by_path.entry(path).or_insert(PathState { backend: flow.backend, flows: 0 }).flows +=
             1;
@@ -161,6 +203,7 @@ impl FlowTable {
             return;
         }
         slot.state = SlotState::Free;
+        self.half_open.remove(id.0);
         let path = PathKey::new(slot.flow.listener, &slot.flow.path);
         self.by_key.remove(&FlowKey { path, backend: slot.flow.backend });
         if let Some(state) = self.by_path.get_mut(&path) {
@@ -170,6 +213,19 @@ impl FlowTable {
             }
         }
         self.free.push(id.0);
+    }
+
+    /// Ends one of the oldest half-open flows with the backend of flow `id`, but not one that was
+    /// started at this very moment.
+    pub(crate) fn reclaim(&mut self, now: Instant, id: FlowId) -> Option<FlowId> {
+        let backend = self.get(id).backend;
+        let fits = |number: &u32| {
+            let slot = &self.slots[*number as usize];
+            slot.flow.backend == backend && slot.opened != now
+        };
+        let number = self.half_open.iter().take(RECLAIM_CANDIDATES).find(fits)?;
+        self.close(FlowId(number));
+        Some(FlowId(number))
     }
 
     /// Closes and reports flows that have not been used for too long. Each call looks at a part of
