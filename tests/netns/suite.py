@@ -413,13 +413,13 @@ class Suite:
     def validated(self, stack, move):
         """A client has to prove its address, keeps its connection while it is moved, and its server
         knows from the token where it was at first."""
-        common = ("http3", "--target", f"{VIP4}:{POOLS['origin']['listen'][1]}")
+        common = ("http3", "--stack", stack, "--target", f"{VIP4}:{POOLS['origin']['listen'][1]}")
         common += ("--requests", str(VALIDATED_REQUESTS), "--pause", "150", "--certificate")
-        if stack == "quinn":
-            command = (self.arguments.peer, *common, self.path("origin.der"))
-        else:
+        if stack == "aioquic":
             script = os.path.join(HERE, "../peers/client.py")
             command = (self.arguments.python, script, *common, self.path("origin.pem"))
+        else:
+            command = (self.arguments.peer, *common, self.path("origin.der"))
         sent = total(self.admin("/metrics"), "retry_sent_total")
         client, deadline = self.start("client", *command), time.monotonic() + END
         try:
@@ -528,7 +528,8 @@ class Suite:
         else:
             self.skip("aioquic as client and as server", "it could not be installed")
         self.start_origins()
-        for stack in ("quinn", "aioquic") if self.arguments.python else ("quinn",):
+        stacks = ("quinn", "s2n-quic", "aioquic") if self.arguments.python else ("quinn", "s2n-quic")
+        for stack in stacks:
             for what, move in (("a NAT rebinds", rebind), ("the uplink changes", change_uplink)):
                 title = f"{stack} client: the balancer asks for its address, {what}"
                 self.check(title, self.validated, stack, move)

@@ -257,9 +257,12 @@ class Suite:
     def curl(self, target, case):
         return self.python("curl_cffi", "curl", "--target", target, *self.requests(case))
 
-    def quinn(self, target, case):
-        command = (self.binary("quic-peer"), "http3", "--certificate", self.path("cert.der"))
-        return json.loads(run(*command, "--target", target, *self.requests(case)))
+    def quinn(self, target, case, stack="quinn"):
+        command = (self.binary("quic-peer"), "http3", "--stack", stack, "--target", target)
+        return json.loads(run(*command, "--certificate", self.path("cert.der"), *self.requests(case)))
+
+    def s2n_quic(self, target, case):
+        return self.quinn(target, case, "s2n-quic")
 
     def chromium(self, target, case):
         binary = shutil.which("chromium")
@@ -360,6 +363,7 @@ class Suite:
     def rows(self):
         yield "aioquic 1.7", "our origins", self.origin_case, self.aioquic, ("http3", "rebind", "migrate", "retry")
         yield "quinn", "our origins", self.origin_case, self.quinn, ("http3", "rebind", "migrate", "retry")
+        yield "s2n-quic", "our origins", self.origin_case, self.s2n_quic, ("http3", "rebind", "retry")
         yield "qh3", "our origins", self.origin_case, self.qh3, ("http3", "rebind", "migrate", "retry")
         yield "curl_cffi", "our origins", self.origin_case, self.curl, ("http3", "rebind", "retry")
         yield "Chromium", "our origins", self.origin_case, self.chromium, ("http3", "rebind", "retry")

@@ -24,6 +24,7 @@
 //! | [`aioquic`] | the Python peers |
 //! | [`exchange`] | requests and answers on any stack's streams |
 //! | [`ours`] | servers and clients on our own stack |
+//! | [`s2n`] | a client on s2n-quic |
 //! | [`certificate`] | the certificate of a scenario |
 //! | [`sim`] | the simulator: our own endpoints on virtual time, without sockets |
 #![forbid(unsafe_code)]
@@ -42,5 +43,6 @@ pub mod noise;
 pub mod origin;
 pub mod ours;
 pub mod pattern;
+pub mod s2n;
 pub mod sim;
 pub mod site;

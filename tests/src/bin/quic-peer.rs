@@ -3,7 +3,7 @@
 //!
 //! Both say `ready` when they are, end at SIGTERM, and then print what happened as one line of JSON.
 //! Clients also say `seen C N` when the server of connection C has seen its Nth address. The HTTP/3
-//! client ends by itself; `tests/peers/client.py` is the same for others.
+//! clients, on quinn and on s2n-quic, end by themselves; `tests/peers/client.py` is the same for others.
 #![expect(clippy::print_stdout, reason = "a program for scripts")]
 
 use std::{
@@ -15,15 +15,15 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use bytes::Buf as _;
-use clap::Parser;
+use clap::{Args, Parser, ValueEnum};
 use quic_lb_tests::{
     audit::Issued,
     certificate::{Certificate, SERVER_NAME, client_tls, provider},
     client::{Client, download, from},
     origin::{Cids, OPAQUE_CID_LEN, Origin},
-    pattern,
+    pattern, s2n,
     site::local,
 };
 use serde_json::json;
@@ -66,26 +66,38 @@ enum Command {
         octets: usize,
     },
     /// Asks an origin over HTTP/3, on one connection, and ends.
-    Http3 {
-        /// The listener.
-        #[arg(long)]
-        target: SocketAddr,
-        /// The origins' certificate, in DER.
-        #[arg(long)]
-        certificate: PathBuf,
-        /// Downloads.
-        #[arg(long, default_value_t = 1)]
-        requests: usize,
-        /// Octets of each.
-        #[arg(long, default_value_t = 100_000)]
-        octets: usize,
-        /// Milliseconds after each.
-        #[arg(long, default_value_t = 0)]
-        pause: u64,
-        /// Go on from another address after each.
-        #[arg(long)]
-        migrate: bool,
-    },
+    Http3(Http3),
+}
+
+#[derive(Debug, Args)]
+struct Http3 {
+    /// Whose client.
+    #[arg(long, value_enum, default_value_t = Stack::Quinn)]
+    stack: Stack,
+    /// The listener.
+    #[arg(long)]
+    target: SocketAddr,
+    /// The origins' certificate, in DER.
+    #[arg(long)]
+    certificate: PathBuf,
+    /// Downloads.
+    #[arg(long, default_value_t = 1)]
+    requests: usize,
+    /// Octets of each.
+    #[arg(long, default_value_t = 100_000)]
+    octets: usize,
+    /// Milliseconds after each.
+    #[arg(long, default_value_t = 0)]
+    pause: u64,
+    /// Go on from another address after each; quinn can.
+    #[arg(long)]
+    migrate: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Stack {
+    Quinn,
+    S2nQuic,
 }
 
 #[tokio::main]
@@ -97,11 +109,10 @@ async fn main() -> anyhow::Result<()> {
         Command::Fetch { target, certificate, connections, octets } => {
             fetch(target, &certificate, connections, octets).await?
         }
-        Command::Http3 { target, certificate, requests, octets, pause, migrate } => {
-            let certificate = std::fs::read(certificate)?;
-            let pause = Duration::from_millis(pause);
-            http3(target, &certificate, requests, octets, pause, migrate).await?
-        }
+        Command::Http3(options) => match options.stack {
+            Stack::Quinn => http3_on_quinn(&options).await?,
+            Stack::S2nQuic => http3_on_s2n_quic(&options).await?,
+        },
     };
     println!("{report}");
     Ok(())
@@ -153,14 +164,10 @@ async fn fetch(
     octets: usize,
 ) -> anyhow::Result<serde_json::Value> {
     let certificate = std::fs::read(certificate)?;
-    let any = match target {
-        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    };
     let (stop, stopped) = watch::channel(false);
     let mut downloads = Vec::new();
     for nth in 0..connections {
-        let client = Client::new(any, &certificate)?.with_keep_alive();
+        let client = Client::new(any(target), &certificate)?.with_keep_alive();
         let connection = client.connect(target).await?;
         let stopped = stopped.clone();
         downloads.push(tokio::spawn(async move {
@@ -208,31 +215,21 @@ async fn download_until(
     json!({ "downloads": downloads, "octets": downloads * octets, "rebinds": rebinds, "lost": lost })
 }
 
-async fn http3(
-    target: SocketAddr,
-    certificate: &[u8],
-    requests: usize,
-    octets: usize,
-    pause: Duration,
-    migrate: bool,
-) -> anyhow::Result<serde_json::Value> {
-    let mut tls = client_tls(certificate, provider())?;
+async fn http3_on_quinn(options: &Http3) -> anyhow::Result<serde_json::Value> {
+    let target = options.target;
+    let mut tls = client_tls(&std::fs::read(&options.certificate)?, provider())?;
     tls.alpn_protocols = vec![b"h3".to_vec()];
     let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
     let mut transport = quinn::TransportConfig::default();
     transport.keep_alive_interval(Some(Duration::from_millis(300)));
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport));
-    let any = match target {
-        SocketAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-        SocketAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
-    };
-    let endpoint = quinn::Endpoint::client(SocketAddr::new(any, 0))?;
+    let endpoint = quinn::Endpoint::client(SocketAddr::new(any(target), 0))?;
     let connection = endpoint.connect_with(config, target, SERVER_NAME)?.await?;
     let (mut driver, mut requester) =
         h3::client::new(h3_quinn::Connection::new(connection)).await?;
     let driving = tokio::spawn(async move { driver.wait_idle().await });
-    let mut get = async |path: String| {
+    let get = async |path: String| {
         let uri = format!("https://{SERVER_NAME}:{}{path}", target.port());
         let mut stream = requester.send_request(http::Request::get(uri).body(())?).await?;
         stream.finish().await?;
@@ -242,25 +239,56 @@ async fn http3(
         while let Some(mut chunk) = stream.recv_data().await? {
             body.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));
         }
-        anyhow::Ok(body)
+        Ok(body)
     };
-    let who = |body: &[u8]| serde_json::from_slice::<serde_json::Value>(body);
-    let before = who(&get("/whoami".into()).await?)?;
-    for nth in 0..requests {
-        let body = get(format!("/bytes/{octets}")).await?;
-        ensure!(body == pattern::octets(0, octets), "other content");
-        if migrate {
-            let ip = local(2 + u8::try_from(nth % 7)?);
-            endpoint.rebind(std::net::UdpSocket::bind((ip, 0))?)?;
-        }
-        tokio::time::sleep(pause).await;
-    }
-    let after = who(&get("/whoami".into()).await?)?;
+    let migrate = |nth: usize| {
+        let ip = local(2 + u8::try_from(nth % 7)?);
+        Ok(endpoint.rebind(std::net::UdpSocket::bind((ip, 0))?)?)
+    };
+    let report = ask(options, get, migrate).await?;
     drop(requester);
     endpoint.close(0u8.into(), b"done");
     driving.abort();
     endpoint.wait_idle().await;
+    Ok(report)
+}
+
+async fn http3_on_s2n_quic(options: &Http3) -> anyhow::Result<serde_json::Value> {
+    let certificate = std::fs::read(&options.certificate)?;
+    let mut client =
+        s2n::Client::connect(any(options.target), options.target, &certificate).await?;
+    let get = async |path: String| client.get(&path).await;
+    let report = ask(options, get, |_| bail!("s2n-quic's clients do not migrate")).await?;
+    client.close().await;
+    Ok(report)
+}
+
+/// What an origin says of us at first, downloads, and what it says in the end.
+async fn ask(
+    options: &Http3,
+    mut get: impl AsyncFnMut(String) -> anyhow::Result<Vec<u8>>,
+    migrate: impl Fn(usize) -> anyhow::Result<()>,
+) -> anyhow::Result<serde_json::Value> {
+    let who = |body: &[u8]| serde_json::from_slice::<serde_json::Value>(body);
+    let before = who(&get("/whoami".into()).await?)?;
+    for nth in 0..options.requests {
+        let body = get(format!("/bytes/{}", options.octets)).await?;
+        ensure!(body == pattern::octets(0, options.octets), "other content");
+        if options.migrate {
+            migrate(nth)?;
+        }
+        tokio::time::sleep(Duration::from_millis(options.pause)).await;
+    }
+    let after = who(&get("/whoami".into()).await?)?;
     Ok(json!({ "before": before, "after": after }))
+}
+
+/// The unspecified address of the target's family.
+const fn any(target: SocketAddr) -> IpAddr {
+    match target {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
 }
 
 fn say(line: &str) -> anyhow::Result<()> {
