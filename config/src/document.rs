@@ -229,8 +229,8 @@ mapping! {
         /// "shared_state" for those of draft-ietf-quic-retry-offload, for servers that see the true
         /// addresses of clients.
         default format: TokenFormat = "nat",
-        /// The keys of tokens, shared with the servers. Tokens are made with the first, and with
-        /// the next one when 2^23 have been; all of them open tokens.
+        /// The keys of tokens, shared with the servers. Tokens are made with the first, those of the
+        /// format "shared_state" with the next one when 2^23 have been; all of them open tokens.
         optional keys: List<RetryKey>,
         /// How long the token of a Retry is good for.
         default lifetime: Interval<SECOND, { 60 * SECOND }> = "10s",

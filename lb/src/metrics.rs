@@ -16,10 +16,12 @@ use prometheus::{
     process_collector::ProcessCollector,
     proto::MetricFamily,
 };
-use quic::token::MAX_TOKENS_PER_KEY;
 
 use crate::{
-    admission::mode::{Phase, Reason},
+    admission::{
+        mode::{Phase, Reason},
+        tokens::TokensMade,
+    },
     counters::{BackendCounters, ListenerCounters, WorkerCounters},
     routing::BackendState,
     verdict::{DropReason, ReplyKind, Rule, TokenResult},
@@ -125,11 +127,14 @@ const RETRY_TOKENS: Family = Family::counter(
 const RETRY_KEY_TOKENS: Family = Family::gauge(
     "quic_lb_retry_key_tokens",
     &["sequence"],
-    "Tokens that this process has made with the key. At 2^23 the next key of the list takes over; \
-     balancers with the same keys add up.",
+    "Tokens of the configured format that this process has made with the key. At the limit, if \
+     there is one, the next key of the list takes over; balancers with the same keys add up.",
 );
-const RETRY_KEY_LIMIT: Family =
-    Family::gauge("quic_lb_retry_key_token_limit", &[], "Tokens that may be made with one key.");
+const RETRY_KEY_LIMIT: Family = Family::gauge(
+    "quic_lb_retry_key_token_limit",
+    &["sequence"],
+    "Tokens that may be made with the key; absent where there is no limit, as in the format nat.",
+);
 const ATTEMPTS: Family = Family::counter(
     "quic_lb_connection_attempts_total",
     &["listener"],
@@ -241,8 +246,8 @@ pub struct Reading {
     pub workers: usize,
     /// What /readyz says.
     pub ready: bool,
-    /// Tokens made, by the sequence number of the key.
-    pub tokens_made: Vec<(u8, u64)>,
+    /// Tokens made with each key.
+    pub tokens_made: Vec<TokensMade>,
     /// Reloads so far.
     pub reloads: Reloads,
     /// The digest of the configuration.
@@ -572,8 +577,10 @@ fn of_the_process(reading: &Reading) -> Vec<MetricFamily> {
     };
     let Reloads { applied, rejected } = reading.reloads;
     let listeners = || reading.listeners.iter().map(|of| &of.totals);
-    let made = reading.tokens_made.iter();
-    let made: Vec<_> = made.map(|(sequence, made)| (sequence.to_string(), *made)).collect();
+    let keys = reading.tokens_made.iter();
+    let keys: Vec<_> = keys.map(|key| (key.sequence.to_string(), key)).collect();
+    let made = keys.iter().map(|(sequence, key)| ([sequence.as_str()], key.made));
+    let limits = keys.iter().filter_map(|(sequence, key)| Some(([sequence.as_str()], key.limit?)));
     [
         FLOW_LIMIT.collect([([], reading.flow_limit as u64)]),
         REMEMBERED.collect(by_table(handshakes, connection_ids)),
@@ -583,8 +590,8 @@ fn of_the_process(reading: &Reading) -> Vec<MetricFamily> {
             let count = listeners().map(|of| of.tokens[result as usize]).sum();
             ([result.label()], count)
         })),
-        RETRY_KEY_TOKENS.collect(made.iter().map(|(sequence, made)| ([sequence.as_str()], *made))),
-        RETRY_KEY_LIMIT.collect([([], MAX_TOKENS_PER_KEY)]),
+        RETRY_KEY_TOKENS.collect(made),
+        RETRY_KEY_LIMIT.collect(limits),
         CONFIG_RELOADS.collect([(["applied"], applied), (["rejected"], rejected)]),
         CONFIG_INFO.collect([([reading.digest.as_str()], 1)]),
         BUILD_INFO.collect([([env!("CARGO_PKG_VERSION")], 1)]),
@@ -653,6 +660,8 @@ mod tests {
             "quic_lb_retry_sent_total 8",
             "quic_lb_retry_tokens_total{result=\"expired\"} 2",
             "quic_lb_retry_key_tokens{sequence=\"3\"} 77",
+            "quic_lb_retry_key_token_limit{sequence=\"3\"} 99",
+            "quic_lb_retry_key_tokens{sequence=\"4\"} 100",
             "quic_lb_retry_phase{listener=\"edge\",phase=\"active\"} 1",
             "quic_lb_retry_phase{listener=\"edge\",phase=\"inactive\"} 0",
             "quic_lb_retry_switches_total{listener=\"edge\",reason=\"rate\"} 4",
@@ -661,6 +670,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }
+        assert!(!text.contains("quic_lb_retry_key_token_limit{sequence=\"4\"}"), "no limit");
     }
 
     #[test]
@@ -696,7 +706,9 @@ mod tests {
                 half_open: Some(12),
             }],
             remembered: (8, 9),
-            tokens_made: vec![(3, 77)],
+            tokens_made: [(3, 77, Some(99)), (4, 100, None)]
+                .map(|(sequence, made, limit)| TokensMade { sequence, made, limit })
+                .to_vec(),
             reloads: Reloads { applied: 1, rejected: 2 },
             digest: "0123".into(),
             ..Default::default()

@@ -58,7 +58,8 @@ pub enum DropReason {
     Version,
     /// A short header that nothing was known about, while addresses were being validated.
     UnknownShortHeader,
-    /// An Initial that was to be answered by a Retry, and every key has made all its tokens.
+    /// An Initial that was to be answered by a Retry, and every key has made all its tokens, where
+    /// their number is limited.
     TokenLimit,
     /// Too many connections begin at this address.
     AddressLimit,

@@ -17,7 +17,9 @@ from aioquic.quic.events import DatagramFrameReceived, HandshakeCompleted
 from aioquic.quic.packet import QuicProtocolVersion
 from aioquic.tls import CipherSuite, SessionTicket
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.cmac import CMAC
 
 ALPN = "quic-lb-echo"
 # Octets between two moves or key updates.
@@ -119,7 +121,9 @@ class NatTokens:
 
     def __init__(self, sequence, key):
         self.sequence = sequence
-        self.key = AESGCM(key)
+        # Every token has a key of its own: quic/src/token/proxied.rs.
+        cipher = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+        self.derivation = cipher.update(b"quic-lb NAT" + bytes(5))
 
     def validate_token(self, *, address, destination_cid, token, now):
         end = 1 + token[0]
@@ -127,8 +131,10 @@ class NatTokens:
         associated = token[: end + 13] + bytes([len(destination_cid)]) + destination_cid
         if sequence != self.sequence:
             raise ValueError("another key")
+        derived = CMAC(algorithms.AES(self.derivation))
+        derived.update(associated)
         try:
-            body = self.key.decrypt(nonce, sealed, associated)
+            body = AESGCM(derived.finalize()).decrypt(nonce, sealed, associated)
         except InvalidTag as error:
             raise ValueError("not sealed with the key") from error
         if int.from_bytes(body[:8], "big") + 2 < time.time():

@@ -51,7 +51,7 @@ use crate::verdict::{DropReason, Rule, TokenResult};
 use limits::{Limiter, Limits};
 use mode::Phase;
 use sources::OwnAddresses;
-use tokens::{KeyUses, Tokens};
+use tokens::{KeyUses, Tokens, TokensMade};
 use versions::Versions;
 
 /// The smallest datagram that may carry a client's Initial
@@ -101,9 +101,9 @@ impl Ledger {
         self.phases[listener] = phase;
     }
 
-    /// Tokens made so far, by the sequence number of each key of the current configuration.
+    /// Tokens made so far with each key of the current configuration, in its format.
     #[must_use]
-    pub fn tokens_made(&self) -> Vec<(u8, u64)> {
+    pub fn tokens_made(&self) -> Vec<TokensMade> {
         self.uses.read()
     }
 

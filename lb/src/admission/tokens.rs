@@ -47,24 +47,33 @@ const RETRY_SCID_LEN: usize = 8;
 /// Octets of randomness behind one Retry: connection ID, unused bits, nonce.
 const RANDOM_LEN: usize = RETRY_SCID_LEN + 1 + 12;
 
+/// How many tokens of a format may be made with one key; `None` where each has a key of its own.
+pub(crate) const fn limit(format: TokenFormat) -> Option<u64> {
+    match format {
+        TokenFormat::Nat => None,
+        TokenFormat::SharedState => Some(MAX_TOKENS_PER_KEY),
+    }
+}
+
 /// Keys and formats.
 #[derive(Debug)]
 pub struct Tokens {
     format: TokenFormat,
     lifetime: Duration,
     opening: TokenKeys,
-    /// In the order in which they are used up.
+    /// In the order in which they are used up, where they can be.
     minting: Vec<(TokenKey, Arc<AtomicU64>)>,
 }
 
 impl Tokens {
     pub(super) fn new(retry: &quic_lb_config::Retry, uses: &mut KeyUses) -> Self {
-        uses.keep(&retry.keys);
+        uses.keep(retry);
+        let minting = retry.keys.iter().map(|key| (key.clone(), uses.of(key, retry.format)));
         Self {
             format: retry.format,
             lifetime: retry.lifetime,
             opening: TokenKeys::new(retry.keys.iter().cloned()),
-            minting: retry.keys.iter().map(|key| (key.clone(), uses.of(key))).collect(),
+            minting: minting.collect(),
         }
     }
 
@@ -136,7 +145,8 @@ impl Tokens {
 
     /// The key for the next token, which counts as made.
     fn key(&self) -> Option<&TokenKey> {
-        let has_room = |made: u64| (made < MAX_TOKENS_PER_KEY).then_some(made + 1);
+        let limit = limit(self.format).unwrap_or(u64::MAX);
+        let has_room = |made: u64| (made < limit).then_some(made + 1);
         let mut keys = self.minting.iter();
         keys.find(|(_, made)| made.fetch_update(Relaxed, Relaxed, has_room).is_ok())
             .map(|(key, _)| key)
@@ -154,8 +164,19 @@ fn retry_scid(random: &[u8], original: &[u8]) -> Option<ConnectionId> {
     ConnectionId::new(&octets)
 }
 
-/// How many tokens were made with each key since the process began, over reloads. A key is its
-/// sequence number, its octets and its IV.
+/// How many tokens were made with a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokensMade {
+    /// The sequence number of the key.
+    pub sequence: u8,
+    /// Tokens since the process began.
+    pub made: u64,
+    /// How many there may be, if there is a limit.
+    pub limit: Option<u64>,
+}
+
+/// How many tokens of each format were made with each key since the process began, over reloads. A
+/// key is its sequence number, its octets and its IV.
 #[derive(Debug, Default)]
 pub(super) struct KeyUses(Vec<KeyUse>);
 
@@ -163,39 +184,49 @@ pub(super) struct KeyUses(Vec<KeyUse>);
 struct KeyUse {
     sequence: u8,
     check_value: [u8; 16],
+    format: TokenFormat,
     made: Arc<AtomicU64>,
     current: bool,
 }
 
 impl KeyUses {
-    /// Marks `keys` as the current ones. Others are kept: a key that comes back has been used.
-    fn keep(&mut self, keys: &[TokenKey]) {
+    /// Marks the keys of `retry` as the current ones. Others are kept: a key that comes back has been
+    /// used.
+    fn keep(&mut self, retry: &quic_lb_config::Retry) {
         /// Keys that can be remembered after they are gone.
         const MAX_FORMER: usize = 1024;
-        let values: Vec<_> = keys.iter().map(TokenKey::check_value).collect();
+        let format = retry.format;
+        let values: Vec<_> = retry.keys.iter().map(TokenKey::check_value).collect();
         for known in &mut self.0 {
-            known.current = values.contains(&known.check_value);
+            known.current = known.format == format && values.contains(&known.check_value);
         }
         if self.0.len() > MAX_FORMER {
             self.0.retain(|known| known.current);
         }
-        for (key, check_value) in keys.iter().zip(values) {
-            if !self.0.iter().any(|known| known.check_value == check_value) {
+        for (key, check_value) in retry.keys.iter().zip(values) {
+            let is_same =
+                |known: &KeyUse| known.check_value == check_value && known.format == format;
+            if !self.0.iter().any(is_same) {
                 let (sequence, made) = (key.sequence(), Arc::default());
-                self.0.push(KeyUse { sequence, check_value, made, current: true });
+                self.0.push(KeyUse { sequence, check_value, format, made, current: true });
             }
         }
     }
 
-    fn of(&self, key: &TokenKey) -> Arc<AtomicU64> {
+    fn of(&self, key: &TokenKey, format: TokenFormat) -> Arc<AtomicU64> {
         let check_value = key.check_value();
-        let known = self.0.iter().find(|known| known.check_value == check_value);
-        known.map(|known| Arc::clone(&known.made)).unwrap_or_default()
+        let is_same = |known: &&KeyUse| known.check_value == check_value && known.format == format;
+        self.0.iter().find(is_same).map(|known| Arc::clone(&known.made)).unwrap_or_default()
     }
 
-    pub(super) fn read(&self) -> Vec<(u8, u64)> {
+    pub(super) fn read(&self) -> Vec<TokensMade> {
         let current = self.0.iter().filter(|known| known.current);
-        current.map(|known| (known.sequence, known.made.load(Relaxed))).collect()
+        let read = |known: &KeyUse| TokensMade {
+            sequence: known.sequence,
+            made: known.made.load(Relaxed),
+            limit: limit(known.format),
+        };
+        current.map(read).collect()
     }
 }
 
@@ -305,8 +336,8 @@ mod tests {
     #[test]
     fn a_used_up_key_is_followed_by_the_next_and_the_last_by_none() {
         let client = "198.51.100.7:4000".parse().unwrap();
-        let tokens = tokens(TokenFormat::Nat, &[1, 2]);
-        let sequence = |retry: Vec<u8>| read(&retry).1[1 + 8];
+        let tokens = tokens(TokenFormat::SharedState, &[1, 2]);
+        let sequence = |retry: Vec<u8>| read(&retry).1[0];
         let first = initial(&[5; 8], &[6; 8], &[]);
         tokens.minting[0].1.store(MAX_TOKENS_PER_KEY - 1, Relaxed);
         assert_eq!(write(&tokens, Version::V1, &first, client).map(sequence), Ok(1));
@@ -317,20 +348,39 @@ mod tests {
     }
 
     #[test]
+    fn tokens_with_a_key_each_never_run_out() {
+        let client = "198.51.100.7:4000".parse().unwrap();
+        let tokens = tokens(TokenFormat::Nat, &[1, 2]);
+        let first = initial(&[5; 8], &[6; 8], &[]);
+        for made in [MAX_TOKENS_PER_KEY - 1, MAX_TOKENS_PER_KEY, 1 << 48] {
+            tokens.minting[0].1.store(made, Relaxed);
+            let retry = write(&tokens, Version::V1, &first, client).unwrap();
+            assert_eq!(read(&retry).1[1 + 8], 1, "another key took over");
+            assert_eq!(tokens.minting[0].1.load(Relaxed), made + 1);
+        }
+    }
+
+    #[test]
     fn uses_of_a_key_are_counted_over_reloads() {
         let mut uses = KeyUses::default();
-        let mut with = |keys: &[u8]| {
+        let mut with = |format, keys: &[u8]| {
             let keys = keys.iter().copied().map(key).collect();
-            let retry = quic_lb_config::Retry { keys, ..quic_lb_config::Retry::default() };
+            let retry = quic_lb_config::Retry { format, keys, ..quic_lb_config::Retry::default() };
             let tokens = Tokens::new(&retry, &mut uses);
             tokens.key();
-            uses.read()
+            let used = uses.read();
+            assert!(used.iter().all(|of| of.limit == limit(format)));
+            used.iter().map(|of| (of.sequence, of.made)).collect::<Vec<_>>()
         };
-        assert_eq!(with(&[1]), [(1, 1)]);
-        assert_eq!(with(&[1, 2]), [(1, 2), (2, 0)]);
-        assert_eq!(with(&[2, 1]), [(1, 2), (2, 1)]);
-        assert_eq!(with(&[2]), [(2, 2)]);
-        assert_eq!(with(&[1]), [(1, 3)]);
+        let format = TokenFormat::SharedState;
+        assert_eq!(with(format, &[1]), [(1, 1)]);
+        assert_eq!(with(format, &[1, 2]), [(1, 2), (2, 0)]);
+        assert_eq!(with(format, &[2, 1]), [(1, 2), (2, 1)]);
+        assert_eq!(with(format, &[2]), [(2, 2)]);
+        assert_eq!(with(format, &[1]), [(1, 3)]);
+        // What one format makes of a key is not used up for the other.
+        assert_eq!(with(TokenFormat::Nat, &[1, 2]), [(1, 1), (2, 0)]);
+        assert_eq!(with(format, &[1]), [(1, 4)]);
     }
 
     proptest! {

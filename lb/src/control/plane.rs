@@ -11,7 +11,6 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use quic::token::MAX_TOKENS_PER_KEY;
 use quic_lb_config::{Admission, Backend, Config, Listener};
 use tracing::{info, warn};
 
@@ -20,7 +19,7 @@ use super::{
     validation::Validation,
 };
 use crate::{
-    admission::Ledger,
+    admission::{Ledger, tokens::TokensMade},
     counters::WorkerCounters,
     memory::Memory,
     metrics::{BackendReading, BackendTotals, ListenerReading, ListenerTotals, Reading, Reloads},
@@ -103,9 +102,6 @@ struct Watched {
 /// How long a report of half-open connections is believed: a server that has stopped reporting has
 /// other troubles.
 const REPORT_LIFETIME: Duration = Duration::from_secs(10);
-
-/// The part of the tokens of a key after which there is a warning: one half.
-const WARN_OF_KEY: u64 = MAX_TOKENS_PER_KEY / 2;
 
 impl Plane {
     /// The control plane of `config`, before there are workers.
@@ -238,11 +234,12 @@ impl Plane {
                 changed = true;
             }
         }
-        let used =
-            registry.ledger.tokens_made().into_iter().filter(|(_, made)| *made >= WARN_OF_KEY);
-        for (sequence, made) in used {
-            if self.keys_warned_of.insert(sequence) {
-                let limit = MAX_TOKENS_PER_KEY;
+        for TokensMade { sequence, made, limit } in registry.ledger.tokens_made() {
+            // Half of the tokens that there may be is time to warn.
+            if let Some(limit) = limit
+                && made >= limit / 2
+                && self.keys_warned_of.insert(sequence)
+            {
                 warn!(sequence, made, limit, "a key has made many tokens: put a new one in front");
             }
         }

@@ -22,14 +22,17 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use aes::{Aes128Enc, cipher::BlockCipherEncrypt};
 use aes_gcm::{Aes128Gcm, KeyInit, aead::AeadInOut};
+use cmac::Cmac;
 
 use crate::ConnectionId;
 
 /// By how much the clocks of balancers and servers may differ.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(2);
 
-/// How many tokens may be made with one key (section 4.3 of the draft).
+/// How many tokens with [`shared_state`] may be made with one key (section 4.3 of the draft). Those of
+/// [`proxied`] have a key each and no such limit.
 pub const MAX_TOKENS_PER_KEY: u64 = 1 << 23;
 
 /// The lengths of a client's first destination connection ID
@@ -53,14 +56,19 @@ pub struct TokenKey {
     sequence: u8,
     cipher: Aes128Gcm,
     iv: [u8; NONCE_LEN],
+    /// What the keys of single tokens are derived with: see [`proxied`].
+    derivation: Cmac<Aes128Enc>,
 }
 
 impl TokenKey {
     /// `None` when `sequence` needs more than seven bits.
     #[must_use]
     pub fn new(sequence: u8, key: [u8; 16], iv: [u8; 12]) -> Option<Self> {
+        let mut derivation = proxied::DERIVATION_LABEL.into();
+        Aes128Enc::new(&key.into()).encrypt_block(&mut derivation);
+        let derivation = Cmac::new(&derivation);
         let cipher = Aes128Gcm::new(&key.into());
-        (sequence < 0x80).then_some(Self { sequence, cipher, iv })
+        (sequence < 0x80).then_some(Self { sequence, cipher, iv, derivation })
     }
 
     /// A value that differs between keys and does not help to compute them, so that two holders can

@@ -5,10 +5,42 @@
 //!   ‖ AES-128-GCM(expiry (64) ‖ client IP (128) ‖ client port (16)) ‖ tag (128)
 //! ```
 //!
-//! with everything up to the nonce and the Retry's source connection ID as associated data. To a
-//! server that only knows the draft it is a token without shared state.
+//! with everything up to the nonce, then the length (8) of the Retry's source connection ID and that
+//! connection ID as associated data. The expiry is in seconds since 1970; IPv4 addresses are
+//! IPv4-mapped. To a server that only knows the draft it is a token without shared state.
+//!
+//! # Its key
+//!
+//! Each token is sealed with a key of its own, so that none of the limits on what one key of AES-GCM may
+//! seal is ever near: a balancer makes a token for each datagram of a flood.
+//!
+//! ```text
+//! derivation key = AES-128(configured key, "quic-lb NAT" ‖ 0 (40))     one block
+//! token's key    = AES-CMAC(derivation key, associated data)           RFC 4493
+//! ```
+//!
+//! and the nonce of AES-GCM is that of the token. The configured key's IV plays no part.
+//!
+//! *Separation.* The configured key also seals tokens of [`super::shared_state`]. AES-GCM with nonces of
+//! 96 bits computes AES of the zero block and of blocks whose last 32 bits count from 1. The label is
+//! neither: it is not zero, and ends in 32 zero bits. So the derivation key is as good as random to
+//! whoever sees all those tokens, as long as AES-128 is a pseudorandom permutation.
+//!
+//! *How many.* The associated data has 96 random bits of nonce and 61 of our Retry's connection ID in it:
+//! that of two tokens is the same with a probability of less than q²/2^158 among q tokens. AES-CMAC of
+//! different messages of at most four blocks can be told from independent random keys with an advantage of
+//! less than 81 q²/2^128 (Iwata and Kurosawa, "OMAC: One-Key CBC MAC", theorem 5.1), the step
+//! from permutation to function included. Then each key seals one token of two blocks, at which AES-GCM
+//! neither repeats a nonce nor tires; a forger who tries v times succeeds with a probability of less than
+//! 8 v/2^128. After 2^45 tokens, a year at a million a second, all that is below 2^-31. Guessing at the keys
+//! of many tokens at once gains nothing, since each has another nonce, and the key of one opens no other.
 
-use aes_gcm::aead::AeadInOut;
+use aes::Aes128Enc;
+use aes_gcm::{
+    AesGcm, KeyInit,
+    aead::{AeadInOut, consts::U12},
+};
+use cmac::Mac;
 
 use super::{
     InvalidToken, NEW_TOKEN_BIT, NONCE_LEN, ORIGINAL_DCID_LEN, RetryClaim, SEAL_LEN, Token,
@@ -17,6 +49,9 @@ use super::{
 use crate::ConnectionId;
 use std::net::SocketAddr;
 use std::time::SystemTime;
+
+/// What the derivation key is the configured key's encryption of.
+pub(super) const DERIVATION_LABEL: [u8; 16] = *b"quic-lb NAT\0\0\0\0\0";
 
 const BODY_LEN: usize = 8 + 16 + 2;
 const MAX_ASSOCIATED_LEN: usize = 1 + 20 + 1 + NONCE_LEN + 1 + 20;
@@ -47,13 +82,9 @@ pub fn seal(
     body[..8].copy_from_slice(&unix_seconds(claim.expires).to_be_bytes());
     body[8..24].copy_from_slice(&to_sixteen(claim.client.ip()));
     body[24..].copy_from_slice(&claim.client.port().to_be_bytes());
-    let tag = key
-        .cipher
-        .encrypt_inout_detached(
-            &nonce.into(),
-            &associated[..associated_len],
-            body.as_mut_slice().into(),
-        )
+    let associated = &associated[..associated_len];
+    let tag = cipher(key, associated)
+        .encrypt_inout_detached(&nonce.into(), associated, body.as_mut_slice().into())
         .ok()?;
     token.put(&body);
     token.put(&tag);
@@ -85,11 +116,11 @@ pub fn open(
     let retry_scid = ConnectionId::new(retry_scid).ok_or(InvalidToken::Seal)?;
 
     let (associated, len) = associated(&token[..token.len() - sealed.len()], &retry_scid);
-    let mut body = *body;
-    key.cipher
+    let (associated, mut body) = (&associated[..len], *body);
+    cipher(key, associated)
         .decrypt_inout_detached(
             &(*nonce).into(),
-            &associated[..len],
+            associated,
             body.as_mut_slice().into(),
             &(*tag).into(),
         )
@@ -133,6 +164,12 @@ pub fn original_dcid(token: &[u8]) -> Result<ConnectionId, InvalidToken> {
     ConnectionId::new(octets).ok_or(InvalidToken::OriginalDcidLength)
 }
 
+/// AES-GCM with the key of the one token that this is the associated data of.
+fn cipher(key: &TokenKey, associated: &[u8]) -> AesGcm<Aes128Enc, U12> {
+    let derived = key.derivation.clone().chain_update(associated).finalize();
+    AesGcm::new(&derived.into_bytes())
+}
+
 /// Everything in front of the sealed part, then the Retry's source connection ID and its length.
 fn associated(front: &[u8], retry_scid: &ConnectionId) -> ([u8; MAX_ASSOCIATED_LEN], usize) {
     let mut out = [0; MAX_ASSOCIATED_LEN];
@@ -168,6 +205,75 @@ mod tests {
     }
 
     const SCID: [u8; 9] = [9; 9];
+
+    fn hex(text: &str) -> Vec<u8> {
+        let octet = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+        (0..text.len()).step_by(2).map(octet).collect()
+    }
+
+    struct Row {
+        sequence: u8,
+        nonce: &'static str,
+        client: &'static str,
+        original_dcid: &'static str,
+        retry_scid: &'static str,
+        expires: u64,
+        token: &'static str,
+    }
+
+    /// With the key "0123456789012345", as another implementation (Python's `cryptography`) made them
+    /// of the description above.
+    const ROWS: [Row; 2] = [
+        Row {
+            sequence: 0,
+            nonce: "59ef316b70575e793e1a8782",
+            client: "127.0.0.1:6666",
+            original_dcid: "0c3817b544ca1c94313bba41757547eec937",
+            retry_scid: "0301e770d24b3b13070dd5c2a9264307",
+            expires: 1_623_703_373,
+            token: "120c3817b544ca1c94313bba41757547eec9370059ef316b70575e793e1a87828ac5971f24f6cbe882adbd9130669b55fa1c0f8e9ec97903a85bf10e3b0040600381ace09f8b018a2380",
+        },
+        Row {
+            sequence: 127,
+            nonce: "000102030405060708090a0b",
+            client: "[2001:db8::1]:443",
+            original_dcid: "8394c8f03e515708",
+            retry_scid: "e0aabbccddeeff11",
+            expires: 1_879_048_192,
+            token: "088394c8f03e5157087f000102030405060708090a0bde9a1d65ddcf6ee11abb142770c263c93e3c28c4fdaad99650a568ae6be5e281e5dec42ebd78778c076a",
+        },
+    ];
+
+    #[test]
+    fn vectors_of_nat_tokens_seal_and_open() {
+        for row in ROWS {
+            let key = TokenKey::new(row.sequence, *b"0123456789012345", [1; 12]).unwrap();
+            let mut claim = claim(row.client.parse().unwrap(), &hex(row.original_dcid));
+            claim.expires = at(row.expires);
+            let scid = ConnectionId::new(&hex(row.retry_scid)).unwrap();
+            let nonce = hex(row.nonce).try_into().unwrap();
+            let token = seal(&key, nonce, &claim, &scid).unwrap();
+            assert_eq!(*token, hex(row.token));
+            let opened = open(&TokenKeys::new([key]), &token, &scid, at(row.expires));
+            assert_eq!(opened, Ok(claim));
+        }
+    }
+
+    /// Key and nonce of one token serve for no other, whatever a client makes of its connection ID.
+    #[test]
+    fn a_nonce_that_comes_again_has_another_key() {
+        let key = TokenKey::new(1, [1; 16], [0; 12]).unwrap();
+        let client = "192.0.2.1:443".parse().unwrap();
+        let body = |original_dcid: &[u8], scid: &[u8]| {
+            let scid = ConnectionId::new(scid).unwrap();
+            let token = seal(&key, [7; 12], &claim(client, original_dcid), &scid).unwrap();
+            token[token.len() - SEAL_LEN - BODY_LEN..][..BODY_LEN].to_vec()
+        };
+        let first = body(&[5; 8], &SCID);
+        assert_ne!(first, body(&[6; 8], &SCID), "the same key stream");
+        assert_ne!(first, body(&[5; 8], &[8; 9]), "the same key stream");
+        assert_eq!(first, body(&[5; 8], &SCID));
+    }
 
     #[test]
     fn a_token_says_what_was_sealed_until_it_expires() {
