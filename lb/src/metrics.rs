@@ -138,7 +138,8 @@ const RETRY_KEY_LIMIT: Family = Family::gauge(
 const ATTEMPTS: Family = Family::counter(
     "quic_lb_connection_attempts_total",
     &["listener"],
-    "Attempts to begin a connection: what adaptive address validation goes by.",
+    "Attempts to begin a connection, and short headers that nothing is known about: what adaptive \
+     address validation goes by.",
 );
 const RETRY_PHASE: Family = Family::gauge(
     "quic_lb_retry_phase",

@@ -166,7 +166,8 @@ pub(crate) struct Judgement {
     pub(crate) why: Why,
     /// What its token was worth, if it was looked at.
     pub(crate) token: Option<TokenResult>,
-    /// Whether it counts as an attempt to begin a connection, which the mode "adaptive" goes by.
+    /// Whether it counts as an attempt to begin a connection, or at least a flow, which the mode
+    /// "adaptive" goes by.
     pub(crate) attempt: bool,
 }
 
@@ -245,11 +246,13 @@ impl Gate {
         if let Some(refused) = self.refused_source(arrival) {
             return refused;
         }
+        // It starts a flow, as an attempt to begin a connection does: a flood of these is noticed.
         let refuse = self.unknown_short_headers == UnknownPackets::Refuse;
-        if refuse && phase != Phase::Inactive {
-            return Judgement::drop(DropReason::UnknownShortHeader, Why::UnknownShort);
-        }
-        Judgement::new(Ruling::Pass, Why::NotAsked)
+        let judgement = match refuse && phase != Phase::Inactive {
+            true => Judgement::drop(DropReason::UnknownShortHeader, Why::UnknownShort),
+            false => Judgement::new(Ruling::Pass, Why::NotAsked),
+        };
+        Judgement { attempt: true, ..judgement }
     }
 
     /// Long headers other than Initials. Nothing tells those that begin something from those that

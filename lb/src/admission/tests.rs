@@ -461,8 +461,10 @@ fn short_headers_that_nothing_is_known_about_are_refused_under_attack_if_wanted(
         assert_eq!(bench.send(PORT, &short(&[0xfe; 9])).0, "forward");
         bench.set_phase("active");
         assert_eq!(bench.send(PORT + 1, &short(&[0xfe; 9])).0, expected);
+        assert_eq!(bench.forwarder.tally().attempts, 1, "so that a flood is noticed");
         // Where the path is known, there may be a connection.
         assert_eq!(bench.send(PORT, &short(&[0xfe; 9])).0, "forward");
+        assert_eq!(bench.forwarder.tally().attempts, 0);
     }
 }
 

@@ -118,8 +118,10 @@ impl Site {
             Listener { name: "edge".into(), address: free_address(LOCAL), pool: "web".into() };
         let document =
             Document { listeners: vec![listener], pools: vec![pool], admin: free_address(LOCAL) };
+        let limits = "limits: { unknown_short_headers: refuse, ";
+        let defended = document.to_string().replace("limits: { ", limits);
         let text = format!(
-            "{document}retry: {{ mode: adaptive, adaptive: {{ hold: \"2s\" }}, \
+            "{defended}retry: {{ mode: adaptive, adaptive: {{ hold: \"2s\" }}, \
              keys: [{{ sequence: 0, key: \"{}\" }}] }}\n",
             "01".repeat(16)
         );
