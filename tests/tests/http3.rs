@@ -343,7 +343,7 @@ async fn serve(connection: driver::Connection) -> anyhow::Result<()> {
                 _ => {
                     if let Some(length) = path.strip_prefix("/bytes/") {
                         for block in pattern::blocks(length.parse()?) {
-                            exchange.send_data(block.into()).await?;
+                            exchange.send_data(block).await?;
                         }
                     }
                 }
