@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! cargo bench -p quic-lb-tests --bench flood                   # the table of SPECIFICATION.md
-//! cargo bench -p quic-lb-tests --bench flood -- --quick        # shorter phases
+//! cargo bench -p quic-lb-tests --bench flood -- --seconds 10   # shorter phases
 //! cargo bench -p quic-lb-tests --bench flood -- --kind short   # initials, short, tokens, garbage, mixed
 //! ```
 //!
@@ -63,10 +63,12 @@ const CROWD: usize = 16;
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    let quick = arguments.iter().any(|argument| argument == "--quick");
-    let kind = arguments.iter().position(|argument| argument == "--kind");
-    let kind = kind.and_then(|at| arguments.get(at + 1)).map_or("initials", String::as_str);
-    let phase = Duration::from_secs(if quick { 5 } else { 60 });
+    let option = |name: &str| {
+        let at = arguments.iter().position(|argument| argument == name)?;
+        arguments.get(at + 1).map(String::as_str)
+    };
+    let kind = option("--kind").unwrap_or("initials");
+    let phase = Duration::from_secs(option("--seconds").map_or(Ok(60), str::parse)?);
 
     let site = Site::start().await?;
     let capacity = site.capacity(phase / 5).await?;
@@ -207,6 +209,11 @@ impl Clients {
 
     /// One phase, and its line of the table.
     async fn measure(&self, name: &str, duration: Duration, site: &Site) -> Result<()> {
+        let memory = || async {
+            let octets = site.balancer.metrics().await?.resident_octets();
+            anyhow::Ok(octets as f64 / f64::from(1 << 20))
+        };
+        let memory_before = memory().await?;
         let over = Arc::new(AtomicBool::new(false));
         let latencies = Arc::new(Mutex::new(Vec::new()));
         let mut requests = JoinSet::new();
@@ -248,9 +255,9 @@ impl Clients {
             let at = (latencies.len() * percent / 100).min(latencies.len().saturating_sub(1));
             latencies.get(at).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1000.0)
         };
-        let memory = site.balancer.metrics().await?.resident_octets() as f64 / f64::from(1 << 20);
+        let memory_after = memory().await?;
         println!(
-            "| {name} | {started} | {:.1} % | {lost} | {} | {:.1} | {:.1} | {memory:.1} |",
+            "| {name} | {started} | {:.1} % | {lost} | {} | {:.1} | {:.1} | {memory_before:.1} → {memory_after:.1} |",
             in_time as f64 * 100.0 / started as f64,
             latencies.len(),
             percentile(50),
