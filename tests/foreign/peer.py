@@ -9,17 +9,13 @@ import array
 import asyncio
 import hashlib
 import sys
-import time
 
 from aioquic.asyncio import QuicConnectionProtocol, connect, serve
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import DatagramFrameReceived, HandshakeCompleted
 from aioquic.quic.packet import QuicProtocolVersion
 from aioquic.tls import CipherSuite, SessionTicket
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.cmac import CMAC
+from tokens import NatTokens
 
 ALPN = "quic-lb-echo"
 # Octets between two moves or key updates.
@@ -114,32 +110,6 @@ async def answer(reader, writer):
             whole.update(piece)
         writer.write(whole.digest())
         writer.write_eof()
-
-
-class NatTokens:
-    """Reads the tokens of a balancer that rewrites addresses, and makes none."""
-
-    def __init__(self, sequence, key):
-        self.sequence = sequence
-        # Every token has a key of its own: quic/src/token/proxied.rs.
-        cipher = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
-        self.derivation = cipher.update(b"quic-lb NAT" + bytes(5))
-
-    def validate_token(self, *, address, destination_cid, token, now):
-        end = 1 + token[0]
-        sequence, nonce, sealed = token[end], token[end + 1 : end + 13], token[end + 13 :]
-        associated = token[: end + 13] + bytes([len(destination_cid)]) + destination_cid
-        if sequence != self.sequence:
-            raise ValueError("another key")
-        derived = CMAC(algorithms.AES(self.derivation))
-        derived.update(associated)
-        try:
-            body = AESGCM(derived.finalize()).decrypt(nonce, sealed, associated)
-        except InvalidTag as error:
-            raise ValueError("not sealed with the key") from error
-        if int.from_bytes(body[:8], "big") + 2 < time.time():
-            raise ValueError("expired")
-        return token[1:end]
 
 
 async def run_server(arguments):

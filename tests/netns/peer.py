@@ -1,16 +1,16 @@
-"""The aioquic ends of the namespace suite; `quic-peer` is the same for quinn.
+"""The aioquic ends of the namespace suite, over versions 1 and 2; `quic-peer` is the same for quinn.
 
 Both say `ready` when they are, end at SIGTERM, and then print what happened as one line of JSON.
 Clients also say `seen C N` when the server of connection C has seen its Nth address.
 
 Servers issue routable connection IDs if they are given a server ID. They resume sessions of each
-other, and take 0-RTT. With `--record` they report the digests of all datagrams, so that it can be
+other, and take 0-RTT. With `--token-key` they leave address validation to the balancer, read its tokens and
+report whom they were made for. With `--record` they report the digests of all datagrams, so that it can be
 told whether any was changed on its way.
 """
 
 import argparse
 import asyncio
-import datetime
 import hashlib
 import json
 import os
@@ -27,12 +27,12 @@ from aioquic.asyncio.server import QuicServer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionId
 from aioquic.quic.events import ConnectionTerminated
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from aioquic.quic.packet import QuicProtocolVersion
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../foreign"))
+from common import TOKEN_SEQUENCE  # noqa: E402
 from routable import encode  # noqa: E402
+from tokens import NatTokens  # noqa: E402
 
 ALPN = "quic-lb-echo"
 # Far longer than any answer takes; without it a lost connection would be found out much later.
@@ -62,7 +62,7 @@ class Server(QuicServer):
     tickets = {}
     record = False
 
-    def __init__(self, spec, certificate_file, key_file):
+    def __init__(self, spec, certificate_file, key_file, token_key):
         self.name = spec["name"]
         self.scheme = spec.get("scheme")
         length = 8
@@ -78,6 +78,9 @@ class Server(QuicServer):
             session_ticket_fetcher=Server.tickets.get,
             session_ticket_handler=self.keep,
         )
+        if token_key:
+            self._retry = NatTokens(TOKEN_SEQUENCE, token_key)
+        self.versions = set()
         self.report = {
             "name": self.name,
             "connections": 0,
@@ -88,6 +91,10 @@ class Server(QuicServer):
             "unknown": 0,
             "misdelivered": 0,
         }
+
+    def final_report(self):
+        tokens = dict(token_clients=self._retry.clients) if self._retry else {}
+        return dict(self.report, versions=sorted(self.versions), **tokens)
 
     @staticmethod
     def keep(ticket):
@@ -128,6 +135,8 @@ class Server(QuicServer):
 
     def enter(self, data):
         is_long = data[0] & 0x80
+        if is_long:
+            self.versions.add(int.from_bytes(data[1:5], "big"))
         length = data[5] if is_long else self._configuration.connection_id_length
         start = 6 if is_long else 1
         owner = Server.issued.get(data[start : start + length])
@@ -206,48 +215,20 @@ class ServerProtocol(QuicConnectionProtocol):
             self.server.report["lost"].append(event.reason_phrase or str(event.error_code))
 
 
-def write_certificate(der_file):
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    day = datetime.timedelta(days=1)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - day)
-        .not_valid_after(now + day)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
-        .sign(key, hashes.SHA256())
-    )
-    pem_file, key_file = der_file + ".pem", der_file + ".key"
-    with open(pem_file, "wb") as file:
-        file.write(certificate.public_bytes(serialization.Encoding.PEM))
-    with open(key_file, "wb") as file:
-        file.write(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-    with open(der_file, "wb") as file:
-        file.write(certificate.public_bytes(serialization.Encoding.DER))
-    return pem_file, key_file
-
-
 async def serve(arguments, stop):
     aioquic.asyncio.server.QuicConnection = ServerConnection
     Server.record = arguments.record
-    pem_file, key_file = write_certificate(arguments.certificate)
+    token_key = arguments.token_key and bytes.fromhex(arguments.token_key)
     servers = []
     for spec in json.loads(arguments.servers):
         _, server = await asyncio.get_running_loop().create_datagram_endpoint(
-            lambda spec=spec: Server(spec, pem_file, key_file),
+            lambda spec=spec: Server(spec, arguments.certificate, arguments.key, token_key),
             local_addr=(spec["host"], spec["port"]),
         )
         servers.append(server)
     say("ready")
     await stop.wait()
-    return [server.report for server in servers]
+    return [server.final_report() for server in servers]
 
 
 # Clients
@@ -312,6 +293,9 @@ async def fetch(arguments, stop):
         configuration = QuicConfiguration(
             alpn_protocols=[ALPN], verify_mode=ssl.CERT_NONE, server_name="localhost"
         )
+        if arguments.version_2:
+            configuration.original_version = QuicProtocolVersion.VERSION_2
+            configuration.supported_versions = [QuicProtocolVersion.VERSION_2]
         async with connect(host.strip("[]"), int(port), configuration=configuration) as connection:
             connected.release()
             return await download_until(nth, connection, arguments.octets, stop)
@@ -329,13 +313,16 @@ async def main():
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("serve")
     command.add_argument("--servers", required=True, help="JSON: name, host, port, scheme of each")
-    command.add_argument("--certificate", required=True, help="where to write it, in DER")
+    command.add_argument("--certificate", required=True, help="in PEM")
+    command.add_argument("--key", required=True, help="of the certificate, in PEM")
+    command.add_argument("--token-key", help="take no client but with a token made with this key")
     command.add_argument("--record", action="store_true")
     command.set_defaults(run=serve)
     command = commands.add_parser("fetch")
     command.add_argument("--target", required=True)
     command.add_argument("--connections", type=int, default=1)
     command.add_argument("--octets", type=int, default=1 << 20)
+    command.add_argument("--version-2", action="store_true", help="and no other")
     command.set_defaults(run=fetch)
     arguments = parser.parse_args()
     stop = asyncio.Event()

@@ -11,24 +11,30 @@ The client has an uplink through each. Started by `run`, which see.
 import argparse
 import json
 import os
-import queue
+import shutil
 import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-import traceback
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "../foreign"))
+import chromium  # noqa: E402
+from common import (  # noqa: E402
+    END, KEY, START, Failure, Suite, configuration, expect, main, python_servers, run, total, validation,
+    write_certificate,
+)  # fmt: skip
 
 # How often each connection is moved while it downloads.
 MOVES = 12
 # Clients that prove their address: how many requests they make, how often they are moved meanwhile,
 # and how many moves their server has to have seen.
-VALIDATED_REQUESTS, MOVE_SECONDS, ENOUGH_MOVES = 60, 0.7, 5
-# Bounds on waiting. Nothing is expected to take nearly as long.
-START, MOVE, END = 60, 10, 120
-KEY = "8f95f09245765f80256934e50c66207f"
-HERE = os.path.dirname(os.path.abspath(__file__))
+VALIDATED_REQUESTS, MOVE_SECONDS, ENOUGH_MOVES = 40, 0.7, 5
+# The same for Chromium, whose page reports on some of the time alone.
+ENOUGH_MOVES_OF_PAGE = 3
+# How long a server may take to see a move before there is another: a NAT may give a connection the
+# port that it had.
+MOVE = 3
+VERSION_2 = 0x6B3343CF
 
 NAT = """
 table ip nat {
@@ -45,9 +51,12 @@ table ip6 nat {
 }
 """
 
+# What the NATs make of a client's address and port.
+NAT_OUTSIDE, NAT_PORTS = ("10.11.0.2", "10.12.0.2"), range(20000, 21000)
 # The balancer's address that clients know. It is on no link of theirs.
 VIP4, VIP6 = "10.99.0.1", "fd99::1"
 SERVERS4, SERVERS6 = "10.20.0.2", "fd20::2"
+ADMIN = "127.0.0.1:9090"
 
 # pool: quic_lb configuration, port of the listener, backends. Listeners are on the unspecified
 # address, so that answers have to leave from the address that was asked.
@@ -77,6 +86,13 @@ POOLS = {
         listen=("[::]", 4436),
         backends={f"aioquic-opaque-{n}": (SERVERS4, 5300 + n) for n in (1, 2, 3)},
     ),
+    # aioquic again, which leaves address validation to the balancer and reads its tokens.
+    "aioquic-tokens": dict(
+        scheme=dict(config_id=5, server_id_length=2, nonce_length=8, key=KEY),
+        listen=("0.0.0.0", 4438),
+        backends={f"aioquic-tokens-{n}": (SERVERS4, 5500 + n) for n in (1, 2, 3)},
+        retry="always",
+    ),
     # Our own servers, which honour the balancer's tokens; it asks all their clients for one.
     "origin": dict(
         scheme=dict(config_id=4, server_id_length=2, nonce_length=6, key=KEY),
@@ -87,106 +103,7 @@ POOLS = {
 }
 
 
-def configuration():
-    lines = ["listeners:"]
-    for pool, its in POOLS.items():
-        address = "%s:%d" % its["listen"]
-        retry = f", retry: {{ mode: {its['retry']} }}" if "retry" in its else ""
-        lines += [f'  - {{ name: to-{pool}, address: "{address}", pool: {pool}{retry} }}']
-    lines += ["pools:"]
-    for pool, its in POOLS.items():
-        lines += [f"  - name: {pool}"]
-        if its["scheme"]:
-            pairs = ", ".join(f"{k}: {json.dumps(v)}" for k, v in its["scheme"].items())
-            lines += ["    quic_lb:", f"      - {{ {pairs} }}"]
-        lines += ["    backends:"]
-        for nth, (name, address) in enumerate(its["backends"].items()):
-            identity = f', server_id: "{server_id(its["scheme"], nth)}"' if its["scheme"] else ""
-            lines += [f'      - {{ name: {name}, address: "%s:%d"{identity} }}' % address]
-    lines += ['admin: { address: "127.0.0.1:9090" }', "limits: { flows: 4000 }"]
-    lines += ['timeouts: { drain: "1s" }', "retry:", f'  keys: [{{ sequence: 0, key: "{KEY}" }}]']
-    return "\n".join(lines) + "\n"
-
-
-def server_id(scheme, nth):
-    return f"{0xA000 + nth + 1:0{2 * scheme['server_id_length']}x}"
-
-
-# Processes and namespaces
-
-
-class Failure(Exception):
-    """What was expected is not so."""
-
-
-def expect(condition, message):
-    if not condition:
-        raise Failure(message)
-
-
-class Process:
-    """A process in a namespace that talks in lines."""
-
-    def __init__(self, namespace, *command, log):
-        self.what = os.path.basename(command[0])
-        self.log = open(log, "a+")
-        self.process = subprocess.Popen(
-            ["ip", "netns", "exec", namespace, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-        )
-        self.lines = queue.Queue()
-        # For clients: how many addresses of each connection its server has seen.
-        self.seen = {}
-        threading.Thread(target=self.read, daemon=True).start()
-
-    def read(self):
-        for line in self.process.stdout:
-            if line.startswith("seen "):
-                _, connection, addresses = line.split()
-                self.seen[int(connection)] = int(addresses)
-            self.lines.put(line.rstrip("\n"))
-        self.lines.put(None)
-
-    def next_line(self, deadline):
-        try:
-            return self.lines.get(timeout=max(deadline - time.monotonic(), 0))
-        except queue.Empty:
-            return ""
-
-    def wait_for(self, wanted):
-        deadline = time.monotonic() + START
-        while (line := self.next_line(deadline)) != wanted:
-            expect(line, f"{self.what} does not say {wanted}: {self.logged()}")
-
-    def end(self):
-        """Ends it with SIGTERM and returns its last line, read as JSON."""
-        self.process.send_signal(signal.SIGTERM)
-        deadline, last = time.monotonic() + END, None
-        while (line := self.next_line(deadline)) is not None:
-            expect(line, f"{self.what} does not end")
-            last = line
-        self.process.wait(END)
-        expect(self.process.returncode == 0 and last, f"{self.what} failed: {self.logged()}")
-        return json.loads(last)
-
-    def logged(self):
-        self.log.seek(0)
-        return self.log.read()[-2000:]
-
-    def kill(self):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-
-
-def run(*command, stdin=None, check=True):
-    done = subprocess.run(command, input=stdin, text=True, capture_output=True)
-    if check and done.returncode != 0:
-        raise Failure(f"{' '.join(command)}: {done.stderr}")
-    return done.stdout
+# The namespaces
 
 
 class Network:
@@ -266,61 +183,21 @@ class Network:
             run("ip", "netns", "del", self.name(role), check=False)
 
 
-def total(scrape, name, **labels):
-    """The sum of the samples of a metric that have these labels."""
-    result = 0
-    for line in scrape.splitlines():
-        series, _, value = line.rpartition(" ")
-        found, _, rest = series.partition("{")
-        if found == f"quic_lb_{name}" and all(f'{k}="{v}"' in rest for k, v in labels.items()):
-            result += float(value)
-    return int(result)
-
-
-# The suite
-
-
-class Suite:
+class Namespaces(Suite):
     def __init__(self, arguments, folder):
-        self.arguments = arguments
-        self.folder = folder
+        super().__init__(arguments, folder)
         self.network = Network()
-        self.processes = []
-        self.passed, self.failed, self.skipped = [], [], []
+        self.origin_metrics = []
 
     def start(self, role, *command):
-        log = os.path.join(self.folder, f"{len(self.processes)}.log")
-        process = Process(self.network.name(role), *command, log=log)
-        self.processes.append(process)
-        return process
-
-    def path(self, name):
-        return os.path.join(self.folder, name)
-
-    def check(self, title, function, *arguments):
-        if self.arguments.only not in title:
-            return
-        start = time.monotonic()
-        try:
-            result = function(*arguments)
-        except Exception as error:
-            self.failed.append(title)
-            reason = error if isinstance(error, Failure) else traceback.format_exc()
-            print(f"FAILED: {title}: {reason}", flush=True)
-        else:
-            self.passed.append(title)
-            note = f": {result}" if result else ""
-            print(f"ok: {title} ({time.monotonic() - start:.0f} s){note}", flush=True)
-
-    def skip(self, title, reason):
-        self.skipped.append(title)
-        print(f"SKIPPED: {title}: {reason}", flush=True)
+        return super().start("ip", "netns", "exec", self.network.name(role), *command)
 
     # Servers and balancer
 
     def start_balancer(self):
         with open(self.path("quic-lb.yaml"), "w") as file:
-            file.write(configuration())
+            more = ["limits: { flows: 4000 }", 'timeouts: { drain: "1s" }', *validation()]
+            file.write(configuration(POOLS, ADMIN, *more))
         command = ("run", "--config", self.path("quic-lb.yaml"))
         self.balancer = self.start("balancer", self.arguments.balancer, *command)
         deadline = time.monotonic() + START
@@ -335,33 +212,22 @@ class Suite:
         self.servers = self.start("servers", self.arguments.peer, "serve", *files, *pools)
         self.servers.wait_for("ready")
 
-    def start_aioquic(self):
-        servers = []
-        for pool in ("aioquic", "aioquic-opaque"):
-            scheme = POOLS[pool]["scheme"]
-            for nth, (name, (host, port)) in enumerate(POOLS[pool]["backends"].items()):
-                spec = dict(name=name, host=host, port=port)
-                if scheme:
-                    spec["scheme"] = dict(scheme, server_id=server_id(scheme, nth))
-                servers.append(spec)
-        command = ("--servers", json.dumps(servers), "--certificate", self.path("aioquic.der"))
-        python = self.arguments.python
-        script = os.path.join(HERE, "peer.py")
-        self.aioquic = self.start("servers", python, script, "serve", *command)
-        self.aioquic.wait_for("ready")
+    def start_aioquic(self, pools, *options):
+        servers = json.dumps([spec for pool in pools for spec in python_servers(POOLS[pool])])
+        files = ("--certificate", self.path("cert.pem"), "--key", self.path("key.pem"))
+        command = (os.path.join(HERE, "peer.py"), "serve", "--servers", servers, *files, *options)
+        process = self.start("servers", self.arguments.python, *command)
+        process.wait_for("ready")
+        return process
 
     def start_origins(self):
-        certificate, key = self.path("origin.pem"), self.path("origin.key")
-        run(
-            "openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt",
-            "ec_paramgen_curve:P-256", "-subj", "/CN=localhost", "-days", "2",
-            "-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE",
-            "-keyout", key, "-out", certificate,
-        )  # fmt: skip
-        run("openssl", "x509", "-in", certificate, "-outform", "DER", "-out", self.path("origin.der"))
+        os.mkdir(self.path("root"))
+        shutil.copy(chromium.PAGE, self.path("root"))
         for nth, name in enumerate(POOLS["origin"]["backends"]):
             metrics = f"127.0.0.1:{9100 + nth}"
-            files = ("--config", self.path("quic-lb.yaml"), "--cert", certificate, "--key", key)
+            self.origin_metrics.append(metrics)
+            certificate = ("--cert", self.path("cert.pem"), "--key", self.path("key.pem"))
+            files = ("--config", self.path("quic-lb.yaml"), *certificate, "--root", self.path("root"))
             command = ("serve", *files, "--backend", name, "--metrics", metrics)
             origin = self.start("servers", self.arguments.origin, *command)
             deadline, ready = time.monotonic() + START, ("curl", "-sf", f"http://{metrics}/metrics")
@@ -371,23 +237,31 @@ class Suite:
                 time.sleep(0.1)
 
     def admin(self, path, *options):
-        url = f"http://127.0.0.1:9090{path}"
+        url = f"http://{ADMIN}{path}"
         return self.network.run("balancer", "curl", "-sf", *options, url, check=False)
 
+    def count(self, name, **labels):
+        return total(self.admin("/metrics"), f"quic_lb_{name}", **labels)
+
+    def origins(self, name):
+        """The sum of a metric of all origins."""
+        scrape = lambda address: self.network.run("servers", "curl", "-sf", f"http://{address}/metrics")
+        return sum(total(scrape(address), f"backend_sim_{name}") for address in self.origin_metrics)
+
     def rules(self, listener):
-        scrape, count = self.admin("/metrics"), "datagrams_forwarded_total"
+        scrape, count = self.admin("/metrics"), "quic_lb_datagrams_forwarded_total"
         rules = ("cid", "four_tuple_scid", "dcid", "four_tuple", "fallback")
         return {rule: total(scrape, count, listener=listener, rule=rule) for rule in rules}
 
     # Scenarios
 
-    def downloads(self, stack, pool, move, by_rule, connections=3):
+    def downloads(self, stack, pool, move, by_rule, *options, connections=3):
         """Connections download while they are moved again and again."""
         listener = f"to-{pool}"
         host, port = POOLS[pool]["listen"]
         target = f"[{VIP6}]:{port}" if host == "[::]" else f"{VIP4}:{port}"
         before = self.rules(listener)
-        client = self.client(stack, target, pool, connections)
+        client = self.client(stack, target, pool, connections, *options)
         try:
             client.wait_for("ready")
             # Each connection has one address to begin with and gets one with each move.
@@ -410,40 +284,78 @@ class Suite:
         octets = sum(report["octets"] for report in reports)
         return f"{connections} connections, {moves} moves, {octets >> 20} MiB, rules {fired}"
 
+    def version_2(self, move):
+        """aioquic at both ends, over version 2: its servers take the balancer's word for addresses."""
+        pool, connections = "aioquic-tokens", 3
+        sent = self.count("retry_sent_total")
+        valid = self.count("retry_tokens_total", result="valid")
+        server = self.start_aioquic([pool], "--token-key", KEY)
+        note = self.downloads("aioquic", pool, move, "cid", "--version-2", connections=connections)
+        retries = self.count("retry_sent_total") - sent
+        valid = self.count("retry_tokens_total", result="valid") - valid
+        expect(retries >= connections and valid >= connections, f"{retries} Retries, {valid} tokens")
+        reports = self.arrived(server)
+        versions = {version for report in reports for version in report["versions"]}
+        expect(versions == {VERSION_2}, f"versions {versions}")
+        clients = [tuple(client) for report in reports for client in report["token_clients"]]
+        expect(len(set(clients)) == connections, f"tokens of {clients}")
+        for host, port in clients:
+            expect(host in NAT_OUTSIDE and port in NAT_PORTS, f"no NAT is at {host} port {port}")
+        return f"{retries} Retries, tokens of {sorted(set(clients))}, {note}"
+
     def validated(self, stack, move):
         """A client has to prove its address, keeps its connection while it is moved, and its server
         knows from the token where it was at first."""
-        common = ("http3", "--stack", stack, "--target", f"{VIP4}:{POOLS['origin']['listen'][1]}")
+        port = POOLS["origin"]["listen"][1]
+        common = ("http3", "--stack", stack, "--target", f"{VIP4}:{port}")
         common += ("--requests", str(VALIDATED_REQUESTS), "--pause", "150", "--certificate")
         if stack == "aioquic":
             script = os.path.join(HERE, "../peers/client.py")
-            command = (self.arguments.python, script, *common, self.path("origin.pem"))
+            command = (self.arguments.python, script, *common, self.path("cert.pem"))
         else:
-            command = (self.arguments.peer, *common, self.path("origin.der"))
-        sent = total(self.admin("/metrics"), "retry_sent_total")
-        client, deadline = self.start("client", *command), time.monotonic() + END
+            command = (self.arguments.peer, *common, self.path("cert.der"))
+        report = lambda output: json.loads(output[-1])
+        return self.moved(command, move, report, ENOUGH_MOVES)
+
+    def browsed(self, move):
+        """The same with Chromium, which loads a page that asks and downloads."""
+        picture, port = self.path("page.png"), POOLS["origin"]["listen"][1]
+        command = chromium.command(VIP4, port, self.public_key, self.path("chromium"), picture)
+        report = lambda output: chromium.result("\n".join(output))
+        note = self.moved(command, move, report, ENOUGH_MOVES_OF_PAGE)
+        chromium.check_picture(picture)
+        return note
+
+    def moved(self, command, move, report, enough):
+        """Moves a client until it ends, and looks at what it reports. A token is good for the port that
+        asked, so that the first move comes after the handshake."""
+        sent, answered = self.count("retry_sent_total"), self.origins("requests_total")
+        client, deadline, output = self.start("client", *command), time.monotonic() + END, []
         try:
-            while (line := client.next_line(time.monotonic() + MOVE_SECONDS)) == "":
+            while (line := client.next_line(time.monotonic() + MOVE_SECONDS)) is not None:
                 expect(time.monotonic() < deadline, "the client does not end")
-                move()
+                if line:
+                    output.append(line)
+                elif self.origins("requests_total") > answered:
+                    move()
         finally:
             client.kill()
-        expect(line, f"the client failed: {client.logged()}")
-        report = json.loads(line)
-        before, after = report["before"], report["after"]
+        expect(output, f"the client failed: {client.logged()}")
+        reported = report(output)
+        before, after = reported["before"], reported["after"]
         expect(before["backend"] == after["backend"], f"{before['backend']}, then {after['backend']}")
         moves = after["path_changes"] - before["path_changes"]
-        expect(moves >= ENOUGH_MOVES, f"the server has seen {moves} moves")
-        told = before["true_client"] or ""
-        expect(told.startswith("10.1"), f"a NAT is where the token says that the client is: {told}")
-        retries = total(self.admin("/metrics"), "retry_sent_total") - sent
+        expect(moves >= enough, f"the server has seen {moves} moves")
+        told, _, port = (before["true_client"] or ":0").rpartition(":")
+        expect(told in NAT_OUTSIDE and int(port) in NAT_PORTS, f"no NAT is at {told} port {port}")
+        retries = self.count("retry_sent_total") - sent
         expect(retries > 0, "no Retry was sent")
-        return f"{retries} Retries, {moves} moves, first seen at {before['client']} for {told}"
+        return f"{retries} Retries, {moves} moves, first seen at {before['client']} for {told}:{port}"
 
-    def client(self, stack, target, pool, connections):
-        common = ("fetch", "--target", target, "--connections", str(connections))
+    def client(self, stack, target, pool, connections, *options):
+        common = ("fetch", "--target", target, "--connections", str(connections), *options)
         if stack == "quinn":
-            certificate = "aioquic.der" if pool.startswith("aioquic") else "quinn.der"
+            certificate = "cert.der" if pool.startswith("aioquic") else "quinn.der"
             octets = str((2 if pool.startswith("aioquic") else 32) << 20)
             options = ("--certificate", self.path(certificate), "--octets", octets)
             return self.start("client", self.arguments.peer, *common, *options)
@@ -466,14 +378,24 @@ class Suite:
 
     # What holds at the end
 
-    def arrivals(self, servers):
-        """Zero datagrams at a wrong backend, counted at the backends; zero connections lost."""
+    def arrived(self, servers):
+        """The servers' reports: zero datagrams at a wrong one, zero connections lost."""
         reports = servers.end()
         for report in reports:
             name = report["name"]
             expect(report["misdelivered"] == 0, f"{name}: misdelivered {report['misdelivered']}")
             expect(report["unknown"] == 0, f"{name}: {report['unknown']} datagrams of nobody")
             expect(report["lost"] == [], f"{name} lost {report['lost']}")
+        return reports
+
+    def strays(self):
+        """Zero datagrams at a wrong origin."""
+        strays, answered = self.origins("misrouted_datagrams_total"), self.origins("requests_total")
+        expect(strays == 0 and answered > 0, f"{strays} datagrams at a wrong origin, {answered} requests")
+        return f"{answered} requests, 0 datagrams at a wrong origin"
+
+    def arrivals(self, servers):
+        reports = self.arrived(servers)
         own = sum(report["own"] for report in reports)
         connections = sum(report["connections"] for report in reports)
         expect(own > 0 and connections > 0, "the servers have served nobody")
@@ -487,7 +409,7 @@ class Suite:
         for _ in range(END):
             scrape, before = self.admin("/metrics"), sums
             verdicts = ("received", "forwarded", "dropped", "replied")
-            sums = {verdict: total(scrape, f"datagrams_{verdict}_total") for verdict in verdicts}
+            sums = {verdict: total(scrape, f"quic_lb_datagrams_{verdict}_total") for verdict in verdicts}
             if sums == before:
                 break
             time.sleep(1)
@@ -502,6 +424,7 @@ class Suite:
     def run(self):
         rebind, change_uplink = self.network.rebind, self.network.change_uplink
         self.network.build()
+        self.public_key = write_certificate(self.folder)
         self.start_balancer()
         self.start_quinn()
         quinn = [
@@ -519,53 +442,40 @@ class Suite:
         ]
         for title, *scenario in quinn:
             self.check(f"quinn client: {title}", self.downloads, "quinn", *scenario)
+        stacks = ("quinn", "s2n-quic")
         if self.arguments.python:
-            self.start_aioquic()
+            stacks += ("aioquic",)
+            aioquic_servers = self.start_aioquic(["aioquic", "aioquic-opaque"])
             for title, *scenario in quinn + aioquic:
                 self.check(f"aioquic client: {title}", self.downloads, "aioquic", *scenario)
             for title, *scenario in aioquic:
                 self.check(f"quinn client: {title}", self.downloads, "quinn", *scenario)
+            title = "aioquic client: version 2, aioquic servers read the balancer's tokens, a NAT rebinds"
+            self.check(title, self.version_2, rebind)
         else:
             self.skip("aioquic as client and as server", "it could not be installed")
         self.start_origins()
-        stacks = ("quinn", "s2n-quic", "aioquic") if self.arguments.python else ("quinn", "s2n-quic")
         for stack in stacks:
             for what, move in (("a NAT rebinds", rebind), ("the uplink changes", change_uplink)):
                 title = f"{stack} client: the balancer asks for its address, {what}"
                 self.check(title, self.validated, stack, move)
+        title = "Chromium: the balancer asks for its address, a NAT rebinds"
+        self.check(title, self.browsed, rebind)
         self.check("verdicts add up to the datagrams received", self.verdicts)
         self.check("nothing arrived at a wrong quinn server", self.arrivals, self.servers)
         if self.arguments.python:
-            self.check("nothing arrived at a wrong aioquic server", self.arrivals, self.aioquic)
+            self.check("nothing arrived at a wrong aioquic server", self.arrivals, aioquic_servers)
+        self.check("nothing arrived at a wrong origin", self.strays)
         self.check("the balancer ends when told to", self.end_of_balancer)
 
     def clean_up(self):
-        for process in self.processes:
-            process.kill()
+        super().clean_up()
         self.network.remove()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--balancer", required=True, help="the binary quic-lb")
-    parser.add_argument("--peer", required=True, help="the binary quic-peer")
-    parser.add_argument("--origin", required=True, help="the binary backend-sim")
-    parser.add_argument("--python", help="a Python interpreter that has aioquic")
-    parser.add_argument("--only", default="", help="only checks whose title contains this")
-    arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    with tempfile.TemporaryDirectory() as folder:
-        suite = Suite(arguments, folder)
-        try:
-            suite.run()
-        except Failure as failure:
-            suite.failed.append("the suite itself")
-            print(f"FAILED: {failure}", flush=True)
-        finally:
-            suite.clean_up()
-    counts = len(suite.passed), len(suite.failed), len(suite.skipped)
-    print("%d passed, %d failed, %d skipped" % counts, flush=True)
-    sys.exit(bool(suite.failed))
-
-
-main()
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--balancer", required=True, help="the binary quic-lb")
+parser.add_argument("--peer", required=True, help="the binary quic-peer")
+parser.add_argument("--origin", required=True, help="the binary backend-sim")
+parser.add_argument("--python", help="a Python interpreter that has aioquic")
+main(Namespaces, parser)

@@ -9,36 +9,33 @@ are skipped, and are not compared. Started by `run`, which see.
 """
 
 import argparse
-import base64
 import contextlib
-import hashlib
-import html
 import json
 import os
-import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "../foreign"))
+import chromium  # noqa: E402
+from common import (  # noqa: E402
+    KEY, START, Failure, Missing, Suite, configuration, expect, main, python_servers, run, total,
+    validation, write_certificate,
+)  # fmt: skip
+
 SPECIFICATION = os.path.join(HERE, "../../SPECIFICATION.md")
 BEGIN, END = "<!-- peers: made by tests/peers/run -->", "<!-- peers: end -->"
 # Config IDs of the pools.
 POOLS = {"web": 0, "aioquic": 3}
-KEY = "8f95f09245765f80256934e50c66207f"
-# Bounds on waiting. Nothing is expected to take nearly as long.
-START, CASE = 60, 120
 # The clients' requests, and how often the NAT moves meanwhile.
 REQUESTS, PAUSE_MS, MOVE_SECONDS = 20, 150, 0.4
 # Moves that a server has to have seen in such a case.
 ENOUGH_MOVES = 4
-WHITE, GREEN = (255, 255, 255), (0, 128, 0)
 
 COLUMNS = {
     "http3": "HTTP/3",
@@ -50,38 +47,10 @@ COLUMNS = {
 }
 
 
-class Failure(Exception):
-    """What was expected is not so."""
-
-
-class Missing(Exception):
-    """A peer that cannot be had here."""
-
-
-def expect(condition, message):
-    if not condition:
-        raise Failure(message)
-
-
-# Processes
-
-
 def free_port():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", 0))
         return udp.getsockname()[1]
-
-
-def run(*command):
-    done = subprocess.run(command, text=True, capture_output=True, timeout=CASE)
-    expect(done.returncode == 0, f"{' '.join(command)}: {done.stdout[-500:]}{done.stderr[-2000:]}")
-    return done.stdout
-
-
-def total(scrape, name):
-    """The sum of the samples of a metric."""
-    lines = (line for line in scrape.splitlines() if line.startswith(name))
-    return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
 class Nat:
@@ -115,103 +84,43 @@ class Nat:
         self.process.wait(START)
 
 
-# The suite
-
-
-class Suite:
+class Peers(Suite):
     def __init__(self, arguments, folder):
-        self.arguments, self.folder = arguments, folder
-        self.processes, self.results = [], {}
-        self.skipped, self.failed = [], []
+        super().__init__(arguments, folder)
+        self.results = {}
 
-    def path(self, name):
-        return os.path.join(self.folder, name)
-
-    def start(self, *command, **named):
-        log = open(self.path(f"{len(self.processes)}.log"), "w")
-        process = subprocess.Popen(command, stderr=log, text=True, **named)
-        self.processes.append(process)
-        return process
-
-    # Certificate, servers, balancer
-
-    def write_certificate(self):
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-        import datetime
-
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-        now, day = datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(days=1)
-        names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.DNSName("lb.test")])
-        made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        made = made.not_valid_before(now - day).not_valid_after(now + day)
-        made = made.add_extension(names, False).sign(key, hashes.SHA256())
-        encoding, private = serialization.Encoding, serialization.PrivateFormat.PKCS8
-        public = key.public_key().public_bytes(
-            encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        self.spki = base64.b64encode(hashlib.sha256(public).digest()).decode()
-        for file, octets in {
-            "cert.pem": made.public_bytes(encoding.PEM),
-            "cert.der": made.public_bytes(encoding.DER),
-            "key.pem": key.private_bytes(encoding.PEM, private, serialization.NoEncryption()),
-        }.items():
-            with open(self.path(file), "wb") as out:
-                out.write(octets)
+    # Servers and balancers
 
     def write_configuration(self):
-        retry = f'  keys: [{{ sequence: 0, key: "{KEY}" }}]'
-        self.ports = {}
-        self.servers = self.describe_servers()
-        self.write_one("lb.yaml", "", ["retry:", "  mode: \"off\"", retry])
+        self.pools, self.ports = {}, {}
+        for pool, config_id in POOLS.items():
+            backends = {f"{pool}-{nth}": ("127.0.0.1", free_port()) for nth in (1, 2, 3)}
+            scheme = dict(config_id=config_id, server_id_length=2, nonce_length=6, key=KEY)
+            self.pools[pool] = dict(scheme=scheme, backends=backends)
+        self.write_one("lb.yaml", "", "off")
         # The same site behind another balancer, which asks every client for its address.
-        self.write_one("retry.yaml", "retry-", ["retry:", "  mode: always", retry])
+        self.write_one("retry.yaml", "retry-", "always")
 
-    def describe_servers(self):
-        servers = []
-        for pool, config_id in POOLS.items():
-            scheme = dict(config_id=config_id, server_id_length=2, nonce_length=6, key=KEY)
-            for nth in (1, 2, 3):
-                spec = dict(name=f"{pool}-{nth}", host="127.0.0.1", port=free_port())
-                spec["scheme"] = dict(scheme, server_id=f"{0xA000 + nth:04x}")
-                servers.append((pool, spec))
-        return servers
-
-    def write_one(self, file, prefix, more):
-        lines = ["listeners:"]
-        for pool in POOLS:
-            port = self.ports[prefix + pool] = free_port()
-            lines += [f'  - {{ name: to-{pool}, address: "127.0.0.1:{port}", pool: {pool} }}']
-        lines += ["pools:"]
-        for pool, config_id in POOLS.items():
-            scheme = dict(config_id=config_id, server_id_length=2, nonce_length=6, key=KEY)
-            pairs = ", ".join(f"{k}: {json.dumps(v)}" for k, v in scheme.items())
-            lines += [f"  - name: {pool}", "    quic_lb:", f"      - {{ {pairs} }}", "    backends:"]
-            for of, spec in self.servers:
-                if of == pool:
-                    name, port, server_id = spec["name"], spec["port"], spec["scheme"]["server_id"]
-                    pairs = f'name: {name}, address: "127.0.0.1:{port}", server_id: "{server_id}"'
-                    lines += [f"      - {{ {pairs} }}"]
+    def write_one(self, file, prefix, mode):
+        pools = {}
+        for name, pool in self.pools.items():
+            port = self.ports[prefix + name] = free_port()
+            pools[name] = dict(pool, listen=("127.0.0.1", port), retry=mode)
         port = self.ports[prefix + "admin"] = free_port()
-        lines += [f'admin: {{ address: "127.0.0.1:{port}" }}', *more]
         with open(self.path(file), "w") as out:
-            out.write("\n".join(lines) + "\n")
+            out.write(configuration(pools, f"127.0.0.1:{port}", *validation()))
 
     def start_site(self):
-        self.write_certificate()
+        self.public_key = write_certificate(self.folder)
         self.write_configuration()
         os.mkdir(self.path("root"))
-        shutil.copy(os.path.join(HERE, "page.html"), self.path("root"))
+        shutil.copy(chromium.PAGE, self.path("root"))
         self.metrics = []
-        for pool, spec in self.servers:
-            if pool != "web":
-                continue
+        for name in self.pools["web"]["backends"]:
             self.metrics.append(free_port())
             self.start(
                 self.binary("backend-sim"), "serve",
-                "--config", self.path("lb.yaml"), "--backend", spec["name"],
+                "--config", self.path("lb.yaml"), "--backend", name,
                 "--cert", self.path("cert.pem"), "--key", self.path("key.pem"),
                 "--root", self.path("root"), "--metrics", f"127.0.0.1:{self.metrics[-1]}",
             )  # fmt: skip
@@ -237,10 +146,7 @@ class Suite:
     # Clients of our origins. Each gives what `/whoami` said at first and in the end.
 
     def python(self, module, *command):
-        try:
-            run(sys.executable, "-c", f"import {module}")
-        except Failure:
-            raise Missing(f"{module} could not be installed") from None
+        self.python_module(module)
         script = os.path.join(HERE, "client.py")
         return json.loads(run(sys.executable, script, *command, "--certificate", self.path("cert.pem")))
 
@@ -265,46 +171,13 @@ class Suite:
         return self.quinn(target, case, "s2n-quic")
 
     def chromium(self, target, case):
-        binary = shutil.which("chromium")
-        if binary is None:
-            raise Missing("Chromium could not be installed")
-        port = target.rsplit(":", 1)[1]
-        picture = self.path(f"{case}.png")
-        page = run(
-            binary, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={self.path('chromium-' + case)}",
-            "--host-resolver-rules=MAP lb.test 127.0.0.1",
-            f"--origin-to-force-quic-on=lb.test:{port}",
-            f"--ignore-certificate-errors-spki-list={self.spki}",
-            "--window-size=640,480", f"--screenshot={picture}", "--dump-dom",
-            f"https://lb.test:{port}/page.html",
-        )  # fmt: skip
-        found = re.search(r'<pre id="result"[^>]*>(.*?)</pre>', page, re.S)
-        expect(found and found[1], f"the page has no result: {page[-1000:]}")
-        result = json.loads(html.unescape(found[1]))
-        expect(result.get("error") is None, result.get("error"))
-        expect(result["protocols"] == ["h3"], f"over {result['protocols']}")
-        self.keep(picture)
-        self.check_picture(picture)
-        return result
-
-    def keep(self, picture):
+        host, port = target.rsplit(":", 1)
+        picture, profile = self.path(f"{case}.png"), self.path("chromium-" + case)
+        result = chromium.result(run(*chromium.command(host, port, self.public_key, profile, picture)))
         os.makedirs(self.arguments.pictures, exist_ok=True)
         shutil.copy(picture, self.arguments.pictures)
-
-    def check_picture(self, picture):
-        try:
-            from PIL import Image
-        except ImportError:
-            raise Missing("pillow could not be installed") from None
-        image = Image.open(picture).convert("RGB")
-        width, height = image.size
-        columns = (2, width // 2, width - 3)
-        # The origin's own page is white and above; below, it is green if all went well.
-        for row, wanted in ((2, WHITE), (height - 30, GREEN), (height - 3, GREEN)):
-            seen = {image.getpixel((column, row)) for column in columns}
-            expect(seen == {wanted}, f"row {row} of the page looks like {seen}")
+        chromium.check_picture(picture)
+        return result
 
     def origin_case(self, client, case):
         pool = "retry-web" if case == "retry" else "web"
@@ -332,20 +205,17 @@ class Suite:
     def aioquic_case(self, _, case):
         self.python_module("aioquic")
         options = dict(v2=["--version", "2"], early=["--early"], both=["--version", "2", "--early"])
-        specs = [spec for pool, spec in self.servers if pool == "aioquic"]
-        script = os.path.join(HERE, "../netns/peer.py")
-        der = self.path(f"{case}.der")
-        command = (script, "serve", "--servers", json.dumps(specs), "--certificate", der, "--record")
-        server = self.start(sys.executable, *command, stdout=subprocess.PIPE)
-        expect(server.stdout.readline().strip() == "ready", "aioquic's servers do not start")
+        servers = json.dumps(list(python_servers(self.pools["aioquic"])))
+        command = (os.path.join(HERE, "../netns/peer.py"), "serve", "--servers", servers)
+        certificate = ("--certificate", self.path("cert.pem"), "--key", self.path("key.pem"))
+        server = self.start(sys.executable, *command, *certificate, "--record")
+        server.wait_for("ready")
         with self.nat("aioquic", moves=False) as nat:
             client = json.loads(run(
                 sys.executable, os.path.join(HERE, "client.py"), "echo", *options[case],
-                "--target", f"127.0.0.1:{nat.port}", "--certificate", der + ".pem",
+                "--target", f"127.0.0.1:{nat.port}", "--certificate", self.path("cert.pem"),
             ))  # fmt: skip
-        server.send_signal(signal.SIGTERM)
-        output, _ = server.communicate(timeout=START)
-        reports = json.loads(output.splitlines()[-1])
+        reports = server.end()
         expect(sum(report["misdelivered"] + report["unknown"] for report in reports) == 0, "astray")
         sent = {digest for report in reports for digest in report["sent"]}
         received = {digest for report in reports for digest in report["received"]}
@@ -374,35 +244,13 @@ class Suite:
         for peer, server, check, client, cases in self.rows():
             for case in cases:
                 title = f"{peer} to {server}: {COLUMNS[case]}"
-                if self.arguments.only not in title:
-                    continue
-                self.results[peer, server, case] = self.one(title, check, client, case)
+                passed = self.check(title, check, client, case)
+                self.results[peer, server, case] = {True: "✓", False: "✗", None: "skipped"}[passed]
         scrapes = [self.wait_for(port) for port in self.metrics]
         astray = sum(total(scrape, "backend_sim_misrouted_datagrams_total") for scrape in scrapes)
         if astray:
             self.failed.append("misrouted")
             print(f"FAILED: {astray:.0f} datagrams at a wrong origin")
-
-    def one(self, title, check, client, case):
-        start = time.monotonic()
-        try:
-            check(client, case)
-        except Missing as missing:
-            self.skipped.append(title)
-            print(f"SKIPPED: {title}: {missing}", flush=True)
-            return "skipped"
-        except (Failure, subprocess.TimeoutExpired, ValueError, KeyError) as error:
-            self.failed.append(title)
-            print(f"FAILED: {title}: {error}", flush=True)
-            return "✗"
-        print(f"ok: {title} ({time.monotonic() - start:.0f} s)", flush=True)
-        return "✓"
-
-    def clean_up(self):
-        for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
 
     # The table
 
@@ -414,8 +262,10 @@ class Suite:
             lines += [f"| {peer} | {server} | " + " | ".join(cells) + " |"]
         return lines
 
-    def settle_table(self):
+    def conclude(self):
         """Writes the table, or compares: what was skipped here may be anything there."""
+        if self.arguments.only:
+            return
         with open(SPECIFICATION) as file:
             text = file.read()
         before, rest = text.split(BEGIN + "\n")
@@ -436,28 +286,8 @@ class Suite:
             print("\n".join(new), flush=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--binaries", required=True, help="the folder of the programs under test")
-    parser.add_argument("--pictures", required=True, help="where screenshots go")
-    parser.add_argument("--only", default="", help="only cases whose title contains this")
-    parser.add_argument("--write", action="store_true", help="write the table")
-    arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    with tempfile.TemporaryDirectory() as folder:
-        suite = Suite(arguments, folder)
-        try:
-            suite.run()
-        except Failure as failure:
-            suite.failed.append("the suite itself")
-            print(f"FAILED: {failure}", flush=True)
-        finally:
-            suite.clean_up()
-    if not arguments.only:
-        suite.settle_table()
-    passed = sum(result == "✓" for result in suite.results.values())
-    print(f"{passed} passed, {len(suite.failed)} failed, {len(suite.skipped)} skipped", flush=True)
-    sys.exit(bool(suite.failed))
-
-
-main()
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--binaries", required=True, help="the folder of the programs under test")
+parser.add_argument("--pictures", required=True, help="where screenshots go")
+parser.add_argument("--write", action="store_true", help="write the table")
+main(Peers, parser)

@@ -66,7 +66,9 @@ impl Client {
     pub async fn get(&mut self, path: &str) -> anyhow::Result<Vec<u8>> {
         let mut stream = self.connection.open_bidirectional_stream().await?;
         stream.send(request(&self.authority, path)?.into()).await?;
-        stream.finish()?;
+        // A server that has answered already may say that it wants no more of the request, which is no
+        // reason to discard the answer (RFC 9114, section 4.1).
+        let _ = stream.finish();
         let mut answer = Vec::new();
         while let Some(chunk) = stream.receive().await? {
             ensure!(answer.len() + chunk.len() <= MAX_BODY, "{path}: too long an answer");
