@@ -23,7 +23,7 @@ use crate::{
     certificate::{Certificate, Trust},
     flood::{self, Kind},
     load::{Load, Options, Report},
-    serve::{Misbehaviour, Origin, Settings},
+    serve::{AdminAddress, Misbehaviour, Origin, Settings},
 };
 
 /// An HTTP/3 origin server and a load client for quic-lb.
@@ -170,6 +170,10 @@ struct ServeArgs {
     /// Show Prometheus metrics here, at /metrics.
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
+    /// Tell this balancer once a second how many connections are half-open: the address of its
+    /// admin interface, such as http://127.0.0.1:9090; may be repeated.
+    #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
+    report_half_open: Vec<AdminAddress>,
     /// Sockets and tasks that share the work.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     shards: u16,
@@ -230,6 +234,7 @@ async fn serve(args: ServeArgs) -> Result<ExitCode, String> {
     settings.https = args.https;
     settings.alt_svc_port = args.alt_svc_port;
     settings.metrics = args.metrics;
+    settings.report_half_open = args.report_half_open;
     settings.shards = args.shards.into();
     settings.max_body = args.max_body;
     settings.misbehaviour = args.misbehave;

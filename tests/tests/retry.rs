@@ -2,6 +2,7 @@
 //! get in, forged tokens do not, keys are rotated and validation is switched on under load.
 
 use std::{
+    fs::File,
     net::SocketAddr,
     path::Path,
     process::Stdio,
@@ -26,7 +27,8 @@ use quic_lb_config::{Config, Surroundings};
 use quic_lb_tests::{
     aioquic,
     balancer::Balancer,
-    certificate::{Certificate, SERVER_NAME, provider},
+    binary,
+    certificate::{Certificate, SERVER_NAME, client_tls, provider},
     client::Client,
     document::{Document, Listener, Pool, Scheme, free_address},
     exchange,
@@ -36,7 +38,7 @@ use quic_lb_tests::{
     ours::{self, Server},
     site::{LOCAL, local},
 };
-use tokio::{net::UdpSocket, task::JoinSet, time::timeout};
+use tokio::{net::UdpSocket, process::Command, task::JoinSet, time::timeout};
 
 const ANY: SocketAddr = SocketAddr::new(LOCAL, 0);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -291,6 +293,97 @@ async fn adaptive_validation_begins_by_rate_and_by_half_open_connections() -> an
         ensure!(log.contains(word), "the log does not say {word}:\n{log}");
     }
     Ok(())
+}
+
+/// A server that is run as operators do says itself that first flights come which nobody goes on
+/// with. Of two balancers that it is to tell, one is not there, which harms nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_reports_its_half_open_connections_is_protected_as_long_as_it_has_them()
+-> anyhow::Result<()> {
+    const ABANDONED: usize = 40;
+    let document = document(Pool::new("web", &[Scheme::FOUR_PASS], LOCAL, 1));
+    let adaptive = validation("adaptive", &[1]).replace(
+        "mode: adaptive",
+        "mode: adaptive, adaptive: { on_half_open: 20, off_half_open: 5, hold: \"1s\" }",
+    );
+    let text = format!("{document}{adaptive}");
+    let balancer = Balancer::start_from(&text, document.admin).await?;
+    let (certificate, files) = (Certificate::new()?, tempfile::tempdir()?);
+    let file = |name: &str| files.path().join(name);
+    for (name, text) in
+        [("lb.yaml", &*text), ("cert", certificate.pem().0), ("key", certificate.pem().1)]
+    {
+        std::fs::write(file(name), text)?;
+    }
+    let mut server = Command::new(binary::backend_sim()?);
+    server.args(["serve", "--backend", "web-a", "--config"]).arg(file("lb.yaml"));
+    server.arg("--cert").arg(file("cert")).arg("--key").arg(file("key"));
+    for admin in [document.admin, free_address(LOCAL)] {
+        server.args(["--report-half-open", &format!("http://{admin}")]);
+    }
+    let _server = server.stderr(File::create(file("log"))?).kill_on_drop(true).spawn()?;
+    let logged = |words: &str| -> anyhow::Result<usize> {
+        Ok(std::fs::read_to_string(file("log"))?.matches(words).count())
+    };
+    let mut polls = 0..600;
+    while logged("half-open connections are reported")? == 0 {
+        ensure!(polls.next().is_some(), "{}", std::fs::read_to_string(file("log"))?);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    // What goes up this road is answered when it is opened the other way.
+    let (inside, outside) = (UdpSocket::bind(ANY).await?, UdpSocket::bind(ANY).await?);
+    let target = document.listeners[0].address;
+    let mut tls = client_tls(certificate.der(), provider())?;
+    tls.alpn_protocols = vec![quic::h3::ALPN.to_vec()];
+    let clients = Endpoint::client(ANY)?;
+    let config = ClientConfig::new(Arc::new(tls));
+    let entrance = inside.local_addr()?;
+    let attempts: Vec<_> = (0..ABANDONED)
+        .map(|_| clients.connect_with(&config, entrance, SERVER_NAME))
+        .collect::<Result<_, _>>()?;
+    let active = |metrics: &Metrics| metrics.sum("retry_phase", &[("phase", "active")]) == 1;
+    let metrics = tokio::select! {
+        metrics = balancer.wait_for("validation is active", active) => metrics?,
+        ended = carry(&inside, &outside, target) => return ended,
+    };
+    for (reason, expected) in [("half_open", 1), ("rate", 0), ("configured", 0)] {
+        let begun = metrics.sum("retry_switches_total", &[("reason", reason)]);
+        ensure!(begun == expected, "it began {begun} times by {reason}");
+    }
+    let mut load = Command::new(binary::backend_sim()?);
+    load.args(["load", "--insecure", "--duration", "300ms", "--target", &target.to_string()]);
+    let load = load.output().await?;
+    ensure!(load.status.success(), "{}", String::from_utf8_lossy(&load.stderr));
+    let valid = |metrics: &Metrics| metrics.sum("retry_tokens_total", &[("result", "valid")]);
+    ensure!(valid(&balancer.metrics().await?) > 0, "nobody had to prove an address");
+
+    // Those who were only slow get in, and then nothing is half-open any more.
+    let inactive = |metrics: &Metrics| metrics.sum("retry_phase", &[("phase", "inactive")]) == 1;
+    let end = async {
+        let mut connections = Vec::new();
+        for attempt in attempts {
+            connections.push(attempt.await.context("a slow client")?);
+        }
+        balancer.wait_for("validation has ended", inactive).await
+    };
+    let metrics = tokio::select! {
+        metrics = end => metrics?,
+        ended = carry(&inside, &outside, target) => return ended,
+        ended = carry(&outside, &inside, clients.local_addr()) => return ended,
+    };
+    ensure!(metrics.sum("retry_switches_total", &[]) == 1, "it toggles");
+    ensure!(logged("cannot be reported")? == 1 && logged("are reported")? == 1, "once per change");
+    Ok(())
+}
+
+/// Sends `to` out of one socket what comes in at the other, for ever.
+async fn carry(from: &UdpSocket, out_of: &UdpSocket, to: SocketAddr) -> anyhow::Result<()> {
+    let mut octets = [0; 2000];
+    loop {
+        let (len, _) = from.recv_from(&mut octets).await?;
+        out_of.send_to(&octets[..len], to).await?;
+    }
 }
 
 fn always(keys: &[u8]) -> String {

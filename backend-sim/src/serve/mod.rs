@@ -3,6 +3,7 @@
 //! ```text
 //! endpoint of the driver ─► http3 (a task per connection) ─┐
 //! TLS on TCP, for Alt-Svc ─► tcp ──────────────────────────┴─► routes
+//! half-open connections, once a second ─► report ─► admin interface of each balancer
 //! ```
 //!
 //! An [`Origin`] runs until it is dropped. [`Origin::reload`] takes another configuration and gives
@@ -12,6 +13,7 @@
 mod http3;
 mod metrics;
 mod misbehaviour;
+mod report;
 mod routes;
 mod settings;
 mod tcp;
@@ -40,6 +42,7 @@ use tracing::info;
 
 pub use metrics::Counters;
 pub use misbehaviour::Misbehaviour;
+pub use report::{AdminAddress, InvalidAdminAddress};
 pub use settings::{ServeError, Settings};
 
 use metrics::Metrics;
@@ -158,6 +161,10 @@ impl Origin {
                 origin.draining.subscribe(),
             );
             origin.tasks.push(tokio::spawn(accepting));
+            for balancer in settings.report_half_open {
+                let reports = report::half_open(balancer, endpoint.clone(), Arc::clone(shared));
+                origin.tasks.push(tokio::spawn(reports));
+            }
             origin.endpoint = Some(endpoint);
         }
         if let Some(listener) = https {

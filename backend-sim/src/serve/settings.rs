@@ -15,7 +15,7 @@ use quic::{
 };
 use quic_lb_config::{Backend, Config, Pool, Retry, TokenFormat};
 
-use super::misbehaviour::Misbehaviour;
+use super::{misbehaviour::Misbehaviour, report::AdminAddress};
 use crate::certificate::{Certificate, CertificateError, reason};
 
 /// Octets of connection IDs where the pool has no configuration for them.
@@ -46,6 +46,8 @@ pub struct Settings {
     pub alt_svc_port: Option<u16>,
     /// Where to show metrics.
     pub metrics: Option<SocketAddr>,
+    /// Balancers to tell of half-open connections.
+    pub report_half_open: Vec<AdminAddress>,
     /// Sockets and tasks that share the work.
     pub shards: usize,
     /// Octets that the body of a request may have.
@@ -69,6 +71,7 @@ impl Settings {
             https: None,
             alt_svc_port: None,
             metrics: None,
+            report_half_open: Vec::new(),
             shards: 1,
             max_body: MAX_BODY,
             misbehaviour: Misbehaviour::default(),
