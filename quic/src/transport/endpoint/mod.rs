@@ -21,7 +21,7 @@ pub use issuer::CidIssuer;
 use issuer::Issuers;
 use rustls::pki_types::ServerName;
 use siphasher::sip::SipHasher13;
-use tokens::{SpentTokens, Verdict};
+use tokens::{SpentTokens, Tokens, Verdict};
 pub use tokens::{TokenPolicy, TokenResult};
 
 use super::{
@@ -140,7 +140,7 @@ pub struct Endpoint {
     random: Random,
     server: Option<ServerConfig>,
     issuers: Issuers,
-    tokens: TokenPolicy,
+    tokens: Tokens,
     /// A moment and the wall-clock time it was.
     clock: (Instant, SystemTime),
     connections: Vec<Option<Entry>>,
@@ -199,7 +199,7 @@ impl Endpoint {
     pub fn new(config: EndpointConfig, now: Instant, wall: SystemTime) -> Self {
         let mut random = Random::new(config.seed);
         let hash = Keyed { keys: (random.number(), random.number()) };
-        let tokens = config.tokens.unwrap_or_else(|| TokenPolicy::own(&mut random));
+        let tokens = config.tokens.map_or_else(|| Tokens::own(&mut random), Tokens::new);
         Self {
             server: config.server,
             issuers: Issuers::new(config.cids),
@@ -378,7 +378,7 @@ impl Endpoint {
 
     /// Replaces the tokens that are honoured.
     pub fn set_token_policy(&mut self, tokens: TokenPolicy) {
-        self.tokens = tokens;
+        self.tokens.replace(tokens);
     }
 
     /// Tells the wall-clock time at `now`; worth repeating when the system's clock was set.

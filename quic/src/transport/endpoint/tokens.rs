@@ -1,7 +1,7 @@
 //! Address tokens as a server sees them: which it honours, which it makes.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     hash::BuildHasher,
     net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime},
@@ -11,7 +11,7 @@ use crate::{
     ConnectionId,
     random::Random,
     token::{
-        RetryClaim, Token, TokenKey, TokenKeys, is_new_token, proxied,
+        MAX_TOKENS_PER_KEY, RetryClaim, Token, TokenKey, TokenKeys, is_new_token, proxied,
         shared_state::{self, Claim},
     },
 };
@@ -101,15 +101,121 @@ impl SpentTokens {
     }
 }
 
-impl TokenPolicy {
+/// A policy, and how many tokens were made by it. All that a server makes have the format with a limit:
+/// when a key is used up, it makes no more.
+#[derive(Debug)]
+pub(super) struct Tokens {
+    policy: TokenPolicy,
+    /// Whether its keys are this server's alone, so that another may follow one that is used up.
+    is_own: bool,
+    /// How many tokens the key that makes them has made.
+    made: u64,
+    /// How many others had made when they were replaced, by their check values.
+    made_by_former: BTreeMap<[u8; 16], u64>,
+}
+
+impl Tokens {
     /// Tokens that only this server understands.
     pub(super) fn own(random: &mut Random) -> Self {
         let key = TokenKey::new(0, random.octets(), random.octets()).expect("0 is below 128");
-        Self::SharedState { minting: key.sequence(), keys: TokenKeys::new([key]) }
+        let policy = TokenPolicy::SharedState { minting: 0, keys: TokenKeys::new([key]) };
+        Self { is_own: true, ..Self::new(policy) }
+    }
+
+    pub(super) const fn new(policy: TokenPolicy) -> Self {
+        Self { policy, is_own: false, made: 0, made_by_former: BTreeMap::new() }
+    }
+
+    /// Replaces the policy. A key that comes back has been used.
+    pub(super) fn replace(&mut self, policy: TokenPolicy) {
+        if let Some(key) = self.policy.minting() {
+            self.made_by_former.insert(key.check_value(), self.made);
+        }
+        let before =
+            policy.minting().and_then(|key| self.made_by_former.remove(&key.check_value()));
+        (self.policy, self.is_own, self.made) = (policy, false, before.unwrap_or(0));
     }
 
     /// Judges the token of an Initial from `client` to `dcid`.
     pub(super) fn judge(
+        &self,
+        token: &[u8],
+        client: SocketAddr,
+        dcid: &ConnectionId,
+        now: SystemTime,
+    ) -> Verdict {
+        self.policy.judge(token, client, dcid, now)
+    }
+
+    /// The token for a Retry, if it is for this server to send one.
+    pub(super) fn retry(
+        &mut self,
+        random: &mut Random,
+        client: SocketAddr,
+        original_dcid: ConnectionId,
+        retry_scid: &ConnectionId,
+        now: SystemTime,
+    ) -> Option<Token> {
+        if matches!(self.policy, TokenPolicy::Proxied(_)) {
+            return None;
+        }
+        let key = self.use_key(random)?;
+        let claim = RetryClaim { original_dcid, client, expires: now + RETRY_LIFETIME };
+        shared_state::seal_retry(key, random.octets(), &claim, retry_scid)
+    }
+
+    /// The token for a NEW_TOKEN frame, if this server makes any. The client is seen at `remote`; a
+    /// Retry token has told that whoever is seen there is at `sealed`.
+    pub(super) fn new_token(
+        &mut self,
+        random: &mut Random,
+        remote: IpAddr,
+        sealed: Option<IpAddr>,
+        now: SystemTime,
+    ) -> Option<Token> {
+        let client = match self.policy {
+            TokenPolicy::SharedState { .. } => remote,
+            TokenPolicy::Proxied(_) => sealed?,
+        };
+        let key = self.use_key(random)?;
+        let expires = now + NEW_TOKEN_LIFETIME;
+        shared_state::seal_new_token(key, random.octets(), client.to_canonical(), expires)
+    }
+
+    /// The key for the next token, which counts as made; `None` when it has made all that it may.
+    fn use_key(&mut self, random: &mut Random) -> Option<&TokenKey> {
+        if self.made >= MAX_TOKENS_PER_KEY {
+            if !self.is_own {
+                return None;
+            }
+            self.follow(random);
+        }
+        self.made += 1;
+        self.policy.minting()
+    }
+
+    /// Goes on with another key of our own. Tokens of the one before remain good.
+    fn follow(&mut self, random: &mut Random) {
+        let Some(before) = self.policy.minting().cloned() else { return };
+        let sequence = (before.sequence() + 1) % 128;
+        let Some(key) = TokenKey::new(sequence, random.octets(), random.octets()) else { return };
+        let keys = TokenKeys::new([before, key]);
+        self.policy = TokenPolicy::SharedState { minting: sequence, keys };
+        self.made = 0;
+    }
+}
+
+impl TokenPolicy {
+    /// The key that makes tokens.
+    fn minting(&self) -> Option<&TokenKey> {
+        match self {
+            Self::SharedState { minting, keys } => keys.get(*minting),
+            Self::Proxied(keys) => keys.iter().next(),
+        }
+    }
+
+    /// Judges the token of an Initial from `client` to `dcid`.
+    fn judge(
         &self,
         token: &[u8],
         client: SocketAddr,
@@ -127,38 +233,6 @@ impl TokenPolicy {
             Err(_) if is_new => Verdict::Nothing,
             Err(_) => Verdict::Invalid,
         }
-    }
-
-    /// The token for a Retry, if it is for this server to send one.
-    pub(super) fn retry(
-        &self,
-        random: &mut Random,
-        client: SocketAddr,
-        original_dcid: ConnectionId,
-        retry_scid: &ConnectionId,
-        now: SystemTime,
-    ) -> Option<Token> {
-        let Self::SharedState { minting, keys } = self else { return None };
-        let key = keys.get(*minting)?;
-        let claim = RetryClaim { original_dcid, client, expires: now + RETRY_LIFETIME };
-        shared_state::seal_retry(key, random.octets(), &claim, retry_scid)
-    }
-
-    /// The token for a NEW_TOKEN frame, if this server makes any. The client is seen at `remote`; a
-    /// Retry token has told that whoever is seen there is at `sealed`.
-    pub(super) fn new_token(
-        &self,
-        random: &mut Random,
-        remote: IpAddr,
-        sealed: Option<IpAddr>,
-        now: SystemTime,
-    ) -> Option<Token> {
-        let (key, client) = match self {
-            Self::SharedState { minting, keys } => (keys.get(*minting)?, remote),
-            Self::Proxied(keys) => (keys.iter().next()?, sealed?),
-        };
-        let client = client.to_canonical();
-        shared_state::seal_new_token(key, random.octets(), client, now + NEW_TOKEN_LIFETIME)
     }
 }
 
@@ -182,5 +256,48 @@ mod tests {
         let last = 1_000_000 - u32::try_from(SpentTokens::GENERATION).unwrap();
         assert!(spent.contains(&hasher, &last.to_be_bytes()));
         assert!(!spent.contains(&hasher, &0u32.to_be_bytes()));
+    }
+
+    fn policy(sequence: u8) -> TokenPolicy {
+        let key = TokenKey::new(sequence, [sequence; 16], [0; 12]).unwrap();
+        TokenPolicy::SharedState { minting: sequence, keys: TokenKeys::new([key]) }
+    }
+
+    fn make(tokens: &mut Tokens) -> Option<Token> {
+        let remote = IpAddr::from([192, 0, 2, 1]);
+        tokens.new_token(&mut Random::new([1; 32]), remote, Some(remote), SystemTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn a_key_makes_no_more_tokens_than_the_draft_allows_also_over_reloads() {
+        for proxied in [false, true] {
+            let policy = |sequence| match policy(sequence) {
+                TokenPolicy::SharedState { keys, .. } if proxied => TokenPolicy::Proxied(keys),
+                policy => policy,
+            };
+            let mut tokens = Tokens::new(policy(1));
+            tokens.made = MAX_TOKENS_PER_KEY - 2;
+            assert!(make(&mut tokens).is_some());
+            tokens.replace(policy(1));
+            assert!(make(&mut tokens).is_some());
+            assert!(make(&mut tokens).is_none());
+            tokens.replace(policy(2));
+            assert!(make(&mut tokens).is_some());
+            tokens.replace(policy(1));
+            assert!(make(&mut tokens).is_none());
+        }
+    }
+
+    #[test]
+    fn a_key_of_our_own_that_is_used_up_is_followed_by_another_and_still_opens() {
+        let mut tokens = Tokens::own(&mut Random::new([2; 32]));
+        tokens.made = MAX_TOKENS_PER_KEY - 1;
+        let (client, dcid) = ("192.0.2.1:1".parse().unwrap(), ConnectionId::new(&[1; 8]).unwrap());
+        let made = [make(&mut tokens).unwrap(), make(&mut tokens).unwrap()];
+        assert_ne!(made[0][0], made[1][0], "the sequence number of the key");
+        for token in made {
+            let judged = tokens.judge(&token, client, &dcid, SystemTime::UNIX_EPOCH);
+            assert_eq!(judged, Verdict::Known);
+        }
     }
 }

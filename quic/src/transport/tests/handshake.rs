@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     header::Version,
-    token::{RetryClaim, TokenKey, TokenKeys, shared_state},
+    token::{RetryClaim, Token, TokenKey, TokenKeys, proxied, shared_state},
     transport::connection::Seen,
 };
 
@@ -31,8 +31,34 @@ fn token_key() -> TokenKey {
     TokenKey::new(5, [5; 16], [5; 12]).unwrap()
 }
 
-fn token_policy() -> TokenPolicy {
-    TokenPolicy::SharedState { minting: 5, keys: TokenKeys::new([token_key()]) }
+/// One of the formats of Retry tokens: how a server is told to honour it, and how it is sealed.
+struct Format {
+    policy: fn(TokenKeys) -> TokenPolicy,
+    seal: fn(&TokenKey, [u8; 12], &RetryClaim, &ConnectionId) -> Option<Token>,
+}
+
+const SHARED_STATE: Format = Format {
+    policy: |keys| TokenPolicy::SharedState { minting: 5, keys },
+    seal: shared_state::seal_retry,
+};
+const PROXIED: Format = Format { policy: TokenPolicy::Proxied, seal: proxied::seal };
+
+impl Format {
+    /// A server that honours tokens of this format, and its client.
+    fn pair(&self) -> Pair {
+        let tokens = Some((self.policy)(TokenKeys::new([token_key()])));
+        Pair::new(Scene { tokens, ..Scene::default() })
+    }
+
+    /// The token of a balancer's Retry to the client of `pair`, good for ten seconds.
+    fn token(&self, pair: &mut Pair) -> Vec<u8> {
+        let claim = RetryClaim {
+            original_dcid: pair.at_client().original_dcid(),
+            client: pair.from,
+            expires: SystemTime::UNIX_EPOCH + Duration::from_secs(10),
+        };
+        (self.seal)(&token_key(), [1; 12], &claim, &retry_scid()).unwrap().to_vec()
+    }
 }
 
 #[test]
@@ -44,6 +70,52 @@ fn req_e04_a_retry_token_that_is_not_valid_is_refused() {
     pair.exchange();
     assert!(closed_with(&pair.client_closed, Code::INVALID_TOKEN), "{:?}", pair.client_closed);
     assert!(pair.server.tokens(TokenResult::Invalid) > 0);
+    assert_eq!(pair.server.connection_count(), 0);
+}
+
+#[test]
+fn req_e04_forged_foreign_and_old_tokens_of_both_formats_are_refused() {
+    for format in [SHARED_STATE, PROXIED] {
+        // What becomes of the token, how much later it comes, and whether it is good.
+        type Case = (&'static str, fn(&mut Vec<u8>), u64, bool);
+        let cases: [Case; 6] = [
+            ("as it was made", |_| {}, 12, true),
+            ("expired", |_| {}, 13, false),
+            ("another seal", |token| *token.last_mut().unwrap() ^= 1, 0, false),
+            ("another claim", |token| *token.iter_mut().nth_back(20).unwrap() ^= 1, 0, false),
+            ("cut short", |token| token.truncate(30), 0, false),
+            ("invented", |token| token[1..].fill(9), 0, false),
+        ];
+        for (what, change, later, good) in cases {
+            let mut pair = format.pair();
+            pair.up();
+            let mut token = format.token(&mut pair);
+            change(&mut token);
+            let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(later);
+            pair.server.set_wall_clock(pair.now, wall);
+            let retry = retry(&mut pair, &token);
+            pair.deliver_down(retry);
+            pair.exchange();
+            let count = usize::from(good);
+            assert_eq!(pair.server.connection_count(), count, "{what}");
+            assert_eq!(pair.server.tokens(TokenResult::Retry), count as u64, "{what}");
+            let refused = closed_with(&pair.client_closed, Code::INVALID_TOKEN);
+            assert_eq!(refused, !good, "{what}: {:?}", pair.client_closed);
+        }
+    }
+}
+
+/// A token of the draft's format says whom it was made for; in the other one the balancer checks that.
+#[test]
+fn req_e04_a_retry_token_of_another_client_is_refused() {
+    let mut pair = SHARED_STATE.pair();
+    pair.up();
+    let token = SHARED_STATE.token(&mut pair);
+    pair.from.set_port(2000);
+    let retry = retry(&mut pair, &token);
+    pair.deliver_down(retry);
+    pair.exchange();
+    assert!(closed_with(&pair.client_closed, Code::INVALID_TOKEN), "{:?}", pair.client_closed);
     assert_eq!(pair.server.connection_count(), 0);
 }
 
@@ -99,30 +171,39 @@ fn req_e06_a_token_that_comes_again_counts_as_absent() {
 
 #[test]
 fn a_validated_retry_token_drops_what_the_same_client_began_before_it() {
-    // A balancer that begins to send Retries forwards what it answers for a while.
-    let mut pair = Pair::new(Scene { tokens: Some(token_policy()), ..Scene::default() });
-    for datagram in pair.up() {
-        pair.deliver(datagram);
+    for format in [SHARED_STATE, PROXIED] {
+        // A balancer that begins to send Retries forwards what it answers for a while.
+        let mut pair = format.pair();
+        assert!(!pair.first_flights().is_empty());
+        assert_eq!((pair.server.half_open(), pair.server.connection_count()), (1, 1));
+        let token = format.token(&mut pair);
+        let retry = retry(&mut pair, &token);
+        pair.deliver_down(retry);
+        for datagram in pair.up() {
+            pair.deliver(datagram);
+        }
+        assert_eq!((pair.server.half_open(), pair.server.connection_count()), (1, 1));
+        assert_eq!(pair.server.tokens(TokenResult::Retry), 1);
+        pair.settle();
+        assert!(pair.at_client().is_confirmed() && pair.at_server().is_confirmed());
+        assert_eq!((pair.server.half_open(), pair.server.connection_count()), (0, 1));
+        assert_eq!(pair.closed, None, "the older one goes silently");
     }
-    assert!(!pair.down().is_empty());
-    assert_eq!((pair.server.half_open(), pair.server.connection_count()), (1, 1));
-    let claim = RetryClaim {
-        original_dcid: pair.at_client().original_dcid(),
-        client: pair.from,
-        expires: SystemTime::UNIX_EPOCH + Duration::from_secs(10),
-    };
-    let token = shared_state::seal_retry(&token_key(), [1; 12], &claim, &retry_scid()).unwrap();
+}
+
+#[test]
+fn a_validated_retry_token_drops_nothing_of_another_address() {
+    let mut pair = SHARED_STATE.pair();
+    assert!(!pair.first_flights().is_empty());
+    pair.from.set_port(2000);
+    let token = SHARED_STATE.token(&mut pair);
     let retry = retry(&mut pair, &token);
     pair.deliver_down(retry);
     for datagram in pair.up() {
         pair.deliver(datagram);
     }
-    assert_eq!((pair.server.half_open(), pair.server.connection_count()), (1, 1));
     assert_eq!(pair.server.tokens(TokenResult::Retry), 1);
-    pair.settle();
-    assert!(pair.at_client().is_confirmed() && pair.at_server().is_confirmed());
-    assert_eq!((pair.server.half_open(), pair.server.connection_count()), (0, 1));
-    assert_eq!(pair.closed, None, "the older one goes silently");
+    assert_eq!((pair.server.half_open(), pair.server.connection_count()), (2, 2));
 }
 
 #[test]
