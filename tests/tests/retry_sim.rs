@@ -7,7 +7,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use quic::{
-    token::{TokenKey, TokenKeys},
+    token::{CLOCK_SKEW, TokenKey, TokenKeys},
     transport::{ClientConfig, EndpointConfig, ServerConfig, TokenPolicy, TokenResult},
 };
 use quic_lb_config::{Config, RetryMode};
@@ -16,14 +16,14 @@ use quic_lb_tests::sim::{
     balancer::Balancer,
     crypto::{self, CertificateSize},
     files::{Fetch, FileClient, FileServer},
-    fleet::{self, SERVERS, add_balancer, issuer},
+    fleet::{self, SERVERS, add_balancer_as, issuer},
     for_seeds,
     host::Host,
     link::LinkConfig,
     rng::Rng,
 };
 
-const FRONT: &str = "192.0.2.9:443";
+const FRONTS: [&str; 2] = ["192.0.2.9:443", "192.0.2.10:443"];
 /// From one client to the next: 500 handshakes a second.
 const STEP: Duration = Duration::from_millis(2);
 
@@ -38,17 +38,26 @@ fn keys(all: &[u8]) -> Vec<TokenKey> {
 struct Site {
     world: World,
     rng: Rng,
-    balancer: NodeId,
+    /// Clients go to each in turns.
+    balancers: Vec<NodeId>,
     servers: Vec<NodeId>,
     clients: Vec<NodeId>,
     link: LinkConfig,
 }
 
 impl Site {
+    /// One balancer, and servers that honour tokens of key 0.
     fn new(seed: u64, loss: u32) -> Self {
+        Self::with_balancers(1, seed, loss)
+    }
+
+    fn with_balancers(count: u8, seed: u64, loss: u32) -> Self {
         let mut rng = Rng::new(seed);
         let mut world = World::new(rng.number());
-        let balancer = add_balancer(&mut world, FRONT.parse().unwrap());
+        let balancers = (100..100 + count)
+            .zip(FRONTS)
+            .map(|(number, front)| add_balancer_as(&mut world, front.parse().unwrap(), number));
+        let balancers = balancers.collect();
         let servers = (1..=SERVERS).map(|server| {
             let tls = crypto::server(rng.number(), CertificateSize::Small);
             let mut config =
@@ -59,19 +68,29 @@ impl Site {
         });
         let servers = servers.collect();
         let link = LinkConfig { loss, rate: 0, ..LinkConfig::default() };
-        Self { world, rng, balancer, servers, clients: Vec::new(), link }
+        Self { world, rng, balancers, servers, clients: Vec::new(), link }
     }
 
-    fn configure(&mut self, change: impl FnOnce(&mut Config)) {
+    fn configure(&mut self, change: impl Fn(&mut Config)) {
+        for balancer in self.balancers.clone() {
+            self.configure_one(balancer, &change);
+        }
+    }
+
+    fn configure_one(&mut self, balancer: NodeId, change: impl FnOnce(&mut Config)) {
         let now = self.world.now();
-        self.world.node::<Balancer>(self.balancer).configure(now, change);
+        self.world.node::<Balancer>(balancer).configure(now, change);
     }
 
     fn use_keys_on_servers(&mut self, all: &[u8]) {
-        for &server in &self.servers {
-            let host = self.world.node::<Host<FileServer>>(server);
-            host.endpoint.set_token_policy(TokenPolicy::Proxied(TokenKeys::new(keys(all))));
+        for server in self.servers.clone() {
+            self.use_keys_on_server(server, all);
         }
+    }
+
+    fn use_keys_on_server(&mut self, server: NodeId, all: &[u8]) {
+        let host = self.world.node::<Host<FileServer>>(server);
+        host.endpoint.set_token_policy(TokenPolicy::Proxied(TokenKeys::new(keys(all))));
     }
 
     /// So many clients, one after the other, each behind a NAT.
@@ -80,7 +99,8 @@ impl Site {
             let number = u16::try_from(self.clients.len()).unwrap();
             let tls = crypto::client(self.rng.number(), CertificateSize::Small, None);
             let files = vec![Fetch { download: 1000, upload: 10 }];
-            let app = FileClient::new(ClientConfig::new(tls), FRONT.parse().unwrap(), files);
+            let front = FRONTS[usize::from(number) % self.balancers.len()];
+            let app = FileClient::new(ClientConfig::new(tls), front.parse().unwrap(), files);
             let inside = SocketAddr::from(([172, 16, 0, 1], 5000 + number));
             let outside = SocketAddr::from(([198, 51, 100, 1], 40_000 + number));
             let host = Host::new(inside, EndpointConfig::client(self.rng.octets()), app);
@@ -105,13 +125,18 @@ impl Site {
             let endpoint = &self.world.node::<Host<FileServer>>(server).endpoint;
             assert_eq!(endpoint.tokens(TokenResult::Invalid), 0);
         }
-        let dropped = &self.world.node::<Balancer>(self.balancer).dropped;
-        assert_eq!(dropped, &[]);
+        for balancer in self.balancers.clone() {
+            assert_eq!(self.world.node::<Balancer>(balancer).dropped, &[]);
+        }
     }
 
     fn retries(&mut self) -> u64 {
-        let decided = &self.world.node::<Balancer>(self.balancer).decided;
-        decided.get("retry").copied().unwrap_or(0)
+        let balancers = self.balancers.clone();
+        let retries = balancers.iter().map(|&balancer| {
+            let decided = &self.world.node::<Balancer>(balancer).decided;
+            decided.get("retry").copied().unwrap_or(0)
+        });
+        retries.sum()
     }
 
     fn proved(&mut self) -> u64 {
@@ -181,5 +206,47 @@ fn keys_change_amid_500_handshakes_a_second_and_none_fails() {
         }
         site.finish();
         assert!(site.proved() >= 180, "{} proved", site.proved());
+    });
+}
+
+/// As an operator does it, node by node, with handshakes between any two of them. Balancers mint with
+/// different keys for a while, servers know more than balancers need and the reverse.
+#[test]
+fn keys_are_rotated_over_two_balancers_and_their_servers_one_by_one_under_load() {
+    const LIFETIME: Duration = Duration::from_secs(3);
+    // And by how much clocks may differ.
+    let end_of_tokens = LIFETIME + CLOCK_SKEW;
+    for_seeds("keys_are_rotated_over_two_balancers", 2, |seed| {
+        let mut site = Site::with_balancers(2, seed, if seed == 0 { 0 } else { 5_000 });
+        site.use_keys_on_servers(&[1]);
+        site.configure(|config| {
+            config.retry.keys = keys(&[1]);
+            config.retry.mode = RetryMode::Always;
+            config.retry.transition = Duration::ZERO;
+            config.retry.lifetime = LIFETIME;
+        });
+        site.arrive(40);
+        let (servers, balancers) = (site.servers.clone(), site.balancers.clone());
+        for step in [&[1, 2][..], &[2, 1], &[2]] {
+            if step == [2] {
+                let begun = site.world.now();
+                while site.world.now() < begun + end_of_tokens {
+                    site.arrive(50);
+                }
+            }
+            for &server in &servers {
+                site.use_keys_on_server(server, step);
+                site.arrive(20);
+            }
+            for &balancer in &balancers {
+                site.configure_one(balancer, |config| config.retry.keys = keys(step));
+                site.arrive(20);
+            }
+        }
+        site.arrive(40);
+        let clients = site.clients.len() as u64;
+        site.finish();
+        assert_eq!(site.proved(), clients, "each has proved its address");
+        assert!(site.retries() >= clients);
     });
 }

@@ -67,7 +67,13 @@ pub fn backends(ipv6: bool) -> Vec<(SocketAddr, ServerId)> {
 
 /// Adds a balancer that listens on `front` and knows configuration 0.
 pub fn add_balancer(world: &mut World, front: SocketAddr) -> NodeId {
-    let inside = address(100, front.is_ipv6()).ip();
+    add_balancer_as(world, front, 100)
+}
+
+/// As [`add_balancer`], for one of several: servers see it at the address of a server with this
+/// `number`.
+pub fn add_balancer_as(world: &mut World, front: SocketAddr, number: u8) -> NodeId {
+    let inside = address(number, front.is_ipv6()).ip();
     let backends = backends(front.is_ipv6());
     let balancer = Balancer::new(front, inside, &[cid_config(0)], &backends);
     let balancer = world.add(&[front], balancer);
