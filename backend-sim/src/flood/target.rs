@@ -22,19 +22,43 @@ fn is_private(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether this process is in another network namespace than the first process of the machine.
-/// Where that cannot be seen, it counts as not.
+/// Whether an ancestor of this process is in another network namespace, as the first process of the
+/// machine is when a test has made one. What cannot be seen counts as not.
 fn in_own_namespace() -> bool {
     let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
-    match (namespace("self"), namespace("1")) {
-        (Some(own), Some(first)) => own != first,
-        _ => false,
+    let Some(own) = namespace("self") else { return false };
+    let mut process = "self".to_owned();
+    while let Some(parent) = parent(&process) {
+        // The first process is not always to be seen, but those between it and this one are.
+        if namespace(&parent).is_some_and(|other| other != own) {
+            return true;
+        }
+        process = parent;
     }
+    false
+}
+
+/// The parent of a process; that of the first has no number.
+fn parent(process: &str) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim();
+    (parent != "0").then(|| parent.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ancestors_end_with_the_first_process() {
+        let mut process = parent("self").expect("who started the test");
+        assert_eq!(process, std::os::unix::process::parent_id().to_string());
+        for _ in 0..1000 {
+            let Some(next) = parent(&process) else { return };
+            process = next;
+        }
+        panic!("{process} has ancestors without end");
+    }
 
     #[test]
     fn only_this_machine_is_flooded() {
