@@ -153,8 +153,12 @@ class Process:
             expect(line, f"{self.what} does not say {wanted}: {self.logged()}")
 
     def end(self):
-        """Ends it with SIGTERM and returns its last line, read as JSON."""
+        """Ends it with SIGTERM; as `report` otherwise."""
         self.process.send_signal(signal.SIGTERM)
+        return self.report()
+
+    def report(self):
+        """Waits until it has ended and returns its last line, read as JSON."""
         deadline, last = time.monotonic() + END, None
         while (line := self.next_line(deadline)) is not None:
             expect(line, f"{self.what} does not end")

@@ -2,15 +2,17 @@
 
               .--- nat1 ---.
     client ---|            |--- balancer --- servers
-              '--- nat2 ---'
+              '--- nat2 ---'       |
+                               attacker
 
 Each NAT masquerades into a small range of ports at random, and forgets its bindings when told to.
-The client has an uplink through each. Started by `run`, which see.
+The client has an uplink through each. The attacker forges its senders. Started by `run`, which see.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -35,6 +37,13 @@ ENOUGH_MOVES_OF_PAGE = 3
 # port that it had.
 MOVE = 3
 VERSION_2 = 0x6B3343CF
+# What the attacker sends, how many in a second and for how many seconds, and how many handshakes there
+# have to have been meanwhile.
+FLOODS, FLOOD_RATE, FLOOD_SECONDS, ENOUGH_HANDSHAKES = ("initials", "mixed"), 3000, 6, 50
+# Forged senders are of this network (RFC 2544); no host has such an address.
+FORGED = "198.18.0.0/15"
+# What the balancer's memory may grow by under a flood: its flows have a limit, and little else is kept.
+FLOOD_OCTETS = 32 << 20
 
 NAT = """
 table ip nat {
@@ -57,6 +66,7 @@ NAT_OUTSIDE, NAT_PORTS = ("10.11.0.2", "10.12.0.2"), range(20000, 21000)
 VIP4, VIP6 = "10.99.0.1", "fd99::1"
 SERVERS4, SERVERS6 = "10.20.0.2", "fd20::2"
 ADMIN = "127.0.0.1:9090"
+ADAPTIVE = '  adaptive: { hold: "2s" }'
 
 # pool: quic_lb configuration, port of the listener, backends. Listeners are on the unspecified
 # address, so that answers have to leave from the address that was asked.
@@ -100,6 +110,13 @@ POOLS = {
         backends={f"origin-{n}": (SERVERS4, 5400 + n) for n in (1, 2, 3)},
         retry="always",
     ),
+    # The same, asked when there are too many.
+    "defended": dict(
+        scheme=dict(config_id=6, server_id_length=2, nonce_length=6, key=KEY),
+        listen=("0.0.0.0", 4439),
+        backends={f"defended-{n}": (SERVERS4, 5600 + n) for n in (1, 2)},
+        retry="adaptive",
+    ),
 }
 
 
@@ -121,7 +138,7 @@ class Network:
         return run("ip", "netns", "exec", self.name(role), *command, **arguments)
 
     def build(self):
-        for role in ("client", "nat1", "nat2", "balancer", "servers"):
+        for role in ("client", "nat1", "nat2", "balancer", "servers", "attacker"):
             run("ip", "netns", "add", self.name(role))
             self.made.append(role)
             self.run(role, "ip", "link", "set", "lo", "up")
@@ -143,6 +160,11 @@ class Network:
         self.link("balancer", "fleet", "10.20.0.1", "servers", "lan", SERVERS4)
         self.run("balancer", "ip", "addr", "add", "fd20::1/64", "dev", "fleet", "nodad")
         self.run("servers", "ip", "addr", "add", f"{SERVERS6}/64", "dev", "lan", "nodad")
+        self.link("attacker", "wan", "10.30.0.2", "balancer", "wild", "10.30.0.1")
+        self.run("attacker", "ip", "route", "add", "default", "via", "10.30.0.1")
+        # What is answered to forged senders ends with the attacker.
+        self.run("balancer", "ip", "route", "add", FORGED, "via", "10.30.0.2")
+        self.run("attacker", "sysctl", "-qw", "net.ipv4.ip_forward=0")
         self.run("balancer", "ip", "addr", "add", f"{VIP4}/32", "dev", "lo")
         self.run("balancer", "ip", "addr", "add", f"{VIP6}/128", "dev", "lo", "nodad")
         self.use_uplink(1)
@@ -196,7 +218,7 @@ class Namespaces(Suite):
 
     def start_balancer(self):
         with open(self.path("quic-lb.yaml"), "w") as file:
-            more = ["limits: { flows: 4000 }", 'timeouts: { drain: "1s" }', *validation()]
+            more = ["limits: { flows: 4000 }", 'timeouts: { drain: "1s" }', *validation(ADAPTIVE)]
             file.write(configuration(POOLS, ADMIN, *more))
         command = ("run", "--config", self.path("quic-lb.yaml"))
         self.balancer = self.start("balancer", self.arguments.balancer, *command)
@@ -223,7 +245,8 @@ class Namespaces(Suite):
     def start_origins(self):
         os.mkdir(self.path("root"))
         shutil.copy(chromium.PAGE, self.path("root"))
-        for nth, name in enumerate(POOLS["origin"]["backends"]):
+        names = [name for pool in ("origin", "defended") for name in POOLS[pool]["backends"]]
+        for nth, name in enumerate(names):
             metrics = f"127.0.0.1:{9100 + nth}"
             self.origin_metrics.append(metrics)
             certificate = ("--cert", self.path("cert.pem"), "--key", self.path("key.pem"))
@@ -242,6 +265,17 @@ class Namespaces(Suite):
 
     def count(self, name, **labels):
         return total(self.admin("/metrics"), f"quic_lb_{name}", **labels)
+
+    def by(self, name, label, **labels):
+        """The samples of a metric that are not zero, by one of its labels."""
+        scrape = self.admin("/metrics")
+        values = set(re.findall(rf'^quic_lb_{name}{{.*{label}="(\w+)"', scrape, re.M))
+        counts = {its: total(scrape, f"quic_lb_{name}", **labels, **{label: its}) for its in values}
+        return {its: count for its, count in sorted(counts.items()) if count}
+
+    def memory(self):
+        """Resident octets of the balancer."""
+        return total(self.admin("/metrics"), "process_resident_memory_bytes")
 
     def origins(self, name):
         """The sum of a metric of all origins."""
@@ -352,6 +386,51 @@ class Namespaces(Suite):
         expect(retries > 0, "no Retry was sent")
         return f"{retries} Retries, {moves} moves, first seen at {before['client']} for {told}:{port}"
 
+    def flooded(self):
+        """While forged senders flood the balancer, which begins to ask for addresses by itself, clients
+        behind a NAT keep what they have, and every handshake of theirs succeeds in time."""
+        listener, target = "to-defended", f"{VIP4}:{POOLS['defended']['listen'][1]}"
+        files = ("--target", target, "--certificate", self.path("cert.der"))
+        sent, results = self.count("retry_sent_total"), self.token_results()
+        client, floods = self.start("client", self.arguments.peer, "visit", *files), []
+        try:
+            client.wait_for("ready")
+            memory = self.memory()
+            for kind in FLOODS:
+                how = ("--rate", str(FLOOD_RATE), "--duration", f"{FLOOD_SECONDS}s", "--json")
+                command = ("flood", "--target", target, "--kind", kind, *how)
+                floods.append(self.start("attacker", self.arguments.origin, *command).report())
+            grown, report = self.memory() - memory, client.end()
+        finally:
+            client.kill()
+        expect(report["lost"] == [], f"established connections were lost: {report['lost']}")
+        expect(report["refused"] == [], f"handshakes failed: {report['refused']}")
+        expect(report["handshakes"] >= ENOUGH_HANDSHAKES and report["requests"] > 0, f"{report}")
+        expect(all(flood["forged_senders"] for flood in floods), f"{floods}")
+        # Every datagram has one verdict. A token that is dropped has a reason; one that a flipped bit makes a
+        # token of NEW_TOKEN has one too, and its client is asked again.
+        verdicts = self.verdicts(listener=listener)
+        begun = self.count("retry_switches_total", listener=listener, reason="rate")
+        expect(begun > 0, "the balancer has not begun to ask for addresses")
+        asked = self.count("retry_sent_total") - sent
+        expect(asked >= verdicts["replied"] > 0, f"{asked} Retries, {verdicts}")
+        now = self.token_results()
+        results = {its: count - results.get(its, 0) for its, count in now.items()}
+        invalid = self.count("datagrams_dropped_total", listener=listener, reason="invalid_token")
+        refused = sum(count for result, count in results.items() if result != "valid")
+        expect(refused >= invalid > 0, f"{invalid} dropped for their token; {results}")
+        expect(grown < FLOOD_OCTETS, f"memory has grown by {grown} octets")
+        flood = sum(flood["sent"] for flood in floods)
+        return (
+            f"{flood} datagrams of {', '.join(FLOODS)}; {report['established']} connections with "
+            f"{report['requests']} requests, 0 lost; {report['handshakes']} handshakes, 0 failed; "
+            f"{verdicts}; dropped {self.by('datagrams_dropped_total', 'reason', listener=listener)}; "
+            f"tokens {results}; memory {memory >> 20} MiB and {grown >> 10} KiB more"
+        )
+
+    def token_results(self):
+        return self.by("retry_tokens_total", "result")
+
     def client(self, stack, target, pool, connections, *options):
         common = ("fetch", "--target", target, "--connections", str(connections), *options)
         if stack == "quinn":
@@ -403,19 +482,23 @@ class Namespaces(Suite):
         note = f", {resets} stateless resets of clients" if resets else ""
         return f"{connections} connections, {own} datagrams at their own server, 0 elsewhere{note}"
 
-    def verdicts(self):
-        """At rest each datagram received has one verdict."""
-        sums = None
+    def at_rest(self):
+        """What the balancer says of itself when it gets nothing any more."""
+        received, scrape = lambda scrape: total(scrape, "quic_lb_datagrams_received_total"), ""
         for _ in range(END):
-            scrape, before = self.admin("/metrics"), sums
-            verdicts = ("received", "forwarded", "dropped", "replied")
-            sums = {verdict: total(scrape, f"quic_lb_datagrams_{verdict}_total") for verdict in verdicts}
-            if sums == before:
-                break
+            before, scrape = scrape, self.admin("/metrics")
+            if before and received(before) == received(scrape):
+                return scrape
             time.sleep(1)
+        raise Failure("the balancer does not come to rest")
+
+    def verdicts(self, **labels):
+        """At rest each datagram received has one verdict."""
+        scrape, verdicts = self.at_rest(), ("received", "forwarded", "dropped", "replied")
+        sums = {its: total(scrape, f"quic_lb_datagrams_{its}_total", **labels) for its in verdicts}
         decided = sums["forwarded"] + sums["dropped"] + sums["replied"]
         expect(sums["received"] == decided > 0, f"{sums}")
-        return f"{sums}"
+        return sums
 
     def end_of_balancer(self):
         self.balancer.process.send_signal(signal.SIGTERM)
@@ -461,6 +544,7 @@ class Namespaces(Suite):
                 self.check(title, self.validated, stack, move)
         title = "Chromium: the balancer asks for its address, a NAT rebinds"
         self.check(title, self.browsed, rebind)
+        self.check("quinn client: forged senders flood the balancer", self.flooded)
         self.check("verdicts add up to the datagrams received", self.verdicts)
         self.check("nothing arrived at a wrong quinn server", self.arrivals, self.servers)
         if self.arguments.python:

@@ -30,6 +30,7 @@ use serde_json::json;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::{JoinHandle, JoinSet},
 };
 
 /// Servers and clients on quinn, for scripts.
@@ -67,6 +68,27 @@ enum Command {
     },
     /// Asks an origin over HTTP/3, on one connection, and ends.
     Http3(Http3),
+    /// Keeps connections busy over HTTP/3 and makes new ones, until SIGTERM.
+    Visit(Visit),
+}
+
+#[derive(Debug, Args)]
+struct Visit {
+    /// The listener.
+    #[arg(long)]
+    target: SocketAddr,
+    /// The origins' certificate, in DER.
+    #[arg(long)]
+    certificate: PathBuf,
+    /// Connections that last, each from a socket of its own.
+    #[arg(long, default_value_t = 20)]
+    connections: usize,
+    /// Milliseconds from one request to the next on each of them, and between new connections.
+    #[arg(long, default_value_t = 100)]
+    every: u64,
+    /// Milliseconds that a new connection may take.
+    #[arg(long, default_value_t = 3000)]
+    within: u64,
 }
 
 #[derive(Debug, Args)]
@@ -113,6 +135,7 @@ async fn main() -> anyhow::Result<()> {
             Stack::Quinn => http3_on_quinn(&options).await?,
             Stack::S2nQuic => http3_on_s2n_quic(&options).await?,
         },
+        Command::Visit(options) => visit(&options).await?,
     };
     println!("{report}");
     Ok(())
@@ -216,22 +239,46 @@ async fn download_until(
 }
 
 async fn http3_on_quinn(options: &Http3) -> anyhow::Result<serde_json::Value> {
-    let target = options.target;
-    let mut tls = client_tls(&std::fs::read(&options.certificate)?, provider())?;
-    tls.alpn_protocols = vec![b"h3".to_vec()];
-    let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
-    let mut transport = quinn::TransportConfig::default();
-    transport.keep_alive_interval(Some(Duration::from_millis(300)));
-    let mut config = quinn::ClientConfig::new(Arc::new(tls));
-    config.transport_config(Arc::new(transport));
-    let endpoint = quinn::Endpoint::client(SocketAddr::new(any(target), 0))?;
-    let connection = endpoint.connect_with(config, target, SERVER_NAME)?.await?;
-    let (mut driver, mut requester) =
-        h3::client::new(h3_quinn::Connection::new(connection)).await?;
-    let driving = tokio::spawn(async move { driver.wait_idle().await });
-    let get = async |path: String| {
-        let uri = format!("https://{SERVER_NAME}:{}{path}", target.port());
-        let mut stream = requester.send_request(http::Request::get(uri).body(())?).await?;
+    let certificate = std::fs::read(&options.certificate)?;
+    let mut requester = Requester::connect(options.target, &certificate).await?;
+    let endpoint = requester.endpoint.clone();
+    let migrate = |nth: usize| {
+        let ip = local(2 + u8::try_from(nth % 7)?);
+        Ok(endpoint.rebind(std::net::UdpSocket::bind((ip, 0))?)?)
+    };
+    let report = ask(options, async |path| requester.get(&path).await, migrate).await?;
+    requester.close().await;
+    Ok(report)
+}
+
+/// One connection of quinn's, from a socket of its own, that speaks HTTP/3.
+struct Requester {
+    endpoint: quinn::Endpoint,
+    authority: String,
+    requests: h3::client::SendRequest<h3_quinn::OpenStreams, bytes::Bytes>,
+    driving: JoinHandle<()>,
+}
+
+impl Requester {
+    async fn connect(target: SocketAddr, certificate: &[u8]) -> anyhow::Result<Self> {
+        let mut tls = client_tls(certificate, provider())?;
+        tls.alpn_protocols = vec![b"h3".to_vec()];
+        let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
+        let mut transport = quinn::TransportConfig::default();
+        transport.keep_alive_interval(Some(Duration::from_millis(300)));
+        let mut config = quinn::ClientConfig::new(Arc::new(tls));
+        config.transport_config(Arc::new(transport));
+        let endpoint = quinn::Endpoint::client(SocketAddr::new(any(target), 0))?;
+        let connection = endpoint.connect_with(config, target, SERVER_NAME)?.await?;
+        let (mut driver, requests) = h3::client::new(h3_quinn::Connection::new(connection)).await?;
+        let driving = tokio::spawn(async move { drop(driver.wait_idle().await) });
+        let authority = format!("{SERVER_NAME}:{}", target.port());
+        Ok(Self { endpoint, authority, requests, driving })
+    }
+
+    async fn get(&mut self, path: &str) -> anyhow::Result<Vec<u8>> {
+        let uri = format!("https://{}{path}", self.authority);
+        let mut stream = self.requests.send_request(http::Request::get(uri).body(())?).await?;
         stream.finish().await?;
         let status = stream.recv_response().await?.status();
         ensure!(status == http::StatusCode::OK, "{path}: {status}");
@@ -240,17 +287,85 @@ async fn http3_on_quinn(options: &Http3) -> anyhow::Result<serde_json::Value> {
             body.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));
         }
         Ok(body)
-    };
-    let migrate = |nth: usize| {
-        let ip = local(2 + u8::try_from(nth % 7)?);
-        Ok(endpoint.rebind(std::net::UdpSocket::bind((ip, 0))?)?)
-    };
-    let report = ask(options, get, migrate).await?;
-    drop(requester);
-    endpoint.close(0u8.into(), b"done");
-    driving.abort();
-    endpoint.wait_idle().await;
-    Ok(report)
+    }
+
+    /// As [`Requester::get`], with content that is known.
+    async fn download(&mut self, octets: usize) -> anyhow::Result<()> {
+        let body = self.get(&format!("/bytes/{octets}")).await?;
+        ensure!(body == pattern::octets(0, octets), "other content");
+        Ok(())
+    }
+
+    async fn close(self) {
+        drop(self.requests);
+        self.endpoint.close(0u8.into(), b"done");
+        self.driving.abort();
+        self.endpoint.wait_idle().await;
+    }
+}
+
+async fn visit(options: &Visit) -> anyhow::Result<serde_json::Value> {
+    const OCTETS: usize = 1000;
+    let certificate: Arc<[u8]> = std::fs::read(&options.certificate)?.into();
+    let (stop, stopped) = watch::channel(false);
+    let every = Duration::from_millis(options.every);
+    let mut lasting = JoinSet::new();
+    for _ in 0..options.connections {
+        let mut requester = Requester::connect(options.target, &certificate).await?;
+        let stopped = stopped.clone();
+        lasting.spawn(async move {
+            let mut requests = 0u64;
+            while !*stopped.borrow() {
+                requester.download(OCTETS).await?;
+                requests += 1;
+                tokio::time::sleep(every).await;
+            }
+            requester.close().await;
+            anyhow::Ok(requests)
+        });
+    }
+    say("ready")?;
+
+    let (mut visits, mut ticks) = (JoinSet::new(), tokio::time::interval(every));
+    let mut terminated = signal(SignalKind::terminate())?;
+    let within = Duration::from_millis(options.within);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            _ = terminated.recv() => break,
+        }
+        let (target, certificate) = (options.target, Arc::clone(&certificate));
+        visits.spawn(async move {
+            let connecting = Requester::connect(target, &certificate);
+            let connected = tokio::time::timeout(within, connecting).await;
+            let mut requester = connected.context("not in time")??;
+            requester.download(OCTETS).await?;
+            requester.close().await;
+            anyhow::Ok(())
+        });
+    }
+    let (mut handshakes, mut refused) = (0, Vec::new());
+    while let Some(visit) = visits.join_next().await {
+        match visit? {
+            Ok(()) => handshakes += 1,
+            Err(error) => refused.push(format!("{error:#}")),
+        }
+    }
+    stop.send_replace(true);
+    let (mut requests, mut lost) = (0, Vec::new());
+    while let Some(connection) = lasting.join_next().await {
+        match connection? {
+            Ok(served) => requests += served,
+            Err(error) => lost.push(format!("{error:#}")),
+        }
+    }
+    Ok(json!({
+        "established": options.connections,
+        "lost": lost,
+        "requests": requests,
+        "handshakes": handshakes,
+        "refused": refused,
+    }))
 }
 
 async fn http3_on_s2n_quic(options: &Http3) -> anyhow::Result<serde_json::Value> {
