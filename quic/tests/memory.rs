@@ -242,14 +242,15 @@ impl Fleet {
         let stream = self.server.connection_mut(at_server).unwrap().open(Dir::Uni).unwrap();
         let (mut written, mut read) = (0, 0);
         loop {
-            let server = self.server.connection_mut(at_server).unwrap();
+            let mut server = self.server.connection_mut(at_server).unwrap();
             let left = (len - written).min(self.chunk.len());
             written += server.write(stream, &self.chunk[..left]).unwrap_or(0);
             if written == len {
                 let _ = server.finish(stream);
             }
+            drop(server);
             self.exchange();
-            let client = self.client.connection_mut(at_client).unwrap();
+            let mut client = self.client.connection_mut(at_client).unwrap();
             while client.accept(Dir::Uni).is_some() {}
             loop {
                 match client.read(stream, &mut self.chunk) {
@@ -257,11 +258,13 @@ impl Fleet {
                     Ok(Read::Blocked) => break,
                     Ok(Read::Finished) => {
                         assert_eq!(read, len);
+                        drop(client);
                         return self.pass(Duration::from_millis(30));
                     }
                     Err(error) => panic!("{error}"),
                 }
             }
+            drop(client);
             self.pass(Duration::from_millis(1));
         }
     }

@@ -115,7 +115,7 @@ fn connections_survive_nats_that_move_and_clients_that_migrate() {
             let now = site.world.now();
             let client = site.clients[round];
             let host = site.world.node::<Host<FileClient>>(client);
-            if let Some(connection) =
+            if let Some(mut connection) =
                 host.app.current.and_then(|current| host.endpoint.connection_mut(current))
             {
                 let _ = connection.migrate(now, None);

@@ -133,8 +133,9 @@ fn req_m10_without_a_config_one_unroutable_cid_and_no_migration() {
         }
         let now = scene.world.now();
         let host = scene.world.node::<Host<FileClient>>(scene.clients[0]);
-        let connection = host.endpoint.connection_mut(host.app.current.unwrap()).unwrap();
+        let mut connection = host.endpoint.connection_mut(host.app.current.unwrap()).unwrap();
         assert_eq!(connection.migrate(now, None), Err(MigrateError::Disabled));
+        drop(connection);
         scene.finish();
     });
 }

@@ -514,7 +514,7 @@ fn connectionmigration(setting: Setting) {
         running.world.rebind_nat(client, true);
         let host = running.world.node::<Host<FileClient>>(client);
         let Some(current) = host.app.current else { break };
-        let connection = host.endpoint.connection_mut(current).unwrap();
+        let mut connection = host.endpoint.connection_mut(current).unwrap();
         if !connection.is_over() {
             used.push(connection.remote_cid());
             connection.migrate(now, None).unwrap();

@@ -16,15 +16,13 @@ use tokio::sync::Notify;
 
 use super::{
     error::SendDatagramError,
-    link::{Link, Signals},
+    link::{Link, Signals, Tie},
     shard::Shard,
     stream::{RecvStream, SendStream},
 };
 use crate::{
     ConnectionId,
-    transport::{
-        self, ConnectionError, ConnectionHandle, Dir, MigrateError, PathInfo, Side, Stats, StreamId,
-    },
+    transport::{self, ConnectionError, Dir, MigrateError, PathInfo, Side, Stats, StreamId},
 };
 
 /// A connection whose handshake goes on. Resolves when that is done.
@@ -105,21 +103,16 @@ pub struct Connection {
 
 /// What all handles and streams of a connection share. Closes it at the end.
 pub(super) struct Owner {
-    pub(super) shard: Arc<Shard>,
-    pub(super) handle: ConnectionHandle,
+    shard: Arc<Shard>,
+    tie: Arc<Tie>,
     signals: Arc<Signals>,
     first_remote: SocketAddr,
 }
 
 impl Connection {
-    pub(super) fn new(
-        shard: &Arc<Shard>,
-        handle: ConnectionHandle,
-        first_remote: SocketAddr,
-        signals: Arc<Signals>,
-    ) -> Self {
-        let shard = Arc::clone(shard);
-        Self { owner: Arc::new(Owner { shard, handle, signals, first_remote }) }
+    pub(super) fn new(shard: &Arc<Shard>, tie: Arc<Tie>, first_remote: SocketAddr) -> Self {
+        let (shard, signals) = (Arc::clone(shard), Arc::clone(&tie.link().signals));
+        Self { owner: Arc::new(Owner { shard, tie, signals, first_remote }) }
     }
 
     // Streams.
@@ -276,7 +269,7 @@ impl Connection {
     /// token and rewrites addresses. `None` without such a token, and once the client has moved.
     #[must_use]
     pub fn sealed_client(&self) -> Option<SocketAddr> {
-        self.owner.shard.lock().core.sealed_client(self.owner.handle)
+        self.owner.shard.lock().core.sealed_client(self.owner.tie.handle)
     }
 
     /// How often the peer was found at another address so far.
@@ -380,7 +373,8 @@ impl Connection {
     }
 
     fn look<R>(&self, look: impl FnOnce(&transport::Connection) -> R) -> Option<R> {
-        self.owner.shard.lock().core.connection(self.owner.handle).map(look)
+        let connection = self.owner.tie.connection.lock();
+        (!connection.is_gone()).then(|| look(&connection))
     }
 }
 
@@ -390,11 +384,18 @@ impl Owner {
         &self,
         act: impl FnOnce(&mut transport::Connection, &mut Link) -> R,
     ) -> Result<R, ConnectionError> {
-        let mut state = self.shard.lock();
-        let (connection, link) = state.connection(self.handle)?;
-        let result = act(connection, link);
-        if connection.has_output() {
-            state.wake();
+        let mut link = self.tie.link();
+        let mut connection = self.tie.connection.lock();
+        if connection.is_gone() {
+            let known = link.error.as_ref().or(connection.error());
+            return Err(known.cloned().unwrap_or(ConnectionError::ClosedLocally));
+        }
+        let result = act(&mut connection, &mut link);
+        let output = connection.has_output();
+        drop(connection);
+        drop(link);
+        if output {
+            self.shard.look_at(&self.tie);
         }
         Ok(result)
     }
@@ -407,28 +408,20 @@ impl Owner {
     ) -> Result<R, ConnectionError> {
         loop {
             let signalled = signal.notified();
-            {
-                let mut state = self.shard.lock();
-                let (connection, link) = state.connection(self.handle)?;
+            let result = self.act(|connection, link| {
                 let result = act(connection, link);
-                if let (None, Some(error)) = (&result, &link.error) {
-                    return Err(error.clone());
-                }
-                if connection.has_output() {
-                    state.wake();
-                }
-                if let Some(result) = result {
-                    return Ok(result);
-                }
+                // What there is can be had also when the connection is over.
+                result.map(Ok).or_else(|| link.error.clone().map(Err))
+            });
+            if let Some(result) = result? {
+                return result;
             }
             signalled.await;
         }
     }
 
     pub(super) fn with_link<R>(&self, look: impl FnOnce(&mut Link) -> R) -> R {
-        let mut state = self.shard.lock();
-        let link = state.links.get_mut(&self.handle);
-        look(link.expect("the link lives as long as its owner"))
+        look(&mut self.tie.link())
     }
 
     pub(super) fn signals(&self) -> &Signals {
@@ -439,16 +432,17 @@ impl Owner {
 impl Drop for Owner {
     fn drop(&mut self) {
         let mut state = self.shard.lock();
-        state.links.remove(&self.handle);
-        if let Some(connection) = state.core.connection_mut(self.handle) {
+        state.ties.remove(&self.tie.handle);
+        if let Some(mut connection) = state.core.connection_mut(self.tie.handle) {
             connection.close(Instant::now(), 0, Bytes::new());
-            state.wake();
         }
+        drop(state);
+        self.shard.wake();
     }
 }
 
 impl fmt::Debug for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Owner").field("handle", &self.handle).finish_non_exhaustive()
+        f.debug_struct("Owner").field("handle", &self.tie.handle).finish_non_exhaustive()
     }
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::{
     connection::{Connecting, Incoming},
     error::ConnectError,
+    link::Link,
     shard::{Accepts, Shard, State, Unclaimed},
     sharding,
     socket::Socket,
@@ -21,7 +22,7 @@ use crate::{
     routable::{CidConfig, CidGenerator, ConfigId, Key, Partition, ServerId, ShardMark},
     token::{TokenKey, TokenKeys},
     transport::{
-        self, CidIssuer, ClientConfig, DropReason, MigrateError, ResetKey, ServerConfig,
+        self, CidIssuer, ClientConfig, DropReason, MigrateError, ResetKey, ServerConfig, Side,
         TokenPolicy, TokenResult,
     },
 };
@@ -222,8 +223,11 @@ impl Endpoint {
         let target = Socket::reachable(state.address, remote);
         let target = target.ok_or(ConnectError::Address(remote))?;
         let handle = state.core.connect(Instant::now(), config, target, server_name)?;
-        state.wake();
-        Ok(Connecting::new(state.adopt(shard, handle, target)))
+        let connection = state.core.share(handle).ok_or(ConnectError::EndpointClosed)?;
+        let link = Link::new(Side::Client);
+        let connection = state.adopt(shard, handle, link, target, connection);
+        shard.wake();
+        Ok(Connecting::new(connection))
     }
 
     /// The next connection, its handshake done or failed; `None` once the endpoint is closed.
@@ -247,7 +251,7 @@ impl Endpoint {
             let mut state = shard.lock();
             cids.announce(&mut state.others, mark_key);
             state.core.set_cid_config(issuer);
-            state.wake();
+            shard.wake();
         }
         Ok(())
     }
@@ -334,7 +338,10 @@ impl Endpoint {
         let reason = Bytes::copy_from_slice(reason);
         let waiting = self.shared.accepts.close();
         let now = Instant::now();
-        self.each(|state| state.close_all(now, code, &reason));
+        for shard in &self.shared.shards {
+            shard.lock().close_all(now, code, &reason);
+            shard.wake();
+        }
         drop(waiting);
     }
 
@@ -371,11 +378,11 @@ impl Endpoint {
         state.fresh_socket = Some(socket);
         let handles: Vec<_> = state.core.connections().collect();
         for handle in handles {
-            if let Some(connection) = state.core.connection_mut(handle) {
-                tell(now, connection);
+            if let Some(mut connection) = state.core.connection_mut(handle) {
+                tell(now, &mut connection);
             }
         }
-        state.wake();
+        shard.wake();
         Ok(())
     }
 }
@@ -388,7 +395,7 @@ impl Drop for Shared {
             let mut state = shard.lock();
             state.core.set_server_config(None);
             state.abandoned = true;
-            state.wake();
+            shard.wake();
         }
     }
 }

@@ -2,13 +2,44 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     task::{Context, Waker},
 };
 
 use tokio::sync::Notify;
 
-use crate::transport::{ConnectionError, Dir, Event, Side, StreamEvent, StreamId};
+use crate::transport::{
+    ConnectionError, ConnectionHandle, Dir, Event, SharedConnection, Side, StreamEvent, StreamId,
+};
+
+/// What ties the handles of a connection to its shard.
+///
+/// A handle locks the link, then the connection, and leaves its waker before it lets go of either;
+/// the task locks one at a time: the connection to take its events, then the link to hand them out.
+/// So no event passes between a look and the waker that waits for the next one.
+#[derive(Debug)]
+pub(super) struct Tie {
+    pub(super) handle: ConnectionHandle,
+    pub(super) connection: SharedConnection,
+    link: Mutex<Link>,
+    /// Left for the task, which has not looked yet.
+    pub(super) left: AtomicBool,
+}
+
+impl Tie {
+    pub(super) const fn new(
+        handle: ConnectionHandle,
+        connection: SharedConnection,
+        link: Link,
+    ) -> Self {
+        Self { handle, connection, link: Mutex::new(link), left: AtomicBool::new(false) }
+    }
+
+    pub(super) fn link(&self) -> MutexGuard<'_, Link> {
+        // A panic of one handle's caller leaves the link as valid as any error would.
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// The driver's side of a connection that the application has handles of.
 #[derive(Debug)]

@@ -7,9 +7,11 @@
 //! # Who owns what
 //!
 //! ```text
-//! Connection, SendStream, RecvStream ─┐ calls                        ┌─ Endpoint ─┐
-//!   (any task)                        ▼                              │            │
-//!                      ┌── shard: core endpoint, wakers (one lock) ──┤  accepted connections
+//! Connection, SendStream, RecvStream ─┐ calls
+//!   (any task)                        ▼
+//!                           tie: wakers, connection (a lock each)    ┌─ Endpoint ─┐
+//!                                     ▲                              │            │
+//!                      ┌── shard: core endpoint (one lock) ──────────┤  accepted connections
 //!                      │      ▲ datagrams, deadlines                 │
 //!                      │      │                                      └── another shard …
 //!                      └─ task: socket, buffers, one timer
@@ -20,10 +22,15 @@
 //!   number of their shard inside the encrypted part, so that a datagram which the kernel gives to
 //!   another shard, after the client's address has changed, is handed over.
 //! - The **task** is the only one that touches the socket. It receives and sends batches without
-//!   the lock, and takes it to hand datagrams to the core and to fetch datagrams and events.
-//! - **Handles** lock the shard for one call, wake the task when there may be something to send,
-//!   and leave a waker where the next event of their kind will look for it. No lock is held
+//!   a lock, and takes that of the core to hand datagrams to it and to fetch datagrams and events.
+//!   The core locks each connection while it works on it, and no longer.
+//! - **Handles** lock their connection for one call, have the task look at it when there may be
+//!   something to send, and leave a waker where the next event of their kind will look for it. They
+//!   lock the core only for what is rare: to connect, to end, to ask for sums. No lock is held
 //!   across an await.
+//!
+//! Locks are taken in this order: the core's; a tie's wakers; its connection; what is left for the
+//! task.
 //!
 //! # What is bounded
 //!

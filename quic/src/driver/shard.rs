@@ -1,10 +1,11 @@
-//! One shard: a core endpoint, and who waits for what, under one lock.
+//! One shard: a core endpoint under one lock, its connections each under their own, and what
+//! handles leave for the shard's task.
 
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     task::Waker,
     time::Instant,
 };
@@ -14,13 +15,13 @@ use tokio::sync::Notify;
 
 use super::{
     connection::{Connection, Incoming},
-    link::Link,
+    link::{Link, Tie},
     sharding::Others,
     socket::Socket,
 };
 use crate::{
     ConnectionId,
-    transport::{self, ConnectionError, ConnectionHandle, Event, Received, Side},
+    transport::{self, ConnectionHandle, Event, Received, SharedConnection, Side},
 };
 
 /// Connections that wait to be accepted; beyond it they are closed. An application that is this
@@ -31,6 +32,7 @@ const MAX_WAITING: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Shard {
     state: Mutex<State>,
+    inbox: Mutex<Inbox>,
     /// The last connection is gone.
     pub(super) idle: Notify,
 }
@@ -39,7 +41,8 @@ pub(super) struct Shard {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) core: transport::Endpoint,
-    pub(super) links: HashMap<ConnectionHandle, Link>,
+    /// Connections that the application has handles of.
+    pub(super) ties: HashMap<ConnectionHandle, Arc<Tie>>,
     /// Where the socket is.
     pub(super) address: SocketAddr,
     /// A socket to use from now on.
@@ -51,6 +54,13 @@ pub(super) struct State {
     /// No endpoint handle is left.
     pub(super) abandoned: bool,
     accepts: Arc<Accepts>,
+}
+
+/// What handles leave for the task. Its lock is taken last, and for a few instructions.
+#[derive(Debug, Default)]
+struct Inbox {
+    /// Connections that were acted on and have something to send, each once.
+    acted_on: Vec<Arc<Tie>>,
     task: Option<Waker>,
     /// The task was woken and has not looked yet.
     woken: bool,
@@ -66,68 +76,84 @@ impl Shard {
     ) -> Self {
         let state = State {
             core,
-            links: HashMap::new(),
+            ties: HashMap::new(),
             address,
             fresh_socket: None,
             others,
             unclaimed,
             abandoned: false,
             accepts,
-            task: None,
-            woken: false,
         };
-        Self { state: Mutex::new(state), idle: Notify::new() }
+        Self { state: Mutex::new(state), inbox: Mutex::default(), idle: Notify::new() }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // A panic of one handle's caller leaves the state as valid as any error would.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Has the task look for something to do.
+    pub(super) fn wake(&self) {
+        self.leave(None);
+    }
+
+    /// Has the task look at a connection that was acted on.
+    pub(super) fn look_at(&self, tie: &Arc<Tie>) {
+        // Left already, and not looked at yet.
+        if !tie.left.swap(true, Ordering::Relaxed) {
+            self.leave(Some(tie));
+        }
+    }
+
+    fn leave(&self, tie: Option<&Arc<Tie>>) {
+        let mut inbox = self.inbox();
+        inbox.acted_on.extend(tie.cloned());
+        let task = if inbox.woken { None } else { inbox.task.clone() };
+        inbox.woken = true;
+        drop(inbox);
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+
+    /// The task looks now, and wants to be woken by `waker` from now on. What was left for it is
+    /// exchanged for `acted_on`, which is empty.
+    pub(super) fn on_look(&self, waker: &Waker, acted_on: &mut Vec<Arc<Tie>>) {
+        let mut inbox = self.inbox();
+        inbox.woken = false;
+        std::mem::swap(&mut inbox.acted_on, acted_on);
+        if !inbox.task.as_ref().is_some_and(|task| task.will_wake(waker)) {
+            inbox.task = Some(waker.clone());
+        }
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl State {
-    /// Has the task look for datagrams to send.
-    pub(super) fn wake(&mut self) {
-        if !self.woken {
-            self.woken = true;
-            if let Some(task) = &self.task {
-                task.wake_by_ref();
-            }
-        }
-    }
-
-    /// The task looks now, and wants to be woken by `waker` from now on.
-    pub(super) fn on_look(&mut self, waker: &Waker) {
-        self.woken = false;
-        if !self.task.as_ref().is_some_and(|task| task.will_wake(waker)) {
-            self.task = Some(waker.clone());
-        }
-    }
-
-    /// A connection to act on, and what is to be said once it is over.
-    pub(super) fn connection(
-        &mut self,
-        handle: ConnectionHandle,
-    ) -> Result<(&mut transport::Connection, &mut Link), ConnectionError> {
-        let link = self.links.get_mut(&handle);
-        let link = link.ok_or(ConnectionError::ClosedLocally)?;
-        match self.core.connection_mut(handle) {
-            Some(connection) => Ok((connection, link)),
-            None => Err(link.error.clone().unwrap_or(ConnectionError::ClosedLocally)),
-        }
-    }
-
-    /// Gives a new connection of ours its first handle.
+    /// Gives a new connection its first handle.
     pub(super) fn adopt(
         &mut self,
         shard: &Arc<Shard>,
         handle: ConnectionHandle,
+        link: Link,
         remote: SocketAddr,
+        connection: SharedConnection,
     ) -> Connection {
-        let link = Link::new(Side::Client);
-        let connection = Connection::new(shard, handle, remote, Arc::clone(&link.signals));
-        self.links.insert(handle, link);
-        connection
+        let tie = Arc::new(Tie::new(handle, connection, link));
+        self.ties.insert(handle, Arc::clone(&tie));
+        Connection::new(shard, tie, remote)
+    }
+
+    /// Has the core look at connections that handles have acted on.
+    pub(super) fn take_acted_on(&mut self, acted_on: &mut Vec<Arc<Tie>>) {
+        for tie in acted_on.drain(..) {
+            // Before the core looks: what is done meanwhile is left again.
+            tie.left.store(false, Ordering::Relaxed);
+            self.core.look_at(tie.handle);
+        }
     }
 
     /// Takes a datagram from the socket.
@@ -150,23 +176,22 @@ impl State {
     /// without the lock.
     pub(super) fn dispatch(&mut self, now: Instant, shard: &Arc<Shard>, wakers: &mut Vec<Waker>) {
         while let Some((handle, event)) = self.core.poll_event() {
-            match self.links.get_mut(&handle) {
-                Some(link) => link.on_event(event, wakers),
+            match self.ties.get(&handle) {
+                Some(tie) => tie.link().on_event(event, wakers),
                 None => self.on_newcomer(now, shard, handle, event),
             }
         }
     }
 
-    /// Closes all connections.
+    /// Closes all connections; the task has to be woken.
     pub(super) fn close_all(&mut self, now: Instant, code: u64, reason: &Bytes) {
         self.core.set_server_config(None);
         let handles: Vec<_> = self.core.connections().collect();
         for handle in handles {
-            if let Some(connection) = self.core.connection_mut(handle) {
+            if let Some(mut connection) = self.core.connection_mut(handle) {
                 connection.close(now, code, reason.clone());
             }
         }
-        self.wake();
     }
 
     /// A connection without handles has an event: either it is new, or nobody is interested.
@@ -177,27 +202,30 @@ impl State {
         handle: ConnectionHandle,
         event: Event,
     ) {
-        let Some(connection) = self.core.connection(handle) else { return };
-        if connection.side() != Side::Server {
+        let Some(shared) = self.core.share(handle) else { return };
+        let (side, connected, remote) = {
+            let connection = shared.lock();
+            (connection.side(), connection.is_connected(), connection.path().remote)
+        };
+        if side != Side::Server {
             return;
         }
-        let remote = connection.path().remote;
         match event {
             Event::Connected => {
+                let accepts = Arc::clone(&self.accepts);
                 let mut link = Link::new(Side::Server);
                 link.connected = true;
-                let accepted = self.accepts.offer(|| {
-                    let new = Connection::new(shard, handle, remote, Arc::clone(&link.signals));
+                let accepted = accepts.offer(|| {
+                    let new = self.adopt(shard, handle, link, remote, shared.clone());
                     Incoming::new(remote, Ok(new))
                 });
-                if accepted {
-                    self.links.insert(handle, link);
-                } else if let Some(connection) = self.core.connection_mut(handle) {
-                    connection.close(now, 0, Bytes::from_static(b"overloaded"));
-                    self.wake();
+                if !accepted {
+                    shared.lock().close(now, 0, Bytes::from_static(b"overloaded"));
+                    self.core.look_at(handle);
+                    shard.wake();
                 }
             }
-            Event::Closed(error) if !connection.is_connected() => {
+            Event::Closed(error) if !connected => {
                 self.accepts.offer(|| Incoming::new(remote, Err(error)));
             }
             _ => {}

@@ -11,6 +11,7 @@ use std::{
 use tokio::{sync::mpsc, time::Sleep};
 
 use super::{
+    link::Tie,
     shard::Shard,
     sharding::Stray,
     socket::{Inbound, Outbound, Socket},
@@ -28,6 +29,7 @@ pub(super) struct Task {
     outbound: Outbound,
     timer: Pin<Box<Sleep>>,
     wakers: Vec<Waker>,
+    acted_on: Vec<Arc<Tie>>,
 }
 
 /// How things stand after a round.
@@ -55,6 +57,7 @@ impl Task {
             outbound: Outbound::new(),
             timer: Box::pin(tokio::time::sleep_until(Instant::now().into())),
             wakers: Vec::new(),
+            acted_on: Vec::new(),
         }
     }
 
@@ -62,7 +65,8 @@ impl Task {
     fn round(&mut self, cx: &mut Context<'_>, may_send: bool) -> Standing {
         let now = Instant::now();
         let mut state = self.shard.lock();
-        state.on_look(cx.waker());
+        self.shard.on_look(cx.waker(), &mut self.acted_on);
+        state.take_acted_on(&mut self.acted_on);
         let fresh = state.fresh_socket.take();
         self.inbound.drain(|from, datagram| state.handle_datagram(now, from, datagram));
         if let Some(strays) = &mut self.strays {

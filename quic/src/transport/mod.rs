@@ -8,7 +8,8 @@
 //! One input, then drain the outputs until only a deadline is left:
 //!
 //! 1. Give **one** input: [`Endpoint::handle_datagram`], [`Endpoint::handle_deadline`], or a method
-//!    of a connection through [`Endpoint::connection_mut`].
+//!    of a connection through [`Endpoint::connection_mut`]. Or through [`Endpoint::share`], by other
+//!    threads too; then [`Endpoint::look_at`] is the input.
 //! 2. Call [`Endpoint::poll_transmit`] until it gives nothing more, then [`Endpoint::poll_event`]
 //!    likewise. Acting on an event is an input: go back to 1.
 //! 3. Wait for a datagram, or until [`Endpoint::deadline`].
@@ -64,8 +65,8 @@ pub use connection::{
     Connection, Event, MigrateError, PathInfo, SendDatagramError, Stats, Traffic,
 };
 pub use endpoint::{
-    CidIssuer, ConnectError, ConnectionHandle, Endpoint, EndpointConfig, Received, TokenPolicy,
-    TokenResult, Transmit,
+    CidIssuer, ConnectError, ConnectionHandle, Endpoint, EndpointConfig, Received,
+    SharedConnection, TokenPolicy, TokenResult, Transmit,
 };
 pub use error::{Code, ConnectionError, PeerClose, TransportError};
 pub use packet::DropReason;

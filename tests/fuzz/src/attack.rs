@@ -483,8 +483,9 @@ impl Scene {
             Seal::OneRtt => Level::OneRtt,
         };
         let Some(handle) = self.attacker.connections().next() else { return };
-        let Some(connection) = self.attacker.connection_mut(handle) else { return };
-        let mut datagram = fuzzing::forge(connection, self.now, level, payload);
+        let Some(mut connection) = self.attacker.connection_mut(handle) else { return };
+        let mut datagram = fuzzing::forge(&mut connection, self.now, level, payload);
+        drop(connection);
         if datagram.is_empty() {
             return;
         }
@@ -573,7 +574,7 @@ impl Scene {
             return self.victim.set_cid_config(cids);
         }
         let now = self.now;
-        let Some(connection) = self.victim.connection_mut(handle) else { return };
+        let Some(mut connection) = self.victim.connection_mut(handle) else { return };
         let dir = |unidirectional| if unidirectional { Dir::Uni } else { Dir::Bi };
         // Streams of both sides and directions, a few of each.
         let id = |stream: u8| {

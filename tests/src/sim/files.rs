@@ -59,7 +59,7 @@ impl Serving {
 
 impl FileServer {
     fn read(&mut self, endpoint: &mut Endpoint, handle: ConnectionHandle, id: StreamId) {
-        let Some(connection) = endpoint.connection_mut(handle) else { return };
+        let Some(mut connection) = endpoint.connection_mut(handle) else { return };
         let serving = self.streams.entry((handle, id)).or_default();
         let mut buffer = [0; CHUNK];
         loop {
@@ -83,17 +83,18 @@ impl FileServer {
                 }
             }
         }
+        drop(connection);
         self.write(endpoint, handle, id);
     }
 
     fn write(&mut self, endpoint: &mut Endpoint, handle: ConnectionHandle, id: StreamId) {
-        let Some(connection) = endpoint.connection_mut(handle) else { return };
+        let Some(mut connection) = endpoint.connection_mut(handle) else { return };
         let Some(serving) = self.streams.get_mut(&(handle, id)).filter(|serving| serving.ended)
         else {
             return;
         };
         let wanted = serving.wanted().unwrap_or(0);
-        if send_pattern(connection, id, &mut serving.sent, wanted) {
+        if send_pattern(&mut connection, id, &mut serving.sent, wanted) {
             self.streams.remove(&(handle, id));
         }
     }
@@ -114,7 +115,7 @@ impl App for FileServer {
                 self.resumed += u64::from(resumed);
             }
             Event::Stream(StreamEvent::Opened(dir)) => {
-                if let Some(connection) = endpoint.connection_mut(handle) {
+                if let Some(mut connection) = endpoint.connection_mut(handle) {
                     while connection.accept(dir).is_some() {}
                 }
             }
@@ -122,7 +123,7 @@ impl App for FileServer {
             Event::Stream(StreamEvent::Writable(id)) => self.write(endpoint, handle, id),
             Event::PeerMoved(_) => self.moves += 1,
             Event::DatagramReceived => {
-                if let Some(connection) = endpoint.connection_mut(handle) {
+                if let Some(mut connection) = endpoint.connection_mut(handle) {
                     while let Some(message) = connection.receive_datagram() {
                         self.datagrams += 1;
                         let _ = connection.send_datagram(message);
@@ -222,8 +223,9 @@ impl FileClient {
 
     fn open(&mut self, endpoint: &mut Endpoint, handle: ConnectionHandle) {
         while let Some(&fetch) = self.files.get(self.next_file) {
-            let Some(connection) = endpoint.connection_mut(handle) else { return };
+            let Some(mut connection) = endpoint.connection_mut(handle) else { return };
             let Some(id) = connection.open(Dir::Bi) else { return };
+            drop(connection);
             self.next_file += 1;
             let fetching = Fetching { fetch, head_sent: 0, uploaded: 0, received: 0 };
             self.streams.insert(id, fetching);
@@ -233,7 +235,7 @@ impl FileClient {
     }
 
     fn write(&mut self, endpoint: &mut Endpoint, handle: ConnectionHandle, id: StreamId) {
-        let Some(connection) = endpoint.connection_mut(handle) else { return };
+        let Some(mut connection) = endpoint.connection_mut(handle) else { return };
         let Some(fetching) = self.streams.get_mut(&id) else { return };
         let head = (fetching.fetch.download as u64).to_be_bytes();
         while fetching.head_sent < head.len() {
@@ -242,7 +244,7 @@ impl FileClient {
                 Ok(count) => fetching.head_sent += count,
             }
         }
-        send_pattern(connection, id, &mut fetching.uploaded, fetching.fetch.upload);
+        send_pattern(&mut connection, id, &mut fetching.uploaded, fetching.fetch.upload);
     }
 
     fn read(
@@ -252,7 +254,7 @@ impl FileClient {
         handle: ConnectionHandle,
         id: StreamId,
     ) {
-        let Some(connection) = endpoint.connection_mut(handle) else { return };
+        let Some(mut connection) = endpoint.connection_mut(handle) else { return };
         let Some(fetching) = self.streams.get_mut(&id) else { return };
         let mut buffer = [0; CHUNK];
         loop {
@@ -309,7 +311,7 @@ impl App for FileClient {
             Event::Stream(StreamEvent::Writable(id)) => self.write(endpoint, handle, id),
             Event::Stream(StreamEvent::Available(_)) => self.open(endpoint, handle),
             Event::DatagramReceived => {
-                if let Some(connection) = endpoint.connection_mut(handle) {
+                if let Some(mut connection) = endpoint.connection_mut(handle) {
                     while connection.receive_datagram().is_some() {
                         self.datagrams += 1;
                     }

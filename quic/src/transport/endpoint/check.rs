@@ -1,10 +1,18 @@
-//! For tests: whether the tables of an endpoint agree with its connections.
+//! For tests: connections that nobody shares, and whether the tables of an endpoint agree with its connections.
 
 use std::collections::BTreeSet;
 
-use super::Endpoint;
+use super::{ConnectionHandle, Endpoint};
+use crate::transport::Connection;
 
 impl Endpoint {
+    /// [`Self::connection_mut`] where nobody shares the connection.
+    pub(crate) fn exclusive(&mut self, handle: ConnectionHandle) -> Option<&mut Connection> {
+        self.look_at(handle);
+        let entry = self.connections.get_mut(handle.index)?.as_mut()?;
+        if entry.generation == handle.generation { entry.connection.exclusive() } else { None }
+    }
+
     /// # Panics
     ///
     /// When a table has an entry that no connection has, or lacks one.
@@ -18,7 +26,8 @@ impl Endpoint {
         assert_eq!(self.free.len() + self.count, self.connections.len());
         let cids: BTreeSet<_> = live()
             .flat_map(|(index, entry)| {
-                entry.connection.local_cids().map(move |id| (id.to_vec(), index))
+                let ids: Vec<_> = entry.connection.lock().local_cids().collect();
+                ids.into_iter().map(move |id| (id.to_vec(), index))
             })
             .collect();
         let table: BTreeSet<_> =

@@ -7,19 +7,21 @@
 #[cfg(test)]
 mod check;
 mod issuer;
+mod shared;
 mod tokens;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     hash::BuildHasher,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, MutexGuard},
     time::{Instant, SystemTime},
 };
 
 pub use issuer::CidIssuer;
 use issuer::Issuers;
 use rustls::pki_types::ServerName;
+pub use shared::SharedConnection;
 use siphasher::sip::SipHasher13;
 use tokens::{SpentTokens, Tokens, Verdict};
 pub use tokens::{TokenPolicy, TokenResult};
@@ -166,7 +168,7 @@ pub struct Endpoint {
 }
 
 struct Entry {
-    connection: Box<Connection>,
+    connection: SharedConnection,
     generation: u64,
     /// In the queue of those to look at.
     ready: bool,
@@ -181,8 +183,8 @@ struct Entry {
 }
 
 impl Entry {
-    fn sealed_client(&self) -> Option<SocketAddr> {
-        let remote = self.connection.path().remote;
+    /// Where the client is that speaks from `remote`, as far as a Retry token has told.
+    fn sealed_client(&self, remote: SocketAddr) -> Option<SocketAddr> {
         self.sealed_client.filter(|(seen, _)| *seen == remote).map(|(_, client)| client)
     }
 }
@@ -304,7 +306,7 @@ impl Endpoint {
             self.deadlines.pop_first();
             let Some(entry) = &mut self.connections[index] else { continue };
             entry.deadline = None;
-            entry.connection.handle_deadline(now);
+            entry.connection.lock().handle_deadline(now);
             self.touch(index);
         }
     }
@@ -323,17 +325,18 @@ impl Endpoint {
             return Some(Transmit { remote, local, ecn: None, segment: len, len });
         }
         while let Some(index) = self.ready.pop_front() {
-            self.supply(now, index);
-            let Some(entry) = &mut self.connections[index] else { continue };
+            let Some(entry) = &self.connections[index] else { continue };
+            let shared = entry.connection.clone();
+            let mut connection = shared.lock();
+            self.supply(now, index, &mut connection);
             let start = out.len();
-            if let Some(sent) = entry.connection.poll_transmit(now, max_segments, out) {
+            if let Some(sent) = connection.poll_transmit(now, max_segments, out) {
                 self.ready.push_back(index);
                 let len = out.len() - start;
                 let super::connection::Transmission { remote, local, ecn, segment } = sent;
                 return Some(Transmit { remote, local, ecn, segment, len });
             }
-            entry.ready = false;
-            self.settle(index);
+            self.settle(index, &mut connection);
         }
         None
     }
@@ -364,8 +367,8 @@ impl Endpoint {
         self.issuers.replace(new);
         let limit = self.issuers.per_connection();
         for index in 0..self.connections.len() {
-            if let Some(entry) = &mut self.connections[index] {
-                entry.connection.rotate_cids(limit);
+            if let Some(entry) = &self.connections[index] {
+                entry.connection.lock().rotate_cids(limit);
                 self.touch(index);
             }
         }
@@ -388,9 +391,8 @@ impl Endpoint {
 
     /// A connection, until it is over and forgotten.
     #[must_use]
-    pub fn connection(&self, handle: ConnectionHandle) -> Option<&Connection> {
-        let entry = self.connections.get(handle.index)?.as_ref()?;
-        (entry.generation == handle.generation).then_some(&*entry.connection)
+    pub fn connection(&self, handle: ConnectionHandle) -> Option<MutexGuard<'_, Connection>> {
+        self.entry(handle).map(|entry| entry.connection.lock())
     }
 
     /// Where the client of a connection is, as a Retry token has told: its true address, where a
@@ -398,16 +400,32 @@ impl Endpoint {
     /// client has moved: of other paths the token said nothing.
     #[must_use]
     pub fn sealed_client(&self, handle: ConnectionHandle) -> Option<SocketAddr> {
-        let entry = self.connections.get(handle.index)?.as_ref()?;
-        if entry.generation == handle.generation { entry.sealed_client() } else { None }
+        let entry = self.entry(handle)?;
+        let remote = entry.connection.lock().path().remote;
+        entry.sealed_client(remote)
     }
 
     /// A connection, to act on.
-    pub fn connection_mut(&mut self, handle: ConnectionHandle) -> Option<&mut Connection> {
-        self.connection(handle)?;
-        self.touch(handle.index);
-        let entry = self.connections.get_mut(handle.index)?.as_mut()?;
-        Some(&mut entry.connection)
+    pub fn connection_mut(
+        &mut self,
+        handle: ConnectionHandle,
+    ) -> Option<MutexGuard<'_, Connection>> {
+        self.look_at(handle);
+        self.connection(handle)
+    }
+
+    /// A connection, to act on by whoever has it, without the endpoint. [`Self::look_at`] has to
+    /// follow.
+    #[must_use]
+    pub fn share(&self, handle: ConnectionHandle) -> Option<SharedConnection> {
+        self.entry(handle).map(|entry| entry.connection.clone())
+    }
+
+    /// Has the next [`Self::poll_transmit`] look at a connection that was acted on.
+    pub fn look_at(&mut self, handle: ConnectionHandle) {
+        if self.entry(handle).is_some() {
+            self.touch(handle.index);
+        }
     }
 
     /// Connections that are not forgotten yet.
@@ -490,8 +508,8 @@ impl Endpoint {
     }
 
     fn deliver(&mut self, index: usize, arrival: Arrival, datagram: &mut [u8], dcid_len: usize) {
-        if let Some(entry) = &mut self.connections[index] {
-            entry.connection.handle_datagram(arrival, datagram, dcid_len);
+        if let Some(entry) = &self.connections[index] {
+            entry.connection.lock().handle_datagram(arrival, datagram, dcid_len);
             self.touch(index);
         }
     }
@@ -502,8 +520,8 @@ impl Endpoint {
         if let Some(tail) = datagram.last_chunk::<16>()
             && let Some(&index) = self.by_reset_token.get(&(arrival.remote, *tail))
         {
-            if let Some(entry) = &mut self.connections[index] {
-                entry.connection.handle_reset(arrival.now);
+            if let Some(entry) = &self.connections[index] {
+                entry.connection.lock().handle_reset(arrival.now);
                 self.touch(index);
             }
             return Ok(());
@@ -698,14 +716,14 @@ impl Endpoint {
     /// for, it knows nothing of. That happens while a balancer in front starts sending Retries.
     fn supersede(&mut self, remote: SocketAddr, original: ConnectionId, client_cid: ConnectionId) {
         let Some(&older) = self.by_first_dcid.get(&(remote, original)) else { return };
-        let forgotten = self.connections[older].as_ref().is_some_and(|entry| {
-            let connection = &entry.connection;
-            connection.is_half_open()
-                && !connection.path().validated
-                && connection.remote_cid() == client_cid
-        });
-        if forgotten {
-            self.remove(older);
+        let Some(entry) = &self.connections[older] else { return };
+        let shared = entry.connection.clone();
+        let connection = shared.lock();
+        if connection.is_half_open()
+            && !connection.path().validated
+            && connection.remote_cid() == client_cid
+        {
+            self.remove(older, &connection);
         }
     }
 
@@ -795,7 +813,7 @@ impl Endpoint {
         let generation = self.next_generation;
         self.next_generation += 1;
         let entry = Entry {
-            connection: Box::new(connection),
+            connection: SharedConnection::new(connection),
             generation,
             ready: false,
             half_open: true,
@@ -817,6 +835,11 @@ impl Endpoint {
         index
     }
 
+    fn entry(&self, handle: ConnectionHandle) -> Option<&Entry> {
+        let entry = self.connections.get(handle.index)?.as_ref()?;
+        (entry.generation == handle.generation).then_some(entry)
+    }
+
     fn handle_of(&self, index: usize) -> ConnectionHandle {
         let generation = self.connections[index].as_ref().map_or(0, |entry| entry.generation);
         ConnectionHandle { index, generation }
@@ -833,11 +856,7 @@ impl Endpoint {
     }
 
     /// Gives a connection what it wants before it transmits: connection IDs, and a token.
-    fn supply(&mut self, now: Instant, index: usize) {
-        let wall = self.wall_clock(now);
-        let Some(entry) = &mut self.connections[index] else { return };
-        let sealed = entry.sealed_client().map(|client| client.ip());
-        let connection = &mut entry.connection;
+    fn supply(&mut self, now: Instant, index: usize, connection: &mut Connection) {
         for _ in 0..connection.wanted_cids() {
             let Ok((id, reset_token)) = self.issuers.issue(|id| self.by_cid.contains_key(id))
             else {
@@ -847,7 +866,11 @@ impl Endpoint {
             connection.issue_cid(id, reset_token);
         }
         if connection.take_token_request() {
+            let wall = self.wall_clock(now);
             let remote = connection.path().remote;
+            let sealed = self.connections[index].as_ref();
+            let sealed = sealed.and_then(|entry| entry.sealed_client(remote));
+            let sealed = sealed.map(|client| client.ip());
             let token = self.tokens.new_token(&mut self.random, remote.ip(), sealed, wall);
             if let Some(token) = token {
                 connection.send_token(token.to_vec());
@@ -856,10 +879,10 @@ impl Endpoint {
     }
 
     /// Brings the tables up to date after a connection was looked at.
-    fn settle(&mut self, index: usize) {
+    fn settle(&mut self, index: usize, connection: &mut Connection) {
         let Some(entry) = &mut self.connections[index] else { return };
+        entry.ready = false;
         let handle = ConnectionHandle { index, generation: entry.generation };
-        let connection = &mut entry.connection;
         while let Some(event) = connection.poll_event() {
             self.events.push_back((handle, event));
         }
@@ -890,7 +913,7 @@ impl Endpoint {
             }
         }
         if connection.is_gone() {
-            return self.remove(index);
+            return self.remove(index, connection);
         }
         // A deadline that has moved back stays registered: when it comes, the connection is asked
         // again. That saves an update per datagram.
@@ -905,9 +928,9 @@ impl Endpoint {
         }
     }
 
-    fn remove(&mut self, index: usize) {
+    fn remove(&mut self, index: usize, connection: &Connection) {
         let Some(entry) = self.connections[index].take() else { return };
-        for id in entry.connection.local_cids() {
+        for id in connection.local_cids() {
             self.by_cid.remove(&id);
         }
         if let Some(first) = entry.first_dcid {

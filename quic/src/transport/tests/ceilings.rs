@@ -142,7 +142,7 @@ proptest! {
                 Step::Connect => pair.reconnect(),
                 Step::Close(at) => {
                     let connection = picked(at).and_then(|at| pair.client.connection_mut(at));
-                    if let Some(connection) = connection {
+                    if let Some(mut connection) = connection {
                         connection.close(now, 0, "".into());
                     }
                 }
@@ -152,14 +152,14 @@ proptest! {
                 }
                 Step::Migrate(at) => {
                     let connection = picked(at).and_then(|at| pair.client.connection_mut(at));
-                    if let Some(connection) = connection {
+                    if let Some(mut connection) = connection {
                         let _ = connection.migrate(now, None);
                     }
                 }
                 Step::Rebind(port) => pair.from.set_port(port),
                 Step::Say(at) => {
                     let connection = picked(at).and_then(|at| pair.client.connection_mut(at));
-                    if let Some(connection) = connection {
+                    if let Some(mut connection) = connection {
                         connection.ping();
                     }
                 }

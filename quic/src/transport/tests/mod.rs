@@ -160,17 +160,17 @@ impl Pair {
     }
 
     fn at_server(&mut self) -> &mut Connection {
-        self.server.connection_mut(self.at_server.unwrap()).unwrap()
+        self.server.exclusive(self.at_server.unwrap()).unwrap()
     }
 
     fn at_client(&mut self) -> &mut Connection {
-        self.client.connection_mut(self.at_client).unwrap()
+        self.client.exclusive(self.at_client).unwrap()
     }
 
     /// The server's end before the handshake is complete.
     fn half_open(&mut self) -> &mut Connection {
         let newest = self.server.connections().last().unwrap();
-        self.server.connection_mut(newest).unwrap()
+        self.server.exclusive(newest).unwrap()
     }
 
     /// What a datagram says to the server, or to the client.
@@ -657,7 +657,7 @@ fn frames_at_random_never_panic_whatever_they_lead_to() {
             random.fill(&mut frames[at..]);
         }
         frames.truncate(1100);
-        if pair.server.connection(pair.at_server.unwrap()).is_none_or(Connection::is_over) {
+        if pair.server.connection(pair.at_server.unwrap()).is_none_or(|found| found.is_over()) {
             pair = Pair::connected();
         }
         let packet = pair.forge(Space::Data, &frames);
