@@ -12,6 +12,9 @@ const BLOCK: usize = 4096;
 /// Blocks whose memory waits to be used again: those of a first window.
 const MAX_SPARE: usize = 64;
 
+/// Places for blocks that an emptied assembler keeps.
+const FEW_BLOCKS: usize = 4;
+
 /// The receive side of a stream of octets. Flow control is the caller's: `insert` takes what it is
 /// given, and the caller bounds the offsets.
 #[derive(Debug, Default)]
@@ -66,6 +69,16 @@ impl Assembler {
             data = rest;
         }
         self.extend_contiguous();
+    }
+
+    /// Forgets everything, and keeps the memory of one block for a stream to come.
+    pub(crate) fn empty(&mut self) {
+        let Self { mut blocks, mut spare, .. } = std::mem::take(self);
+        spare.extend(blocks.drain(..).flatten().map(|block| block.octets));
+        spare.truncate(1);
+        spare.shrink_to(1);
+        blocks.shrink_to(FEW_BLOCKS);
+        *self = Self { blocks, spare, ..Self::default() };
     }
 
     /// Gives spare memory back.

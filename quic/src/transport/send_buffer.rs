@@ -8,6 +8,9 @@ use super::ranges::RangeSet;
 /// connection rests.
 const KEEP: usize = 256 * 1024;
 
+/// Octets of capacity that an emptied buffer may keep.
+const KEEP_FOR_NEXT: usize = 4096;
+
 /// The send side of a stream of octets.
 #[derive(Debug, Default)]
 pub(crate) struct SendBuffer {
@@ -105,6 +108,16 @@ impl SendBuffer {
         self.octets = VecDeque::new();
         self.acked = RangeSet::default();
         self.lost = RangeSet::default();
+    }
+
+    /// Forgets everything, and keeps a little memory for a stream to come.
+    pub(crate) fn empty(&mut self) {
+        let mut octets = std::mem::take(&mut self.octets);
+        octets.clear();
+        if octets.capacity() > KEEP_FOR_NEXT {
+            octets = VecDeque::new();
+        }
+        *self = Self { octets, ..Self::default() };
     }
 
     /// Gives spare memory back.

@@ -69,13 +69,22 @@ pub enum ReadError {
     Closed,
 }
 
+/// Halves of streams that are gone, and whose memory is kept while the connection does not rest; of
+/// each kind.
+const MAX_SPARE: usize = 16;
+
 /// All streams of a connection.
 #[derive(Debug)]
+#[expect(clippy::vec_box, reason = "the boxes go back into the maps")]
 pub(crate) struct Streams {
     side: Side,
     limits: StreamLimits,
-    send: BTreeMap<StreamId, SendStream>,
-    recv: BTreeMap<StreamId, RecvStream>,
+    send: BTreeMap<StreamId, Box<SendStream>>,
+    recv: BTreeMap<StreamId, Box<RecvStream>>,
+    /// Halves that are gone, whose memory those to come use: without it, each request would pass
+    /// memory from the task that receives to the one that answers.
+    spare_send: Vec<Box<SendStream>>,
+    spare_recv: Vec<Box<RecvStream>>,
     local: [LocalStreams; 2],
     remote: [RemoteStreams; 2],
     /// What the peer allows on a new stream: we opened it both ways, the peer did, we did one way.
@@ -105,6 +114,8 @@ impl Streams {
             side,
             send: BTreeMap::new(),
             recv: BTreeMap::new(),
+            spare_send: Vec::new(),
+            spare_recv: Vec::new(),
             local: Default::default(),
             remote: [RemoteStreams::new(limits.max_bidi), RemoteStreams::new(limits.max_uni)],
             peer_windows: [0; 3],
@@ -278,7 +289,7 @@ impl Streams {
 
     /// Whether a sending half is still there, and the code by which the peer stopped it.
     pub(crate) fn send_state(&self, id: StreamId) -> Option<Option<u64>> {
-        self.send.get(&id).map(SendStream::stopped)
+        self.send.get(&id).map(|stream| stream.stopped())
     }
 
     pub(crate) fn poll_event(&mut self) -> Option<StreamEvent> {
@@ -295,7 +306,8 @@ impl Streams {
             self.recv = BTreeMap::new();
         }
         self.send.values_mut().for_each(|stream| stream.buffer.shrink());
-        self.recv.values_mut().for_each(RecvStream::shrink);
+        self.recv.values_mut().for_each(|stream| stream.shrink());
+        (self.spare_send, self.spare_recv) = (Vec::new(), Vec::new());
         for set in [&mut self.waiting, &mut self.control] {
             if set.is_empty() {
                 *set = BTreeSet::new();
@@ -387,7 +399,7 @@ impl Streams {
             ));
         }
         self.ensure_open(id)?;
-        Ok(self.recv.get_mut(&id))
+        Ok(self.recv.get_mut(&id).map(Box::as_mut))
     }
 
     /// The sending half that a frame is about; `None` when it is closed.
@@ -399,7 +411,7 @@ impl Streams {
             ));
         }
         self.ensure_open(id)?;
-        Ok(self.send.get_mut(&id))
+        Ok(self.send.get_mut(&id).map(Box::as_mut))
     }
 
     /// Opens what the peer opens with `id`, within our limit.
@@ -441,11 +453,19 @@ impl Streams {
                 (Dir::Bi, false) => self.peer_windows[1],
                 (Dir::Uni, _) => self.peer_windows[2],
             };
-            self.send.insert(id, SendStream::new(limit));
+            let stream = match self.spare_send.pop() {
+                Some(spare) => spare.again(limit),
+                None => Box::new(SendStream::new(limit)),
+            };
+            self.send.insert(id, stream);
         }
         if !ours || id.dir() == Dir::Bi {
             let window = Window::new(self.limits.stream_window, self.limits.max_stream_window);
-            self.recv.insert(id, RecvStream::new(window));
+            let stream = match self.spare_recv.pop() {
+                Some(spare) => spare.again(window),
+                None => Box::new(RecvStream::new(window)),
+            };
+            self.recv.insert(id, stream);
         }
     }
 
@@ -495,9 +515,13 @@ impl Streams {
     }
 
     fn remove_send(&mut self, id: StreamId) {
-        if let Some(stream) = self.send.remove(&id) {
+        if let Some(mut stream) = self.send.remove(&id) {
             if stream.queued {
                 self.queue.remove(stream.priority, id);
+            }
+            if self.spare_send.len() < MAX_SPARE {
+                stream.buffer.empty();
+                self.spare_send.push(stream);
             }
             self.waiting.remove(&id);
             self.on_half_closed(id);
@@ -505,7 +529,11 @@ impl Streams {
     }
 
     fn remove_recv(&mut self, id: StreamId) {
-        if self.recv.remove(&id).is_some() {
+        if let Some(mut stream) = self.recv.remove(&id) {
+            if self.spare_recv.len() < MAX_SPARE {
+                stream.empty();
+                self.spare_recv.push(stream);
+            }
             self.on_half_closed(id);
         }
     }

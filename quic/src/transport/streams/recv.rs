@@ -65,6 +65,18 @@ impl RecvStream {
         }
     }
 
+    /// A new stream in the memory of one that is gone.
+    pub(super) fn again(mut self: Box<Self>, window: Window) -> Box<Self> {
+        let assembler = std::mem::take(&mut self.assembler);
+        *self = Self { assembler, ..Self::new(window) };
+        self
+    }
+
+    /// Forgets what was received, and keeps a little memory for a stream to come.
+    pub(super) fn empty(&mut self) {
+        self.assembler.empty();
+    }
+
     /// Takes the data of a STREAM frame; `credit` is what the connection's limit still allows.
     pub(super) fn on_data(
         &mut self,

@@ -67,6 +67,13 @@ impl SendStream {
         }
     }
 
+    /// A new stream in the memory of one that is gone.
+    pub(super) fn again(mut self: Box<Self>, limit: u64) -> Box<Self> {
+        let buffer = std::mem::take(&mut self.buffer);
+        *self = Self { buffer, ..Self::new(limit) };
+        self
+    }
+
     pub(super) const fn is_open(&self) -> bool {
         matches!(self.state, State::Open)
     }
