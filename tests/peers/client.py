@@ -38,6 +38,13 @@ def plan(arguments, get):
 # aioquic and qh3
 
 
+async def keep_alive(client):
+    """A client behind a NAT is only within reach while it speaks."""
+    while True:
+        await asyncio.sleep(0.3)
+        await client.ping()
+
+
 async def http3(arguments):
     stack = arguments.stack
     load = lambda name: importlib.import_module(f"{stack}.{name}")
@@ -95,6 +102,8 @@ async def http3(arguments):
     async with connect(host, int(port), configuration=made, create_protocol=Client) as client:
         client.http = h3.H3Connection(client._quic)
         client.transmit()
+        speaking = asyncio.ensure_future(keep_alive(client))
+        speaking.add_done_callback(lambda task: task.cancelled() or task.exception())
         steps = plan(arguments, client.get)
         answer = None
         try:
@@ -104,7 +113,7 @@ async def http3(arguments):
                 if arguments.migrate:
                     await client.move()
         except StopIteration:
-            pass
+            speaking.cancel()
 
 
 # curl

@@ -3,15 +3,25 @@
 //! It sends no compressed header fields but those of the static table (RFC 9204, appendix A), and reads
 //! of an answer whether it begins with status 200 and what its body is.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use quic::varint;
-use s2n_quic::{client::Connect, connection::Connection, provider::tls, stream::SendStream};
+use s2n_quic::{
+    client::Connect,
+    connection::Connection,
+    provider::{limits::Limits, tls},
+    stream::SendStream,
+};
 
 use crate::certificate::SERVER_NAME;
 
+/// How often a client says something that has nothing to say, so that a NAT does not cut it off.
+const KEEP_ALIVE: Duration = Duration::from_millis(300);
 /// Octets of a content that is read at most.
 const MAX_BODY: usize = 64 << 20;
 // RFC 9114, section 7.2.
@@ -48,10 +58,14 @@ impl Client {
             .with_certificate(der)
             .and_then(tls::rustls::client::Builder::build)
             .map_err(|error| anyhow::anyhow!("TLS of s2n-quic: {error}"))?;
-        let client =
-            s2n_quic::Client::builder().with_tls(tls)?.with_io(SocketAddr::new(any, 0))?.start()?;
+        let client = s2n_quic::Client::builder()
+            .with_tls(tls)?
+            .with_limits(Limits::new().with_max_keep_alive_period(KEEP_ALIVE)?)?
+            .with_io(SocketAddr::new(any, 0))?
+            .start()?;
         let mut connection =
             client.connect(Connect::new(target).with_server_name(SERVER_NAME)).await?;
+        connection.keep_alive(true)?;
         let mut control = connection.open_send_stream().await?;
         control.send(Bytes::from_static(CONTROL_STREAM)).await?;
         let authority = format!("{SERVER_NAME}:{}", target.port());
