@@ -24,6 +24,8 @@ const AMPLIFICATION: u64 = 3;
 ///
 /// <https://www.rfc-editor.org/rfc/rfc9000.html#appendix-A.4>
 const ECN_TRIALS: u8 = 10;
+/// How often the wait between challenges doubles at most. Validation fails long before.
+const MAX_BACKOFF: u32 = 16;
 /// Challenges whose responses still count.
 const CHALLENGES: usize = 3;
 
@@ -68,6 +70,8 @@ struct Validation {
     challenges: [Option<Challenge>; CHALLENGES],
     /// A challenge is due.
     due: bool,
+    /// How many have left.
+    sent: u32,
     repeat_at: Option<Instant>,
     fail_at: Instant,
 }
@@ -184,6 +188,7 @@ impl Path {
         self.validation = Some(Validation {
             challenges: [None; CHALLENGES],
             due: true,
+            sent: 0,
             repeat_at: None,
             fail_at,
         });
@@ -199,8 +204,15 @@ impl Path {
 
     /// Notes a challenge that leaves with `data` in a datagram of full size or less.
     pub(crate) fn on_challenge_sent(&mut self, now: Instant, data: [u8; 8], full_size: bool) {
-        let repeat_at = now + self.rtt.pto();
+        let pto = self.rtt.pto();
         if let Some(validation) = &mut self.validation {
+            // "An endpoint SHOULD NOT send PATH_CHALLENGE frames more frequently than it would send
+            // an Initial packet": from the third on, each wait is twice the last. On a path of which
+            // nothing is known yet, three leave before validation fails.
+            // https://www.rfc-editor.org/rfc/rfc9000.html#section-8.2.1
+            let doublings = validation.sent.saturating_sub(1).min(MAX_BACKOFF);
+            let repeat_at = now + pto * (1 << doublings);
+            validation.sent += 1;
             validation.challenges.rotate_right(1);
             validation.challenges[0] = Some(Challenge { data, full_size });
             validation.due = false;

@@ -318,6 +318,7 @@ impl Connection {
             self.handshake_done_due = true;
             self.wants_token = true;
             self.on_handshake_confirmed(now);
+            self.validate_paths(now);
         }
         Ok(())
     }

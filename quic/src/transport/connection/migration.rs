@@ -11,6 +11,7 @@ use std::{
 use super::{Arrival, Connection, Event, handshake::PREFERRED_SEQUENCE};
 use crate::transport::{
     error::{Code, TransportError},
+    packet::PacketKind,
     path::{Answer, Path, PathId},
     space::Space,
 };
@@ -99,14 +100,29 @@ impl Connection {
         self.paths.push(path);
     }
 
-    /// Whether a datagram may come from where it came.
+    /// Whether a datagram may come from where it came. Until the handshake is confirmed, its packets
+    /// are asked too: [`Self::may_carry`].
     pub(super) fn may_arrive_from(&self, arrival: &Arrival) -> bool {
         if self.side.is_client() {
             // "Clients MUST discard these packets" from unknown server addresses.
             // https://www.rfc-editor.org/rfc/rfc9000.html#section-9
             return self.paths.iter().any(|path| path.remote == arrival.remote);
         }
-        self.handshake.confirmed || self.path_id_of(arrival).is_some()
+        let hears_handshake = self.has_keys(Space::Handshake);
+        self.handshake.confirmed || hears_handshake || self.path_id_of(arrival).is_some()
+    }
+
+    /// Whether a packet may come from where it came.
+    ///
+    /// A client must not migrate before the handshake is confirmed, but the NAT before it may move at
+    /// any time. What is protected with Handshake keys is heard from anywhere then, and may move the
+    /// handshake as a packet of the application moves a connection. Not so Initials, which whoever
+    /// has seen one can make, nor 1-RTT packets, which cannot be opened yet.
+    pub(super) fn may_carry(&self, arrival: &Arrival, kind: &PacketKind) -> bool {
+        self.side.is_client()
+            || self.handshake.confirmed
+            || matches!(kind, PacketKind::Handshake { .. })
+            || self.path_id_of(arrival).is_some()
     }
 
     /// Makes sure that the address of an authentic packet is a path.
@@ -115,7 +131,9 @@ impl Connection {
             return;
         }
         if self.paths.len() == MAX_PATHS {
-            self.drop_path(MAX_PATHS - 1);
+            // Not the way back, whoever copies packets to how many addresses.
+            let unproved = (1..MAX_PATHS).rev().find(|&at| !self.paths[at].is_validated());
+            self.drop_path(unproved.unwrap_or(MAX_PATHS - 1));
         }
         // A peer that moved on purpose uses another connection ID; so should we then. Behind a NAT
         // that has moved, it uses the same one.
@@ -124,9 +142,21 @@ impl Connection {
         let cid = fresh.map_or(self.paths[0].cid, |fresh| fresh.sequence);
         let mut path = self.new_path(arrival.remote, arrival.local, cid);
         path.on_datagram_received(arrival.len);
-        path.start_validation(arrival.now, self.validation_timeout());
-        self.stats.path_validations += 1;
         self.paths.insert(1, path);
+        if self.handshake.complete {
+            self.validate_paths(arrival.now);
+        }
+    }
+
+    /// Asks on every path whose peer was not proved to be there. The frames need 1-RTT keys at both
+    /// ends: during the handshake, paths have to wait, and get three times what came from there.
+    pub(super) fn validate_paths(&mut self, now: Instant) {
+        let timeout = self.validation_timeout();
+        let unproved = |path: &&mut Path| !path.is_validated() && !path.is_validating();
+        for path in self.paths.iter_mut().filter(unproved) {
+            path.start_validation(now, timeout);
+            self.stats.path_validations += 1;
+        }
     }
 
     /// A packet has been processed; `decides` says that it is the newest one, and not a probe.
@@ -151,7 +181,9 @@ impl Connection {
         }
         self.peer_used = *dcid;
         self.activate(arrival.now, id);
-        self.events.push_back(Event::PeerMoved(arrival.remote));
+        if self.handshake.complete {
+            self.events.push_back(Event::PeerMoved(arrival.remote));
+        }
     }
 
     fn activate(&mut self, now: Instant, id: PathId) {
@@ -164,12 +196,16 @@ impl Connection {
         if old.remote.ip() == path.remote.ip() && !path.rtt.is_measured() {
             path.inherit(old, &defaults);
         }
-        let timeout = self.validation_timeout();
-        if !path.is_validated() && !path.is_validating() {
-            path.start_validation(now, timeout);
-        }
         self.paths.insert(0, path);
         (self.pto_count, self.loss_run) = (0, None);
+        if self.handshake.complete {
+            self.validate_paths(now);
+            // "endpoints MUST validate the previously active path using a PATH_CHALLENGE frame",
+            // lest a copy that overtook its original lead away a peer that is still there.
+            // https://www.rfc-editor.org/rfc/rfc9000.html#section-9.3.3
+            let timeout = self.validation_timeout();
+            self.paths[1].start_validation(now, timeout);
+        }
     }
 
     // Validation.

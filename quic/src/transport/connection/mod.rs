@@ -592,9 +592,9 @@ impl Connection {
         self.retired.drain(..)
     }
 
-    /// Whether the endpoint should make a NEW_TOKEN token now.
+    /// Whether the endpoint should make a NEW_TOKEN token now: it says that the client is where it is.
     pub(crate) fn take_token_request(&mut self) -> bool {
-        std::mem::take(&mut self.wants_token)
+        self.paths[0].is_validated() && std::mem::take(&mut self.wants_token)
     }
 
     pub(crate) fn send_token(&mut self, token: Vec<u8>) {

@@ -143,6 +143,10 @@ impl Connection {
 
     /// Handles one packet; returns whether it was authentic.
     fn handle_packet(&mut self, arrival: &Arrival, header: &Header, packet: &mut [u8]) -> bool {
+        if !self.may_carry(arrival, &header.kind) {
+            self.drop_packet(DropReason::UnexpectedAddress);
+            return false;
+        }
         let result = match &header.kind {
             PacketKind::Retry { version, .. }
             | PacketKind::Initial { version, .. }
@@ -300,11 +304,16 @@ impl Connection {
                 keys.on_received(opened.number, opened.key_phase, discard_at);
             }
         }
-        if space == Space::Data {
+        if space != Space::Initial {
             self.ensure_path(arrival, &header.dcid);
         }
         let largest = self.space(space).received.largest();
         let summary = self.on_frames(arrival, header, space, opened.payload)?;
+        let newest = largest.is_none_or(|largest| opened.number > largest);
+        if space != Space::Initial && !self.is_over() {
+            let decides = newest && summary.non_probing;
+            self.on_path_of_packet(arrival, &header.dcid, decides);
+        }
         if self.space(space).discarded {
             return Ok(());
         }
@@ -312,11 +321,6 @@ impl Connection {
         received.on_packet(now, opened.number, summary.ack_eliciting, arrival.ecn);
         if space != Space::Data {
             received.hurry();
-        }
-        let newest = largest.is_none_or(|largest| opened.number > largest);
-        if space == Space::Data && !self.is_over() {
-            let decides = newest && summary.non_probing;
-            self.on_path_of_packet(arrival, &header.dcid, decides);
         }
         Ok(())
     }
@@ -345,8 +349,11 @@ impl Connection {
                 self.remote_cids.set_initial(*scid);
             }
         }
-        if space == Space::Handshake && self.side.is_server() {
-            // A Handshake packet proves that the client got our Initial.
+        let first = !self.space(Space::Initial).discarded;
+        if space == Space::Handshake && self.side.is_server() && first {
+            // A Handshake packet proves that the client got our Initial, which went to the address
+            // that the handshake began at. Of the one that this packet came from, it proves nothing:
+            // it may be a copy.
             self.paths[0].set_validated();
             self.discard_space(now, Space::Initial);
         }
