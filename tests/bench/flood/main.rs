@@ -57,6 +57,8 @@ const REQUEST_EVERY: Duration = Duration::from_millis(100);
 const CONNECT_EVERY: Duration = Duration::from_millis(50);
 /// What a client waits for.
 const IN_TIME: Duration = Duration::from_secs(3);
+/// For how long it is measured how many handshakes there can be.
+const MEASURED: Duration = Duration::from_secs(3);
 /// Clients that measure how many handshakes there can be.
 const CROWD: usize = 16;
 
@@ -71,7 +73,7 @@ async fn main() -> Result<()> {
     let phase = Duration::from_secs(option("--seconds").map_or(Ok(60), str::parse)?);
 
     let site = Site::start().await?;
-    let capacity = site.capacity(phase / 5).await?;
+    let capacity = site.capacity(MEASURED).await?;
     // Validation that the measurement has set off ends.
     time::sleep(Duration::from_secs(4)).await;
     let rate = (10.0 * capacity).min(200_000.0);
@@ -120,8 +122,9 @@ impl Site {
             Listener { name: "edge".into(), address: free_address(LOCAL), pool: "web".into() };
         let document =
             Document { listeners: vec![listener], pools: vec![pool], admin: free_address(LOCAL) };
-        let limits = "limits: { unknown_short_headers: refuse, ";
-        let defended = document.to_string().replace("limits: { ", limits);
+        // A flow lives for three minutes after its last datagram.
+        let limits = "limits: { unknown_short_headers: refuse, flows: 30000 }";
+        let defended = document.to_string().replace("limits: { flows: 4000 }", limits);
         let text = format!(
             "{defended}retry: {{ mode: adaptive, adaptive: {{ hold: \"2s\" }}, \
              keys: [{{ sequence: 0, key: \"{}\" }}] }}\n",
