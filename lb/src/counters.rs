@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::{
-    routing::MAX_BACKENDS,
+    backend::MAX_BACKENDS,
     verdict::{DropReason, ReplyKind, Rule, TokenResult},
 };
 
@@ -37,7 +37,7 @@ impl Counter {
 pub struct WorkerCounters {
     /// By listener, in the order of the configuration.
     pub listeners: Vec<ListenerCounters>,
-    /// By the slot of [`crate::routing::BackendId`].
+    /// By the slot of [`crate::backend::BackendId`].
     pub backends: Box<[BackendCounters]>,
 }
 

@@ -25,12 +25,14 @@ use quic::{
     routable::{Decoded, Unroutable},
 };
 
-pub use crate::flows::{ClientPath, Flow, FlowLimits};
+pub use crate::flows::{Flow, FlowLimits};
 use crate::{
     admission::{Arrival, Judgement, Ruling, tokens::MAX_RETRY_LEN},
+    backend::{BackendId, BackendState},
+    client_path::ClientPath,
     flows::{Claim, FlowTable},
     memory::Memory,
-    routing::{BackendId, BackendState, FallbackKey, PoolRoute, Routing},
+    routing::{FallbackKey, PoolRoute, Routing},
     verdict::{DropReason, FlowId, Opening, ReplyKind, Rule, TokenResult, Verdict},
 };
 
@@ -714,7 +716,7 @@ mod tests {
     use super::*;
     use crate::{
         fixtures::{self, cid_config, server_id},
-        routing::Registry,
+        registry::Registry,
     };
 
     const V1: u32 = 1;

@@ -11,8 +11,11 @@
 //! | [`forwarder`] | the decision about each datagram, pure |
 //! | [`admission`] | whether what begins a connection may: Retry, limits |
 //! | [`routing`] | the immutable snapshot that decisions are made from |
+//! | [`registry`] | what outlives snapshots |
 //! | [`maglev`] | consistent hashing |
 //! | [`memory`] | what all workers remember together |
+//! | [`client_path`] | the client's side: where a datagram comes from and arrives |
+//! | [`backend`] | the server's side: numbers and states of backends |
 //! | [`verdict`] | rules, reasons, verdicts: the vocabulary of decisions |
 //! | [`counters`] | what a worker counts |
 //! | [`worker`] | the threads that carry the datagrams |
@@ -24,7 +27,9 @@
 #![deny(unsafe_code)]
 
 pub mod admission;
+pub mod backend;
 pub mod cli;
+pub mod client_path;
 pub mod control;
 pub mod counters;
 #[cfg(test)]
@@ -35,6 +40,7 @@ pub mod logging;
 pub mod maglev;
 pub mod memory;
 pub mod metrics;
+pub mod registry;
 pub mod routing;
 pub mod socket;
 mod upstream;

@@ -15,9 +15,7 @@ use dashmap::{DashMap, Entry};
 use quic::{ConnectionId, invariants::LongHeader};
 
 use crate::{
-    admission::Handshake,
-    flows::ClientPath,
-    routing::{BackendId, PoolRoute},
+    admission::Handshake, backend::BackendId, client_path::ClientPath, routing::PoolRoute,
 };
 
 /// How long a handshake is remembered after its last packet: longer than any client goes on trying
@@ -303,7 +301,7 @@ mod tests {
     use quic::{header::Version, invariants::Packet};
 
     use super::*;
-    use crate::routing::Registry;
+    use crate::registry::Registry;
 
     fn backends() -> (PoolRoute, Vec<BackendId>) {
         let config = crate::fixtures::config(true);

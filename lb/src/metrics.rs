@@ -22,8 +22,8 @@ use crate::{
         mode::{Phase, Reason},
         tokens::TokensMade,
     },
+    backend::BackendState,
     counters::{BackendCounters, ListenerCounters, WorkerCounters},
-    routing::BackendState,
     verdict::{DropReason, ReplyKind, Rule, TokenResult},
 };
 

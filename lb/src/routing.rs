@@ -1,8 +1,5 @@
 //! The routing snapshot: what a worker needs to know of the configuration and of the state of the
 //! backends, immutable, replaced as a whole.
-//!
-//! Backends are named by [`BackendId`], which stays with a backend over reloads, so that flows and
-//! remembered connection IDs go on pointing at it, and never comes to mean another one.
 
 use std::{
     hash::Hasher,
@@ -15,63 +12,11 @@ use quic_lb_config::{Admission, Config, Pool};
 use siphasher::sip::SipHasher13;
 
 use crate::{
-    admission::{Gate, Ledger},
+    admission::Gate,
+    backend::{BackendId, BackendState, MAX_BACKENDS},
     maglev::Maglev,
+    registry::Registry,
 };
-
-/// How many backends all pools together may have.
-pub const MAX_BACKENDS: usize = 4096;
-
-/// One backend, as long as the process lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct BackendId {
-    slot: u16,
-    generation: u16,
-}
-
-impl BackendId {
-    /// Where the backend stands in tables kept by backend; below [`MAX_BACKENDS`].
-    #[must_use]
-    pub const fn slot(self) -> usize {
-        self.slot as usize
-    }
-
-    /// How often the slot had been given to another backend before.
-    #[must_use]
-    pub const fn generation(self) -> u16 {
-        self.generation
-    }
-}
-
-/// Whether a backend gets new connections. Each state but a removed backend keeps those it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum BackendState {
-    /// Gets everything.
-    #[default]
-    Active,
-    /// Keeps its connections, gets no new ones.
-    Draining,
-    /// Does not answer.
-    Down,
-    /// Answers, but its connection IDs do not decode to it.
-    Miswired,
-}
-
-impl BackendState {
-    /// Every state.
-    pub const ALL: [Self; 4] = [Self::Active, Self::Draining, Self::Down, Self::Miswired];
-
-    /// The metric label.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Draining => "draining",
-            Self::Down => "down",
-            Self::Miswired => "miswired",
-        }
-    }
-}
 
 /// The snapshot.
 #[derive(Debug)]
@@ -254,57 +199,6 @@ pub enum FallbackKey<'a> {
     ConnectionId(&'a [u8]),
     /// The client's address and port.
     Client(SocketAddr),
-}
-
-/// What outlives snapshots: who has which [`BackendId`], and what admission has counted.
-#[derive(Debug, Default)]
-pub struct Registry {
-    slots: Vec<Slot>,
-    /// What admission has counted, and where each listener stands.
-    pub ledger: Ledger,
-}
-
-#[derive(Debug)]
-struct Slot {
-    pool: String,
-    name: String,
-    address: SocketAddr,
-    generation: u16,
-    in_use: bool,
-}
-
-impl Registry {
-    fn begin(&mut self) {
-        self.slots.iter_mut().for_each(|slot| slot.in_use = false);
-    }
-
-    /// The number of the backend with this identity. A backend that changes its address is another
-    /// backend. Slots of backends that are gone are given away again only when none is fresh.
-    fn id(&mut self, pool: &str, name: &str, address: SocketAddr) -> Option<BackendId> {
-        let known = self
-            .slots
-            .iter()
-            .position(|slot| slot.name == name && slot.pool == pool && slot.address == address);
-        let slot = match known {
-            Some(slot) => slot,
-            None if self.slots.len() < MAX_BACKENDS => {
-                let (pool, name) = (pool.to_owned(), name.to_owned());
-                self.slots.push(Slot { pool, name, address, generation: 0, in_use: false });
-                self.slots.len() - 1
-            }
-            None => {
-                let free = self.slots.iter().position(|slot| !slot.in_use)?;
-                let slot = &mut self.slots[free];
-                slot.generation = slot.generation.wrapping_add(1);
-                (slot.pool, slot.name, slot.address) = (pool.to_owned(), name.to_owned(), address);
-                free
-            }
-        };
-        self.slots[slot].in_use = true;
-        let generation = self.slots[slot].generation;
-        #[expect(clippy::cast_possible_truncation, reason = "below MAX_BACKENDS")]
-        Some(BackendId { slot: slot as u16, generation })
-    }
 }
 
 /// A number that is the same for the same name on every balancer.

@@ -26,9 +26,11 @@ use quic::{
     token::TokenKey,
 };
 use quic_lb::{
+    backend::BackendState,
     counters::{BackendCounters, ListenerCounters},
     memory::Memory,
-    routing::{BackendState, Registry, Routing},
+    registry::Registry,
+    routing::Routing,
     socket::{Departure, Ecn, Peer, PortUse, Received, Receiver, SLOTS, Sender, Sharing, Socket},
     verdict::{DropReason, Rule},
     worker::{StartError, Workers},

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use quic_lb::{
     admission::mode::{Phase, Reason},
+    backend::BackendState,
     metrics::{FAMILIES, Family},
-    routing::BackendState,
     verdict::{DropReason, Rule, TokenResult},
 };
 use serde_json::Value;

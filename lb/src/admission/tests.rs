@@ -12,10 +12,12 @@ use quic_lb_config::{Admittance, NewConnections, TokenFormat};
 
 use super::*;
 use crate::{
+    client_path::ClientPath,
     fixtures::{self, cid_config, initial, server_id},
-    forwarder::{Birth, ClientPath, Clock, Datagram, FlowLimits, Forwarder, Outcome},
+    forwarder::{Birth, Clock, Datagram, FlowLimits, Forwarder, Outcome},
     memory::Memory,
-    routing::{Registry, Routing},
+    registry::Registry,
+    routing::Routing,
     verdict::{ReplyKind, Verdict},
 };
 

@@ -21,12 +21,14 @@ use super::{
     count,
 };
 use crate::{
+    backend::BackendState,
+    client_path::ClientPath,
     forwarder::{
-        AdmissionStep, Birth, ClientPath, Clock, Datagram, Explanation, FlowLimits, Forwarder,
-        Outcome,
+        AdmissionStep, Birth, Clock, Datagram, Explanation, FlowLimits, Forwarder, Outcome,
     },
     memory::Memory,
-    routing::{BackendState, Registry, Routing},
+    registry::Registry,
+    routing::Routing,
     verdict::{DropReason, FlowId, Rule, Verdict},
 };
 

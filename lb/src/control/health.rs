@@ -18,7 +18,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::routing::BackendState;
+use crate::backend::BackendState;
 
 /// Refusals without an answer in between that make a backend count as down. One or two also
 /// happen to a server that restarts its socket.

@@ -20,10 +20,12 @@ use super::{
 };
 use crate::{
     admission::{Ledger, tokens::TokensMade},
+    backend::{BackendId, BackendState, MAX_BACKENDS},
     counters::WorkerCounters,
     memory::Memory,
     metrics::{BackendReading, BackendTotals, ListenerReading, ListenerTotals, Reading, Reloads},
-    routing::{BackendId, BackendState, MAX_BACKENDS, Registry, Routing},
+    registry::Registry,
+    routing::Routing,
 };
 
 /// The names of a pool and of a backend in it.

@@ -10,24 +10,16 @@
 
 mod queue;
 
-use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 
-use crate::{routing::BackendId, verdict::FlowId};
+use crate::{
+    backend::BackendId,
+    client_path::{ClientPath, PathKey},
+    verdict::FlowId,
+};
 use queue::Queue;
-
-/// Where a datagram came from and which of the balancer's addresses it was sent to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ClientPath {
-    /// The client's address and port, as the balancer sees them.
-    pub client: SocketAddr,
-    /// The destination address, for listeners on an unspecified address.
-    pub local: Option<IpAddr>,
-}
 
 /// A client path bound to one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,14 +91,6 @@ enum SlotState {
     Free,
     Unanswered,
     Answered,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct PathKey {
-    client: u128,
-    local: u128,
-    /// Client port, listener, families: all that is left of the path.
-    rest: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -273,27 +257,5 @@ impl FlowTable {
 
     pub(crate) fn len(&self) -> usize {
         self.by_key.len()
-    }
-}
-
-impl PathKey {
-    fn new(listener: usize, path: &ClientPath) -> Self {
-        let scope = match path.client {
-            SocketAddr::V4(_) => 0,
-            SocketAddr::V6(client) => u64::from(client.scope_id()),
-        };
-        let family = u64::from(path.client.is_ipv6());
-        let rest = u64::from(path.client.port())
-            | (listener as u64 & 0x7fff) << 16
-            | family << 31
-            | scope << 32;
-        Self { client: bits(path.client.ip()), local: path.local.map_or(0, bits), rest }
-    }
-}
-
-fn bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => u128::from(u32::from(address)),
-        IpAddr::V6(address) => Ipv6Addr::to_bits(address),
     }
 }

@@ -24,9 +24,11 @@ use super::{
     transmit::{Sent, Transmitter},
 };
 use crate::{
+    backend::BackendId,
+    client_path::ClientPath,
     counters::{ListenerCounters, WorkerCounters},
-    forwarder::{BATCH, Birth as ForwarderBirth, ClientPath, Clock, Datagram, Forwarder, Tally},
-    routing::{BackendId, Routing},
+    forwarder::{BATCH, Birth as ForwarderBirth, Clock, Datagram, Forwarder, Tally},
+    routing::Routing,
     socket::{
         Departure, Ecn, MAX_SEGMENTS, Peer, Poller, Ready, Received, Receiver, SLOTS, Socket,
     },

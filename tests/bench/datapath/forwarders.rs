@@ -15,9 +15,7 @@ use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
 use quic::routable::{CidConfig, ConfigId, Key, ServerId};
 use quic_lb::{
-    memory::Memory,
-    routing::{BackendState, Registry, Routing},
-    worker::Workers,
+    backend::BackendState, memory::Memory, registry::Registry, routing::Routing, worker::Workers,
 };
 use quic_lb_config::{Admission, Backend, Config, Limits, Listener, Log, Pool, Timeouts};
 

@@ -23,9 +23,11 @@ use quic::{
 };
 use quic_lb::{
     admission::mode::Phase,
-    forwarder::{BATCH, Birth, ClientPath, Clock, Datagram, FlowLimits, Forwarder},
+    client_path::ClientPath,
+    forwarder::{BATCH, Birth, Clock, Datagram, FlowLimits, Forwarder},
     memory::Memory,
-    routing::{Registry, Routing},
+    registry::Registry,
+    routing::Routing,
     verdict::{DropReason, FlowId, Verdict},
 };
 use quic_lb_config::{Config, RetryMode, Surroundings, TokenFormat, from_str};

@@ -10,9 +10,11 @@ use std::{
 
 use libfuzzer_sys::fuzz_target;
 use quic_lb::{
-    forwarder::{Birth, ClientPath, Clock, Datagram, FlowLimits, Forwarder},
+    client_path::ClientPath,
+    forwarder::{Birth, Clock, Datagram, FlowLimits, Forwarder},
     memory::Memory,
-    routing::{Registry, Routing},
+    registry::Registry,
+    routing::Routing,
     verdict::{DropReason, Verdict},
 };
 use quic_lb_config::{Config, Surroundings, from_str};

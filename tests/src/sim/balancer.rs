@@ -12,9 +12,12 @@ use std::{
 use quic::routable::{CidConfig, ServerId};
 use quic_lb::{
     admission::mode::{Load, Settings, Switch},
-    forwarder::{Birth, ClientPath, Clock, Datagram, FlowLimits, Forwarder},
+    backend::BackendState,
+    client_path::ClientPath,
+    forwarder::{Birth, Clock, Datagram, FlowLimits, Forwarder},
     memory::Memory,
-    routing::{BackendState, Registry, Routing},
+    registry::Registry,
+    routing::Routing,
     verdict::{DropReason, FlowId, Opening, Verdict},
 };
 use quic_lb_config::{

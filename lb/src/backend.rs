@@ -1,0 +1,58 @@
+//! What a backend is called, and whether it gets new connections.
+//!
+//! Backends are named by [`BackendId`], which stays with a backend over reloads, so that flows and
+//! remembered connection IDs go on pointing at it, and never comes to mean another one.
+
+/// How many backends all pools together may have.
+pub const MAX_BACKENDS: usize = 4096;
+
+/// One backend, as long as the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BackendId {
+    pub(crate) slot: u16,
+    pub(crate) generation: u16,
+}
+
+impl BackendId {
+    /// Where the backend stands in tables kept by backend; below [`MAX_BACKENDS`].
+    #[must_use]
+    pub const fn slot(self) -> usize {
+        self.slot as usize
+    }
+
+    /// How often the slot had been given to another backend before.
+    #[must_use]
+    pub const fn generation(self) -> u16 {
+        self.generation
+    }
+}
+
+/// Whether a backend gets new connections. Each state but a removed backend keeps those it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum BackendState {
+    /// Gets everything.
+    #[default]
+    Active,
+    /// Keeps its connections, gets no new ones.
+    Draining,
+    /// Does not answer.
+    Down,
+    /// Answers, but its connection IDs do not decode to it.
+    Miswired,
+}
+
+impl BackendState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Active, Self::Draining, Self::Down, Self::Miswired];
+
+    /// The metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Down => "down",
+            Self::Miswired => "miswired",
+        }
+    }
+}
