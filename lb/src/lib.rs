@@ -43,6 +43,5 @@ pub mod metrics;
 pub mod registry;
 pub mod routing;
 pub mod socket;
-mod upstream;
 pub mod verdict;
 pub mod worker;

@@ -36,7 +36,7 @@ const ATTEMPTS: usize = 8;
 
 /// The ports of one worker.
 #[derive(Debug, Default)]
-pub(crate) struct Ports {
+pub(super) struct Ports {
     sources: Vec<Source>,
     pairs: Vec<Pair>,
     free_pairs: Vec<u32>,
@@ -50,7 +50,7 @@ pub(crate) struct Ports {
 /// A port towards a backend, to be handed back once the socket is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub(crate) struct Lease {
+pub(super) struct Lease {
     pair: u32,
     port: u32,
 }
@@ -85,7 +85,7 @@ struct Pair {
 impl Ports {
     /// Opens a socket to `peer` from one of `sources`; from the address that the kernel picks if
     /// there are none.
-    pub(crate) fn open(
+    pub(super) fn open(
         &mut self,
         now: Instant,
         peer: SocketAddr,
@@ -110,7 +110,7 @@ impl Ports {
     }
 
     /// Takes back the port of a socket that has been closed.
-    pub(crate) fn release(&mut self, lease: Lease) {
+    pub(super) fn release(&mut self, lease: Lease) {
         let pair = &mut self.pairs[lease.pair as usize];
         self.sources[pair.source].ports[lease.port as usize].users -= 1;
         pair.rested.push_back(lease.port);

@@ -12,14 +12,16 @@
 //!
 //! | part | what it is for |
 //! | --- | --- |
-//! | `datapath` | the loop of one worker |
+//! | `round` | the loop of one worker |
+//! | `ports` | upstream sockets and their ports |
 //! | `plan` | which datagrams may leave together |
 //! | `replies` | what the balancer answers by itself |
 //! | `transmit` | sending them, and what to do when the kernel refuses |
 
-mod datapath;
 mod plan;
+mod ports;
 mod replies;
+mod round;
 mod transmit;
 
 use std::{
@@ -45,7 +47,7 @@ use crate::{
     routing::Routing,
     socket::{self, Sharing, Socket},
 };
-use datapath::Datapath;
+use round::Datapath;
 
 /// Descriptors of a worker that are not flows: standard streams, the poller, the short-lived
 /// sockets that source addresses are found with; listeners come on top.

@@ -20,6 +20,7 @@ use quic::routable::Decoder;
 use super::{
     Birth, Shared,
     plan::{Bundle, NO_RUN, Run},
+    ports::{Lease, Ports},
     replies::Outbox,
     transmit::{Sent, Transmitter},
 };
@@ -32,7 +33,6 @@ use crate::{
     socket::{
         Departure, Ecn, MAX_SEGMENTS, Peer, Poller, Ready, Received, Receiver, SLOTS, Socket,
     },
-    upstream::{Lease, Ports},
     verdict::{DropReason, FlowId, Opening, Rule, TokenResult, Verdict},
 };
 
