@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Ecn, frame::EcnCounts, ranges::RangeSet};
+use super::{ecn::Ecn, frame::EcnCounts, ranges::RangeSet};
 
 /// Ranges remembered, and thus named in an ACK frame. Older ones are forgotten; packets below the
 /// oldest range count as duplicates then.

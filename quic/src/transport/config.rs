@@ -1,13 +1,12 @@
 //! What can be configured about connections, and the defaults with their reasons.
 
-use std::{
-    net::{SocketAddrV4, SocketAddrV6},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use super::{
-    congestion::Algorithm, parameters::MIN_UDP_PAYLOAD, path::PathDefaults, rtt::INITIAL_RTT,
+    congestion::Algorithm,
+    parameters::{MIN_UDP_PAYLOAD, PreferredAddress},
+    path::PathDefaults,
+    rtt::INITIAL_RTT,
     streams::StreamLimits,
 };
 use crate::header::Version;
@@ -121,15 +120,6 @@ pub struct ServerConfig {
     ///
     /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-9.6>
     pub preferred_address: Option<PreferredAddress>,
-}
-
-/// A further address of a server, in either or both families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PreferredAddress {
-    /// For clients that have reached it over IPv4.
-    pub ipv4: Option<SocketAddrV4>,
-    /// For clients that have reached it over IPv6.
-    pub ipv6: Option<SocketAddrV6>,
 }
 
 impl ServerConfig {

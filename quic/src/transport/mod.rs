@@ -27,7 +27,7 @@
 //! | on the wire | `packet`, `frame`, `parameters`, `stream_id` |
 //! | keys and TLS | `tls` (the only file that knows rustls' QUIC API), `keys` |
 //! | octets in order | `streams`, `assembler`, `send_buffer`, `datagrams`, `ranges` |
-//! | loss and rate | `recovery`, `acks`, `rtt`, [`congestion`], `pacer`, `mtu` |
+//! | loss and rate | `recovery`, `acks`, `rtt`, `ecn`, [`congestion`], `pacer`, `mtu` |
 //! | who is where | `path`, `cids` |
 
 mod acks;
@@ -37,6 +37,7 @@ mod config;
 pub mod congestion;
 mod connection;
 mod datagrams;
+mod ecn;
 mod endpoint;
 mod error;
 mod frame;
@@ -60,52 +61,18 @@ mod streams;
 mod tests;
 mod tls;
 
-pub use config::{ClientConfig, PreferredAddress, RetryPolicy, ServerConfig, TransportConfig};
+pub use config::{ClientConfig, RetryPolicy, ServerConfig, TransportConfig};
 pub use connection::{
     Connection, Event, MigrateError, PathInfo, SendDatagramError, Stats, Traffic,
 };
+pub use ecn::Ecn;
 pub use endpoint::{
     CidIssuer, ConnectError, ConnectionHandle, Endpoint, EndpointConfig, Received,
     SharedConnection, TokenPolicy, TokenResult, Transmit,
 };
 pub use error::{Code, ConnectionError, PeerClose, TransportError};
 pub use packet::DropReason;
+pub use parameters::PreferredAddress;
 pub use reset::ResetKey;
 pub use stream_id::{Dir, Side, StreamId};
 pub use streams::{Read, ReadError, StreamEvent, StreamLimits, WriteError};
-
-/// An ECN codepoint other than Not-ECT.
-///
-/// <https://www.rfc-editor.org/rfc/rfc3168.html#section-5>
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Ecn {
-    /// ECN-capable transport, the codepoint that QUIC uses.
-    Ect0,
-    /// ECN-capable transport, for L4S.
-    Ect1,
-    /// Congestion experienced.
-    Ce,
-}
-
-impl Ecn {
-    /// The codepoint in the two low bits of the IP header's traffic class.
-    #[must_use]
-    pub const fn from_bits(bits: u8) -> Option<Self> {
-        match bits & 0b11 {
-            0b10 => Some(Self::Ect0),
-            0b01 => Some(Self::Ect1),
-            0b11 => Some(Self::Ce),
-            _ => None,
-        }
-    }
-
-    /// The two bits.
-    #[must_use]
-    pub const fn to_bits(self) -> u8 {
-        match self {
-            Self::Ect0 => 0b10,
-            Self::Ect1 => 0b01,
-            Self::Ce => 0b11,
-        }
-    }
-}

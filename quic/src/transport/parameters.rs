@@ -8,7 +8,6 @@ use std::{
 };
 
 use super::{
-    config::PreferredAddress,
     error::{Code, TransportError},
     frame::MAX_STREAM_COUNT,
     stream_id::Side,
@@ -65,6 +64,15 @@ pub(crate) struct TransportParameters {
     pub(crate) active_connection_id_limit: u64,
     /// Zero: no DATAGRAM frames.
     pub(crate) max_datagram_frame_size: u64,
+}
+
+/// A further address of a server, in either or both families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PreferredAddress {
+    /// For clients that have reached it over IPv4.
+    pub ipv4: Option<SocketAddrV4>,
+    /// For clients that have reached it over IPv6.
+    pub ipv6: Option<SocketAddrV6>,
 }
 
 /// A further address of a server, and its connection ID there, whose number is 1.

@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Ecn,
     congestion::{Algorithm, Controller},
+    ecn::Ecn,
     frame::EcnCounts,
     mtu::Mtu,
     pacer::{Pace, Pacer},

@@ -11,7 +11,7 @@ use super::{Connection, Event};
 use crate::{
     ConnectionId,
     transport::{
-        Ecn,
+        ecn::Ecn,
         error::{Code, ConnectionError, TransportError},
         frame::{Frame, Frames},
         packet::{DropReason, Header, PacketKind, open},

@@ -9,7 +9,7 @@ use super::{ACK_DELAY_EXPONENT, Connection, closing::State};
 use crate::{
     ConnectionId,
     transport::{
-        Ecn,
+        ecn::Ecn,
         error::ConnectionError,
         frame::{self, types},
         packet::{Builder, Outgoing},

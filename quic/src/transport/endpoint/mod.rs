@@ -27,9 +27,9 @@ use tokens::{SpentTokens, Tokens, Verdict};
 pub use tokens::{TokenPolicy, TokenResult};
 
 use super::{
-    Ecn,
     config::{ClientConfig, RetryPolicy, ServerConfig},
     connection::{Arrival, Connection, Event, Setup},
+    ecn::Ecn,
     error::Code,
     frame,
     packet::{Builder, DropReason, Header, Outgoing, PacketKind, open},
