@@ -21,7 +21,7 @@ use super::{
     stream::{RecvStream, SendStream},
 };
 use crate::{
-    ConnectionId,
+    connection_id::ConnectionId,
     transport::{self, ConnectionError, Dir, MigrateError, PathInfo, Side, Stats, StreamId},
 };
 

@@ -20,7 +20,7 @@ use super::{
     socket::Socket,
 };
 use crate::{
-    ConnectionId,
+    connection_id::ConnectionId,
     transport::{self, ConnectionHandle, Event, Received, SharedConnection, Side},
 };
 

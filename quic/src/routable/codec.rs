@@ -13,7 +13,7 @@ use super::{
     ConfigId, EncodeError, InvalidConfig, Key, MAX_ENCODED_LEN, MAX_SERVER_ID_LEN, MIN_NONCE_LEN,
     ServerId,
 };
-use crate::ConnectionId;
+use crate::connection_id::ConnectionId;
 
 /// The number of octets that one AES block covers.
 const BLOCK_LEN: usize = 16;

@@ -1,6 +1,6 @@
 //! What a balancer knows: up to seven configurations, chosen by the first octet.
 
-use super::{CidConfig, ConfigId, ServerId};
+use super::{ConfigId, ServerId, codec::CidConfig};
 
 /// How many connection IDs one step of [`Decoder::decode_batch`] works on: as many blocks as the
 /// AES unit keeps in flight.

@@ -6,10 +6,13 @@
 //! other. Several threads or processes of one server share the nonces by [`Partition`].
 
 use super::{
-    CidConfig, ConfigId, EncodeError, Key, MAX_ENCODED_LEN, ServerId, UNROUTABLE_BITS,
-    codec::FourPass,
+    ConfigId, EncodeError, Key, MAX_ENCODED_LEN, ServerId, UNROUTABLE_BITS,
+    codec::{CidConfig, FourPass},
 };
-use crate::{ConnectionId, connection_id, random::Random};
+use crate::{
+    connection_id::{self, ConnectionId},
+    random::Random,
+};
 
 /// The octets of a nonce that count. Longer nonces have random octets in front.
 const MAX_COUNTER_LEN: usize = 8;

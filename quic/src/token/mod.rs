@@ -26,7 +26,7 @@ use aes::{Aes128Enc, cipher::BlockCipherEncrypt};
 use aes_gcm::{Aes128Gcm, KeyInit, aead::AeadInOut};
 use cmac::Cmac;
 
-use crate::ConnectionId;
+use crate::connection_id::ConnectionId;
 
 /// By how much the clocks of balancers and servers may differ.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(2);

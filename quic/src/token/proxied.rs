@@ -46,7 +46,7 @@ use super::{
     InvalidToken, NEW_TOKEN_BIT, NONCE_LEN, ORIGINAL_DCID_LEN, RetryClaim, SEAL_LEN, Token,
     TokenKey, TokenKeys, check_time, from_sixteen, from_unix_seconds, to_sixteen, unix_seconds,
 };
-use crate::ConnectionId;
+use crate::connection_id::ConnectionId;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 

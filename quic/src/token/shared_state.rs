@@ -22,7 +22,7 @@ use super::{
     InvalidToken, NEW_TOKEN_BIT, NONCE_LEN, ORIGINAL_DCID_LEN, RetryClaim, SEAL_LEN, Token,
     TokenKey, TokenKeys, check_time, draft_sixteen, from_unix_seconds, unix_seconds,
 };
-use crate::ConnectionId;
+use crate::connection_id::ConnectionId;
 
 /// What a token says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

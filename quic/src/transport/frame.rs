@@ -10,7 +10,7 @@ use super::{
     ranges::RangeSet,
     stream_id::{Dir, StreamId},
 };
-use crate::{ConnectionId, varint};
+use crate::{connection_id::ConnectionId, varint};
 
 /// The largest offset or final size a stream can have.
 ///

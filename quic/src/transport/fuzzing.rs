@@ -4,11 +4,13 @@
 use std::time::Instant;
 
 use super::{
-    Code, Connection, Side,
+    connection::Connection,
+    error::Code,
     frame::{Frame, Frames},
     packet::{Header, PacketKind},
     parameters::TransportParameters,
     space::Space,
+    stream_id::Side,
 };
 use crate::varint;
 

@@ -11,7 +11,7 @@ use super::{
     tls::{HeaderProtectionKey, PacketKey, SAMPLE_LEN, TAG_LEN},
 };
 use crate::{
-    ConnectionId,
+    connection_id::ConnectionId,
     header::{Kind, LongType, Version},
     invariants::Packet,
     varint,

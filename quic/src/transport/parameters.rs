@@ -12,7 +12,7 @@ use super::{
     frame::MAX_STREAM_COUNT,
     stream_id::Side,
 };
-use crate::{ConnectionId, varint};
+use crate::{connection_id::ConnectionId, varint};
 
 mod ids {
     pub(super) const ORIGINAL_DESTINATION_CONNECTION_ID: u64 = 0x00;

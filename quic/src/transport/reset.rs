@@ -3,7 +3,7 @@
 //! <https://www.rfc-editor.org/rfc/rfc9000.html#section-10.3>
 
 use super::tls;
-use crate::{ConnectionId, random::Random};
+use crate::{connection_id::ConnectionId, random::Random};
 
 /// The shortest datagram that may be a stateless reset.
 const MIN_LEN: usize = 21;

@@ -17,7 +17,7 @@ use super::{
     error::{Code, ConnectionError, TransportError},
     stream_id::Side,
 };
-use crate::{ConnectionId, header::Version};
+use crate::{connection_id::ConnectionId, header::Version};
 
 /// Octets that sealing adds to a payload, for every cipher suite in use.
 pub(crate) const TAG_LEN: usize = 16;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::super::error::TransportError;
-use crate::ConnectionId;
+use crate::connection_id::ConnectionId;
 
 /// Connection IDs given out at once at most, whatever the peer would take.
 const MAX_ISSUED: u64 = 8;

@@ -10,7 +10,7 @@ use super::{
     },
     ACTIVE_LIMIT,
 };
-use crate::ConnectionId;
+use crate::connection_id::ConnectionId;
 
 /// RETIRE_CONNECTION_ID frames that may wait or be unacknowledged at once.
 ///

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::Connection;
 use crate::{
-    ConnectionId,
+    connection_id::ConnectionId,
     transport::{
         error::TransportError,
         frame::{Frame, Frames},

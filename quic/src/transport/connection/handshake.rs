@@ -10,7 +10,7 @@ use rustls::pki_types::ServerName;
 
 use super::{Connection, Event, MAX_ACK_DELAY, Setup, SpaceState};
 use crate::{
-    ConnectionId,
+    connection_id::ConnectionId,
     invariants::Packet,
     retry,
     transport::{

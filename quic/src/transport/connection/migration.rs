@@ -8,12 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Arrival, Connection, Event, handshake::PREFERRED_SEQUENCE};
-use crate::transport::{
-    error::{Code, TransportError},
-    packet::PacketKind,
-    path::{Answer, Path, PathId},
-    space::Space,
+use super::{Connection, Event, handshake::PREFERRED_SEQUENCE, receive::Arrival};
+use crate::{
+    connection_id::ConnectionId,
+    transport::{
+        error::{Code, TransportError},
+        packet::PacketKind,
+        path::{Answer, Path, PathId},
+        space::Space,
+    },
 };
 
 /// Paths known at once, the active one included.
@@ -126,7 +129,7 @@ impl Connection {
     }
 
     /// Makes sure that the address of an authentic packet is a path.
-    pub(super) fn ensure_path(&mut self, arrival: &Arrival, dcid: &crate::ConnectionId) {
+    pub(super) fn ensure_path(&mut self, arrival: &Arrival, dcid: &ConnectionId) {
         if self.side.is_client() || self.path_id_of(arrival).is_some() {
             return;
         }
@@ -165,7 +168,7 @@ impl Connection {
     pub(super) fn on_path_of_packet(
         &mut self,
         arrival: &Arrival,
-        dcid: &crate::ConnectionId,
+        dcid: &ConnectionId,
         decides: bool,
     ) {
         if self.side.is_client() {

@@ -56,7 +56,9 @@ use super::{
     streams::{Read, ReadError, StreamEvent, Streams, WriteError},
     tls::Keys,
 };
-use crate::{ConnectionId, header::Version, random::Random, transport::acks::Received};
+use crate::{
+    connection_id::ConnectionId, header::Version, random::Random, transport::acks::Received,
+};
 
 /// The acknowledgment delay we promise to keep.
 ///

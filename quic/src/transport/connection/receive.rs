@@ -7,9 +7,9 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Connection, Event};
+use super::{Connection, Event, closing::State};
 use crate::{
-    ConnectionId,
+    connection_id::ConnectionId,
     transport::{
         ecn::Ecn,
         error::{Code, ConnectionError, TransportError},
@@ -101,7 +101,7 @@ impl Connection {
     ) {
         let mut rest = datagram;
         let mut first_dcid: Option<ConnectionId> = None;
-        while !rest.is_empty() && matches!(self.state, super::State::Open) {
+        while !rest.is_empty() && matches!(self.state, State::Open) {
             let header = match Header::read(rest, dcid_len) {
                 Ok(header) => header,
                 Err(reason) => return self.drop_packet(reason),
@@ -476,7 +476,7 @@ impl Connection {
 
     /// While closing, only the peer's own close is looked for, so that we can fall silent.
     fn note_close(&mut self, arrival: Arrival, datagram: &mut [u8], dcid_len: usize) {
-        if !matches!(self.state, super::State::Closing(_)) {
+        if !matches!(self.state, State::Closing(_)) {
             return;
         }
         let Ok(header) = Header::read(datagram, dcid_len) else { return };

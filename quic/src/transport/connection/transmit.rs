@@ -7,7 +7,7 @@ use std::{
 
 use super::{ACK_DELAY_EXPONENT, Connection, closing::State};
 use crate::{
-    ConnectionId,
+    connection_id::ConnectionId,
     transport::{
         ecn::Ecn,
         error::ConnectionError,

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{ConnectionHandle, Endpoint};
-use crate::transport::Connection;
+use super::{super::connection::Connection, ConnectionHandle, Endpoint};
 
 impl Endpoint {
     /// [`Self::connection_mut`] where nobody shares the connection.

@@ -2,7 +2,7 @@
 
 use super::super::reset::ResetKey;
 use crate::{
-    ConnectionId,
+    connection_id::ConnectionId,
     routable::{CidGenerator, NoncesExhausted, UNROUTABLE_BITS},
 };
 

@@ -40,8 +40,7 @@ use super::{
     tls::{TAG_LEN, initial_keys},
 };
 use crate::{
-    ConnectionId,
-    connection_id::MAX_LEN,
+    connection_id::{ConnectionId, MAX_LEN},
     header::{Kind, LongType, Version},
     invariants::{LongHeader, Packet},
     random::Random,

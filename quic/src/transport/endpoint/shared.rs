@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::transport::Connection;
+use super::super::connection::Connection;
 
 /// A connection under a lock of its own. The endpoint holds it for one datagram, one deadline or
 /// one transmission at a time, so that tasks which act on other connections wait for nobody, and

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    ConnectionId,
+    connection_id::ConnectionId,
     random::Random,
     token::{
         MAX_TOKENS_PER_KEY, RetryClaim, Token, TokenKey, TokenKeys, is_new_token, proxied,
