@@ -1,7 +1,7 @@
 //! Address tokens as a server sees them: which it honours, which it makes.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
     hash::BuildHasher,
     net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime},
@@ -99,6 +99,25 @@ impl SpentTokens {
         }
         self.recent.insert(hasher.hash_one(token));
     }
+}
+
+/// Servers whose tokens a client keeps, and tokens for each.
+const MAX_TOKEN_SERVERS: usize = 256;
+const TOKENS_PER_SERVER: usize = 2;
+/// Keeps a token that a server has sent, for the next connection to it.
+pub(super) fn keep_token(
+    kept: &mut BTreeMap<String, VecDeque<Vec<u8>>>,
+    server: &str,
+    token: Vec<u8>,
+) {
+    if kept.len() >= MAX_TOKEN_SERVERS && !kept.contains_key(server) {
+        kept.pop_first();
+    }
+    let tokens = kept.entry(server.to_owned()).or_default();
+    if tokens.len() == TOKENS_PER_SERVER {
+        tokens.pop_front();
+    }
+    tokens.push_back(token);
 }
 
 /// A policy, and how many tokens were made by it. All that a server makes have the format with a limit:
