@@ -10,10 +10,11 @@ use std::{
 use bytes::Bytes;
 
 use super::{
+    accept::Accepts,
     connection::{Connecting, Incoming},
     error::ConnectError,
     link::Link,
-    shard::{Accepts, Shard, State, Unclaimed},
+    shard::{Shard, State, Unclaimed},
     sharding,
     socket::Socket,
     task::Task,
@@ -175,10 +176,9 @@ impl Endpoint {
             let (mut others, strays) =
                 ((count > 1).then_some(others), (count > 1).then_some(strays));
             cids.announce(&mut others, &mark_key);
-            let shard =
-                Shard::new(core, socket.address(), others, unclaimed.clone(), Arc::clone(&accepts));
-            let shard = Arc::new(shard);
-            tokio::spawn(Task::new(Arc::clone(&shard), socket, strays));
+            let shard = Arc::new(Shard::new(core, socket.address(), others, unclaimed.clone()));
+            let task = Task::new(Arc::clone(&shard), Arc::clone(&accepts), socket, strays);
+            tokio::spawn(task);
             shards.push(shard);
         }
         let shared = Arc::new(Shared { shards, mark_key, accepts });

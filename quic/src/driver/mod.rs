@@ -45,10 +45,12 @@
 //! with code 0 when its last handle and stream are gone. Dropping the last [`Endpoint`] accepts no
 //! more; connections go on until they are over.
 
+mod accept;
 mod connection;
 mod endpoint;
 mod error;
 mod link;
+mod owner;
 mod shard;
 mod sharding;
 mod socket;

@@ -2,7 +2,7 @@
 //! handles leave for the shard's task.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
@@ -13,20 +13,11 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::{
-    connection::{Connection, Incoming},
-    link::{Link, Tie},
-    sharding::Others,
-    socket::Socket,
-};
+use super::{link::Tie, sharding::Others, socket::Socket};
 use crate::{
     connection_id::ConnectionId,
-    transport::{self, ConnectionHandle, Event, Received, SharedConnection, Side},
+    transport::{self, ConnectionHandle, Received},
 };
-
-/// Connections that wait to be accepted; beyond it they are closed. An application that is this
-/// far behind has more than it can serve.
-const MAX_WAITING: usize = 4096;
 
 /// A shard, as handles and its task share it.
 #[derive(Debug)]
@@ -53,7 +44,6 @@ pub(super) struct State {
     unclaimed: Option<Unclaimed>,
     /// No endpoint handle is left.
     pub(super) abandoned: bool,
-    accepts: Arc<Accepts>,
 }
 
 /// What handles leave for the task. Its lock is taken last, and for a few instructions.
@@ -72,7 +62,6 @@ impl Shard {
         address: SocketAddr,
         others: Option<Others>,
         unclaimed: Option<Unclaimed>,
-        accepts: Arc<Accepts>,
     ) -> Self {
         let state = State {
             core,
@@ -82,7 +71,6 @@ impl Shard {
             others,
             unclaimed,
             abandoned: false,
-            accepts,
         };
         Self { state: Mutex::new(state), inbox: Mutex::default(), idle: Notify::new() }
     }
@@ -133,20 +121,6 @@ impl Shard {
 }
 
 impl State {
-    /// Gives a new connection its first handle.
-    pub(super) fn adopt(
-        &mut self,
-        shard: &Arc<Shard>,
-        handle: ConnectionHandle,
-        link: Link,
-        remote: SocketAddr,
-        connection: SharedConnection,
-    ) -> Connection {
-        let tie = Arc::new(Tie::new(handle, connection, link));
-        self.ties.insert(handle, Arc::clone(&tie));
-        Connection::new(shard, tie, remote)
-    }
-
     /// Has the core look at connections that handles have acted on.
     pub(super) fn take_acted_on(&mut self, acted_on: &mut Vec<Arc<Tie>>) {
         for tie in acted_on.drain(..) {
@@ -172,17 +146,6 @@ impl State {
         }
     }
 
-    /// Hands the core's events to those who wait for them; `wakers` are for the caller to wake,
-    /// without the lock.
-    pub(super) fn dispatch(&mut self, now: Instant, shard: &Arc<Shard>, wakers: &mut Vec<Waker>) {
-        while let Some((handle, event)) = self.core.poll_event() {
-            match self.ties.get(&handle) {
-                Some(tie) => tie.link().on_event(event, wakers),
-                None => self.on_newcomer(now, shard, handle, event),
-            }
-        }
-    }
-
     /// Closes all connections; the task has to be woken.
     pub(super) fn close_all(&mut self, now: Instant, code: u64, reason: &Bytes) {
         self.core.set_server_config(None);
@@ -191,44 +154,6 @@ impl State {
             if let Some(mut connection) = self.core.connection_mut(handle) {
                 connection.close(now, code, reason.clone());
             }
-        }
-    }
-
-    /// A connection without handles has an event: either it is new, or nobody is interested.
-    fn on_newcomer(
-        &mut self,
-        now: Instant,
-        shard: &Arc<Shard>,
-        handle: ConnectionHandle,
-        event: Event,
-    ) {
-        let Some(shared) = self.core.share(handle) else { return };
-        let (side, connected, remote) = {
-            let connection = shared.lock();
-            (connection.side(), connection.is_connected(), connection.path().remote)
-        };
-        if side != Side::Server {
-            return;
-        }
-        match event {
-            Event::Connected => {
-                let accepts = Arc::clone(&self.accepts);
-                let mut link = Link::new(Side::Server);
-                link.connected = true;
-                let accepted = accepts.offer(|| {
-                    let new = self.adopt(shard, handle, link, remote, shared.clone());
-                    Incoming::new(remote, Ok(new))
-                });
-                if !accepted {
-                    shared.lock().close(now, 0, Bytes::from_static(b"overloaded"));
-                    self.core.look_at(handle);
-                    shard.wake();
-                }
-            }
-            Event::Closed(error) if !connected => {
-                self.accepts.offer(|| Incoming::new(remote, Err(error)));
-            }
-            _ => {}
         }
     }
 }
@@ -254,66 +179,5 @@ impl Unclaimed {
 impl fmt::Debug for Unclaimed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Unclaimed")
-    }
-}
-
-/// Connections of all shards of an endpoint that wait to be accepted.
-///
-/// Its lock is taken while a shard's is held, never the other way round; therefore no connection is
-/// dropped under it.
-#[derive(Debug, Default)]
-pub(super) struct Accepts {
-    waiting: Mutex<Waiting>,
-    arrived: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    connections: VecDeque<Incoming>,
-    closed: bool,
-}
-
-impl Accepts {
-    /// The next one; `None` once the endpoint is closed.
-    pub(super) async fn next(&self) -> Option<Incoming> {
-        loop {
-            let arrived = self.arrived.notified();
-            {
-                let mut waiting = self.lock();
-                if waiting.closed {
-                    return None;
-                }
-                if let Some(next) = waiting.connections.pop_front() {
-                    return Some(next);
-                }
-            }
-            arrived.await;
-        }
-    }
-
-    /// No more are accepted. What waited is returned.
-    pub(super) fn close(&self) -> VecDeque<Incoming> {
-        let mut waiting = self.lock();
-        waiting.closed = true;
-        self.arrived.notify_waiters();
-        std::mem::take(&mut waiting.connections)
-    }
-
-    pub(super) fn is_closed(&self) -> bool {
-        self.lock().closed
-    }
-
-    fn offer(&self, new: impl FnOnce() -> Incoming) -> bool {
-        let mut waiting = self.lock();
-        let room = !waiting.closed && waiting.connections.len() < MAX_WAITING;
-        if room {
-            waiting.connections.push_back(new());
-            self.arrived.notify_one();
-        }
-        room
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -12,9 +12,9 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    connection::Owner,
     error::{ClosedStream, ReadError, ReadExactError, ReadToEndError, WriteError},
     link::Outcome,
+    owner::Owner,
 };
 use crate::transport::{self, ConnectionError, Read, StreamId};
 

@@ -11,6 +11,7 @@ use std::{
 use tokio::{sync::mpsc, time::Sleep};
 
 use super::{
+    accept::Accepts,
     link::Tie,
     shard::Shard,
     sharding::Stray,
@@ -23,6 +24,7 @@ const ROUNDS: usize = 16;
 /// Runs until no handle is left and every connection is over.
 pub(super) struct Task {
     shard: Arc<Shard>,
+    accepts: Arc<Accepts>,
     socket: Socket,
     strays: Option<mpsc::Receiver<Stray>>,
     inbound: Inbound,
@@ -46,11 +48,13 @@ struct Standing {
 impl Task {
     pub(super) fn new(
         shard: Arc<Shard>,
+        accepts: Arc<Accepts>,
         socket: Socket,
         strays: Option<mpsc::Receiver<Stray>>,
     ) -> Self {
         Self {
             shard,
+            accepts,
             socket,
             strays,
             inbound: Inbound::new(),
@@ -80,7 +84,7 @@ impl Task {
         let segments = self.socket.max_segments();
         let more = may_send
             && self.outbound.fill(|octets| state.core.poll_transmit(now, segments, octets));
-        state.dispatch(now, &self.shard, &mut self.wakers);
+        state.dispatch(now, &self.shard, &self.accepts, &mut self.wakers);
         let idle = state.core.connection_count() == 0;
         if idle {
             self.shard.idle.notify_waiters();
