@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo run --release -- run --config config/examples/contract.yaml
-//! cargo run --release -p quic --features quinn --example quinn-echo -- --config config/examples/contract.yaml --backend a
+//! cargo run --release -p quic-lb-tests --example quinn-echo -- --config config/examples/contract.yaml --backend a
 //! ```
 //!
 //! Run the second command again with `--backend b`, and connect to the listener with ALPN
