@@ -3,7 +3,7 @@ aioquic servers. Everything runs on loopback; between client and balancer stands
 
     client ──► NAT (quic-nat) ──► balancer (quic-lb) ──► origins (backend-sim) or aioquic
 
-Each case of each peer is checked, and the table of results belongs into SPECIFICATION.md, between two
+Each case of each peer is checked, and the table of results belongs into docs/peers.md, between two
 marks: `--write` puts it there, otherwise the two are compared. Cases of a peer that is not installed
 are skipped, and are not compared. Started by `run`, which see.
 """
@@ -28,7 +28,7 @@ from common import (  # noqa: E402
     validation, write_certificate,
 )  # fmt: skip
 
-SPECIFICATION = os.path.join(HERE, "../../SPECIFICATION.md")
+TABLE = os.path.join(HERE, "../../docs/peers.md")
 BEGIN, END = "<!-- peers: made by tests/peers/run -->", "<!-- peers: end -->"
 # Config IDs of the pools.
 POOLS = {"web": 0, "aioquic": 3}
@@ -266,13 +266,13 @@ class Peers(Suite):
         """Writes the table, or compares: what was skipped here may be anything there."""
         if self.arguments.only:
             return
-        with open(SPECIFICATION) as file:
+        with open(TABLE) as file:
             text = file.read()
         before, rest = text.split(BEGIN + "\n")
         old, after = rest.split(END)
         new = self.table()
         if self.arguments.write:
-            with open(SPECIFICATION, "w") as file:
+            with open(TABLE, "w") as file:
                 file.write(before + BEGIN + "\n" + "\n".join(new) + "\n" + END + after)
             return
         cells = lambda lines: [[cell.strip() for cell in line.split("|")] for line in lines]
@@ -282,7 +282,7 @@ class Peers(Suite):
         )
         if not same:
             self.failed.append("table")
-            print("FAILED: SPECIFICATION.md has another table; tests/peers/run --write", flush=True)
+            print("FAILED: docs/peers.md has another table; tests/peers/run --write", flush=True)
             print("\n".join(new), flush=True)
 
 

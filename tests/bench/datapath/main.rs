@@ -2,7 +2,7 @@
 //! do (`floor.c`), and of nginx, in one run, in turns.
 //!
 //! ```text
-//! cargo bench -p quic-lb-tests --bench datapath              # the table of SPECIFICATION.md
+//! cargo bench -p quic-lb-tests --bench datapath              # the table of docs/benchmarks.md
 //! cargo bench -p quic-lb-tests --bench datapath -- --quick   # one round, fewer datagrams
 //! cargo bench -p quic-lb-tests --bench datapath -- --cost | --scale | --only WORD
 //! ```

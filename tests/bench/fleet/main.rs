@@ -2,7 +2,7 @@
 //! run, in turns; then as many connections as a machine of this class is meant to hold.
 //!
 //! ```text
-//! cargo bench -p quic-lb-tests --bench fleet              # the tables of SPECIFICATION.md
+//! cargo bench -p quic-lb-tests --bench fleet              # the tables of docs/benchmarks.md
 //! cargo bench -p quic-lb-tests --bench fleet -- --quick   # one short round, 500 connections
 //! cargo bench -p quic-lb-tests --bench fleet -- --compare | --crowd
 //! cargo bench -p quic-lb-tests --bench fleet -- --rounds N --seconds N --connections N

@@ -3,7 +3,7 @@
 //! memory, before, during and after.
 //!
 //! ```text
-//! cargo bench -p quic-lb-tests --bench flood                   # the table of SPECIFICATION.md
+//! cargo bench -p quic-lb-tests --bench flood                   # the table of docs/benchmarks.md
 //! cargo bench -p quic-lb-tests --bench flood -- --seconds 10   # shorter phases
 //! cargo bench -p quic-lb-tests --bench flood -- --kind short   # initials, short, tokens, garbage, mixed
 //! ```

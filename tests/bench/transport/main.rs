@@ -1,7 +1,7 @@
 //! What moving data costs: our transport and quinn's, in one run, in turns.
 //!
 //! ```text
-//! cargo bench -p quic-lb-tests --bench transport              # the table of SPECIFICATION.md
+//! cargo bench -p quic-lb-tests --bench transport              # the table of docs/benchmarks.md
 //! cargo bench -p quic-lb-tests --bench transport -- --quick   # one round, fewer octets
 //! cargo bench -p quic-lb-tests --bench transport -- --rounds N | --only WORD
 //! ```
