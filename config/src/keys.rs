@@ -3,10 +3,11 @@
 use std::{io::Read as _, path::Path};
 
 use crate::{
-    Surroundings,
     leaf::{Secret, Text},
     mistake::{Mistakes, Place},
     read::{At, Given},
+    surroundings::Surroundings,
+    system_error::reason,
     yaml::shown,
 };
 
@@ -150,7 +151,7 @@ fn read_file(path: &Path) -> Result<String, String> {
         std::fs::File::open(path)?.take(MAX_OCTETS).read_to_end(&mut content)?;
         Ok(content)
     };
-    let content = read().map_err(|error| crate::reason(&error))?;
+    let content = read().map_err(|error| reason(&error))?;
     String::from_utf8(content).map_err(|_| "it is not text".to_owned())
 }
 

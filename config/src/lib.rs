@@ -18,17 +18,20 @@ mod leaf;
 mod mistake;
 mod not_yet;
 mod read;
+mod surroundings;
+mod system_error;
 pub mod units;
 mod view;
 mod yaml;
 
-use std::{fmt, io::Read as _, path::Path};
+use std::{io::Read as _, path::Path};
 
 pub use checked::*;
 use mistake::Mistakes;
 pub use mistake::{Mistake, Place, Report, Severity};
 use read::Read as _;
 use schemars::generate::SchemaSettings;
+pub use surroundings::Surroundings;
 
 /// A configuration, and what someone should look at all the same.
 #[derive(Clone, Debug)]
@@ -37,27 +40,6 @@ pub struct Loaded {
     pub config: Config,
     /// None of them an error.
     pub warnings: Vec<Mistake>,
-}
-
-/// What a file refers to.
-#[derive(Clone, Copy)]
-pub struct Surroundings<'a> {
-    /// How reports name the file.
-    pub file: &'a str,
-    /// Where relative names of key files start.
-    pub directory: &'a Path,
-    /// Looks up environment variables.
-    pub environment: &'a dyn Fn(&str) -> Option<String>,
-}
-
-impl fmt::Debug for Surroundings<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, directory, environment: _ } = self;
-        f.debug_struct("Surroundings")
-            .field("file", file)
-            .field("directory", directory)
-            .finish_non_exhaustive()
-    }
 }
 
 /// Reads the file at `path`. Key files are looked for beside it, `key_env` in the environment of
@@ -114,7 +96,7 @@ fn read_text(path: &Path) -> Result<String, Mistakes> {
     let read = std::fs::File::open(path)
         .and_then(|file| file.take(yaml::MAX_OCTETS as u64 + 1).read_to_end(&mut octets));
     if let Err(error) = read {
-        let found = format!("a file that cannot be read: {}", reason(&error));
+        let found = format!("a file that cannot be read: {}", system_error::reason(&error));
         mistakes.file_error(found, "a file that this process may read");
         return Err(mistakes);
     }
@@ -129,10 +111,4 @@ fn read_text(path: &Path) -> Result<String, Mistakes> {
         mistakes.error(&place, "an octet that is not UTF-8", "text in UTF-8");
         mistakes
     })
-}
-
-/// Why reading failed, without the number of the operating system.
-fn reason(error: &std::io::Error) -> String {
-    let reason = error.to_string();
-    reason.split(" (os error").next().unwrap_or_default().to_owned()
 }

@@ -2,7 +2,7 @@
 //!
 //! Each of these is read and checked like everything else and then refused here, rather than
 //! ignored: whoever wrote it relies on it. Lifting one means to delete its lines here and to give
-//! [`Config`](crate::Config) the fields that carry it.
+//! [`Config`](crate::checked::Config) the fields that carry it.
 
 use crate::{document::Document, mistake::Mistakes};
 

@@ -6,7 +6,10 @@ use quic::routable::{CidConfig, ServerId};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Backend, Config, NewConnections, Pool, Retry, RetryMode, units::display_duration};
+use crate::{
+    checked::{Backend, Config, NewConnections, Pool, Retry, RetryMode},
+    units::display_duration,
+};
 
 impl Config {
     /// The configuration in the shape of the file, with every default written out and `"masked"`

@@ -4,14 +4,15 @@ use std::num::NonZeroU32;
 
 use quic::token::TokenKey;
 
-use super::check_unique;
+use super::unique::check_unique;
 use crate::{
-    Surroundings,
     checked::{self, RetryMode, TokenFormat},
     document::{Adaptive, Document, NewConnections, Retry, RetryKey},
     keys::{self, KeyChoice, KeySource},
+    leaf::Count,
     mistake::{Mistakes, Place},
     read::{At, Given},
+    surroundings::Surroundings,
 };
 
 /// How `document` validates addresses; `None` when some of it could not be read.
@@ -57,7 +58,7 @@ pub(super) fn check(
 }
 
 pub(super) fn new_connections(limits: &NewConnections) -> checked::NewConnections {
-    let limit = |given: &Given<super::Count<1, 10_000_000>>| {
+    let limit = |given: &Given<Count<1, 10_000_000>>| {
         given.here().and_then(|limit| NonZeroU32::new(limit.value.0))
     };
     checked::NewConnections {

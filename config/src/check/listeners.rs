@@ -1,0 +1,147 @@
+//! Listeners: their names, their addresses, and the pools that each of them leads to.
+
+use std::collections::{HashMap, HashSet};
+
+use super::unique::check_unique;
+use crate::{
+    checked,
+    document::{Listener, Pool, Route},
+    leaf::Name,
+    mistake::Mistakes,
+    read::{At, Given, List},
+    yaml::shown,
+};
+
+/// Pools by name.
+pub(super) struct PoolNames<'a> {
+    pub(super) index: HashMap<&'a str, usize>,
+    /// Whether there are pools with unreadable names.
+    incomplete: bool,
+}
+
+impl<'a> PoolNames<'a> {
+    pub(super) fn new(pools: &'a List<Pool>, mistakes: &mut Mistakes) -> Self {
+        let names = pools.items.iter().map(|pool| pool.value.name.as_ref());
+        check_unique(names.clone().flatten().map(|at| (&at.value.0, at)), "name", mistakes);
+        let mut index = HashMap::new();
+        for (nth, name) in names.clone().enumerate() {
+            if let Some(name) = name {
+                index.entry(name.value.0.as_str()).or_insert(nth);
+            }
+        }
+        Self { index, incomplete: pools.incomplete || names.into_iter().any(|n| n.is_none()) }
+    }
+
+    /// The pool called `name`, or a mistake.
+    fn find(&self, name: &At<Name>, mistakes: &mut Mistakes) -> Option<usize> {
+        let found = self.index.get(name.value.0.as_str()).copied();
+        if found.is_none() && !self.incomplete {
+            let mut known: Vec<_> = self.index.keys().copied().collect();
+            known.sort_unstable();
+            known.truncate(10);
+            let expected = format!("the name of a pool, such as {}", known.join(", "));
+            let found = format!("\"{}\", which no pool is called", shown(&name.value.0));
+            mistakes.error(&name.place, found, expected);
+        }
+        found
+    }
+}
+
+/// A listener with the pools that it can send to.
+pub(super) struct CheckedListener {
+    pub(super) listener: Option<checked::Listener>,
+    pools: Vec<usize>,
+    /// Whether `pools` are all of them.
+    complete: bool,
+}
+
+pub(super) fn check_listeners(
+    listeners: &List<Listener>,
+    pool_names: &PoolNames<'_>,
+    mistakes: &mut Mistakes,
+) -> Vec<CheckedListener> {
+    let items = || listeners.items.iter().map(|listener| &listener.value);
+    let names = items().filter_map(|listener| listener.name.as_ref());
+    check_unique(names.map(|at| (&at.value.0, at)), "name", mistakes);
+    let addresses = items().filter_map(|listener| listener.address.as_ref());
+    check_unique(addresses.map(|at| (at.value.0, at)), "address", mistakes);
+    items()
+        .map(|listener| {
+            let pool = listener.pool.as_ref().and_then(|name| pool_names.find(name, mistakes));
+            let routes = check_routes(listener, pool_names, mistakes);
+            let complete = pool.is_some() && routes.iter().all(Option::is_some);
+            CheckedListener {
+                listener: make_listener(listener, pool),
+                pools: routes.into_iter().chain([pool]).flatten().collect(),
+                complete,
+            }
+        })
+        .collect()
+}
+
+fn make_listener(listener: &Listener, pool: Option<usize>) -> Option<checked::Listener> {
+    let name = listener.name.as_ref()?.value.0.clone();
+    let address = listener.address.as_ref()?.value.0;
+    let retry_mode = match &listener.retry {
+        Given::Absent => None,
+        Given::Wrong => return None,
+        Given::Here(retry) => Some(retry.value.mode.as_ref()?.value),
+    };
+    Some(checked::Listener { name, address, pool: pool?, retry_mode })
+}
+
+/// The pools that routes lead to; `None` for those that are not known.
+fn check_routes(
+    listener: &Listener,
+    pool_names: &PoolNames<'_>,
+    mistakes: &mut Mistakes,
+) -> Vec<Option<usize>> {
+    let Given::Here(routes) = &listener.routes else {
+        return if listener.routes.is_absent() { Vec::new() } else { vec![None] };
+    };
+    let items = || routes.value.items.iter();
+    for At { value: Route { server_name, alpn, .. }, place } in items() {
+        match (server_name, alpn) {
+            (Given::Here(first), Given::Here(second)) => {
+                let expected = "one of the two in a route";
+                mistakes.error(&second.place, "`alpn` beside `server_name`", expected);
+                mistakes.see_also(&first.place);
+            }
+            (Given::Absent, Given::Absent) => {
+                let expected = "`server_name` or `alpn`";
+                mistakes.error(place, "neither `server_name` nor `alpn`", expected);
+            }
+            _ => {}
+        }
+    }
+    let names = items().filter_map(|route| route.value.server_name.here());
+    check_unique(names.map(|at| (at.value.0.to_ascii_lowercase(), at)), "server name", mistakes);
+    let protocols = items().filter_map(|route| route.value.alpn.here());
+    check_unique(protocols.map(|at| (&at.value.0, at)), "ALPN", mistakes);
+    let mut pools: Vec<_> = items()
+        .map(|route| route.value.pool.as_ref().and_then(|name| pool_names.find(name, mistakes)))
+        .collect();
+    if routes.value.incomplete {
+        pools.push(None);
+    }
+    pools
+}
+
+/// Warns of pools that nobody reaches, unless it is unknown who reaches what.
+pub(super) fn check_use(
+    listeners: &List<Listener>,
+    pools: &List<Pool>,
+    checked: &[CheckedListener],
+    mistakes: &mut Mistakes,
+) {
+    if listeners.incomplete || checked.iter().any(|listener| !listener.complete) {
+        return;
+    }
+    let used: HashSet<usize> = checked.iter().flat_map(|l| &l.pools).copied().collect();
+    for (index, pool) in pools.items.iter().enumerate() {
+        if !used.contains(&index) {
+            let found = "a pool that no listener sends to";
+            mistakes.warning(&pool.place, found, "a listener with this `pool`, or no such pool");
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! From a document to a [`Config`]: what has to be true of values beside each other.
+//!
+//! Each check reports all it can and stays silent about what was reported before: a name that could
+//! not be read is not missed a second time. Only when there is no error at all does a [`Config`]
+//! come out.
+
+mod listeners;
+mod retry;
+mod server_ids;
+mod unique;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+};
+
+use quic::routable::{CidConfig, ConfigId, ServerId};
+
+use crate::{
+    checked::{self, Admission, Config},
+    document::{Backend, Document, HealthCheck, Listener, Pool},
+    mistake::Mistakes,
+    read::{At, Given, List},
+    surroundings::Surroundings,
+};
+use listeners::{PoolNames, check_listeners, check_use};
+use server_ids::{Identities, Layouts, check_config_ids_of_listeners, check_server_ids};
+use unique::{check_unique, count, non_zero};
+
+/// Listeners of one process; each costs a socket for each worker.
+const MAX_LISTENERS: usize = 64;
+/// Backends of one process, of all pools together.
+const MAX_BACKENDS: usize = 4096;
+
+/// The configuration that `document` describes; `None` when there are errors.
+pub(crate) fn check(
+    document: &Document,
+    surroundings: &Surroundings<'_>,
+    mistakes: &mut Mistakes,
+) -> Option<Config> {
+    let no_listeners = List { items: Vec::new(), incomplete: true };
+    let no_pools = List { items: Vec::new(), incomplete: true };
+    let listeners = document.listeners.as_ref().map_or(&no_listeners, |at| &at.value);
+    let pools = document.pools.as_ref().map_or(&no_pools, |at| &at.value);
+
+    if let Some(At { value, place }) = &document.listeners {
+        count(value, place, "listener", MAX_LISTENERS, mistakes);
+    }
+    if let Some(At { value, place }) = &document.pools
+        && value.is_empty()
+    {
+        mistakes.error(place, "no pool", "at least one");
+    }
+    let pool_names = PoolNames::new(pools, mistakes);
+    let checked_pools = check_pools(pools, surroundings, mistakes);
+    let checked_listeners = check_listeners(listeners, &pool_names, mistakes);
+    check_config_ids_of_listeners(listeners, pools, &pool_names, mistakes);
+    check_loops(listeners, pools, mistakes);
+    check_use(listeners, pools, &checked_listeners, mistakes);
+    let admin = check_admin(document, mistakes);
+    let timeouts = check_timeouts(document, mistakes);
+    let retry = retry::check(document, surroundings, mistakes);
+    if mistakes.has_errors() {
+        return None;
+    }
+
+    let limits = &document.limits.value;
+    let log = &document.log.value;
+    Some(Config {
+        workers: document.workers.here().and_then(|workers| non_zero(workers.value.0)),
+        listeners: checked_listeners
+            .into_iter()
+            .map(|listener| listener.listener)
+            .collect::<Option<_>>()?,
+        pools: checked_pools.into_iter().collect::<Option<_>>()?,
+        admin,
+        limits: checked::Limits {
+            flows: non_zero(limits.flows.value.0)?,
+            remembered: non_zero(limits.remembered.value.0)?,
+            new_connections: retry::new_connections(&limits.new_connections_per_second.value),
+            unknown_short_headers: limits.unknown_short_headers.value,
+        },
+        timeouts,
+        log: checked::Log { level: log.level.value, format: log.format.value },
+        retry: retry?,
+    })
+}
+
+fn check_pools(
+    pools: &List<Pool>,
+    surroundings: &Surroundings<'_>,
+    mistakes: &mut Mistakes,
+) -> Vec<Option<checked::Pool>> {
+    let mut backends = 0;
+    pools
+        .items
+        .iter()
+        .map(|pool| {
+            if let Some(list) = &pool.value.backends {
+                let before = backends;
+                backends += list.value.items.len();
+                if backends > MAX_BACKENDS && before <= MAX_BACKENDS {
+                    let found = format!("{backends} backends up to here");
+                    mistakes.error(&list.place, found, format!("{MAX_BACKENDS} at most"));
+                }
+            }
+            check_pool(&pool.value, surroundings, mistakes)
+        })
+        .collect()
+}
+
+fn check_pool(
+    pool: &Pool,
+    surroundings: &Surroundings<'_>,
+    mistakes: &mut Mistakes,
+) -> Option<checked::Pool> {
+    check_health(pool, mistakes);
+    let layouts = Layouts::check(pool, surroundings, mistakes);
+    let sources = check_sources(pool, mistakes);
+    let backends = pool.backends.as_ref()?;
+    let items = || backends.value.items.iter();
+    if backends.value.is_empty() {
+        mistakes.error(&backends.place, "no backend", "at least one");
+    }
+    let names = items().filter_map(|backend| backend.value.name.as_ref());
+    check_unique(names.map(|at| (&at.value.0, at)), "name", mistakes);
+    let addresses = items().filter_map(|backend| backend.value.address.as_ref());
+    check_unique(addresses.map(|at| (at.value.0, at)), "address", mistakes);
+
+    let mut identities = Identities::default();
+    let mut checked_backends = Vec::with_capacity(backends.value.items.len());
+    for backend in items() {
+        let server_ids = check_server_ids(backend, &layouts, &mut identities, mistakes);
+        check_backend_address(&backend.value, sources.as_deref(), mistakes);
+        checked_backends.push(make_backend(&backend.value, server_ids));
+    }
+    identities.check_clear_against_encrypted(&layouts, mistakes);
+    identities.check_space(&layouts, mistakes);
+    let is_active = |backend: &At<Backend>| backend.value.state.value == Admission::Active;
+    if !backends.value.is_empty() && !items().any(is_active) {
+        let found = "backends of which none takes new connections";
+        mistakes.warning(&backends.place, found, "one with `state: active`");
+    }
+
+    let mut cid_configs: Vec<CidConfig> =
+        layouts.known.into_iter().map(|layout| layout.config).collect::<Option<_>>()?;
+    cid_configs.sort_by_key(CidConfig::id);
+    Some(checked::Pool {
+        name: pool.name.as_ref()?.value.0.clone(),
+        cid_configs,
+        backends: checked_backends.into_iter().collect::<Option<_>>()?,
+        source_addresses: sources?,
+    })
+}
+
+fn check_health(pool: &Pool, mistakes: &mut Mistakes) {
+    let Some(At { value: HealthCheck { interval, timeout }, .. }) = pool.health_check.here() else {
+        return;
+    };
+    if timeout.value.0 > interval.value.0 {
+        let found = "a longer time than from one probe to the next";
+        mistakes.error(&timeout.place, found, "at most `interval`");
+        mistakes.see_also(&interval.place);
+    }
+}
+
+fn make_backend(
+    backend: &Backend,
+    server_ids: Vec<(ConfigId, ServerId)>,
+) -> Option<checked::Backend> {
+    Some(checked::Backend {
+        name: backend.name.as_ref()?.value.0.clone(),
+        address: backend.address.as_ref()?.value.0,
+        server_ids,
+        weight: NonZeroU32::new(backend.weight.value.0)?,
+        admission: backend.state.value,
+    })
+}
+
+/// The local addresses of a pool; `None` when they could not all be read.
+fn check_sources(pool: &Pool, mistakes: &mut Mistakes) -> Option<Vec<IpAddr>> {
+    let sources = match &pool.source_addresses {
+        Given::Absent => return Some(Vec::new()),
+        Given::Wrong => return None,
+        Given::Here(sources) => &sources.value,
+    };
+    check_unique(sources.items.iter().map(|at| (at.value.0, at)), "address", mistakes);
+    let addresses = sources.items.iter().map(|at| at.value.0).collect();
+    (!sources.incomplete).then_some(addresses)
+}
+
+fn check_backend_address(backend: &Backend, sources: Option<&[IpAddr]>, mistakes: &mut Mistakes) {
+    let Some(At { value, place }) = &backend.address else { return };
+    let address = value.0;
+    if address.ip().is_unspecified() {
+        let found = format!("the unspecified address {}", address.ip());
+        mistakes.error(place, found, "the address of one host");
+        return;
+    }
+    let Some(sources) = sources else { return };
+    if !sources.is_empty() && !sources.iter().any(|ip| ip.is_ipv4() == address.is_ipv4()) {
+        let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+        let found = format!("an {family} address, but no {family} address in source_addresses");
+        mistakes.error(place, found, format!("an {family} address in source_addresses too"));
+    }
+}
+
+/// A backend at the address of a listener would get its own datagrams back for ever.
+fn check_loops(listeners: &List<Listener>, pools: &List<Pool>, mistakes: &mut Mistakes) {
+    let listening: Vec<&At<_>> =
+        listeners.items.iter().filter_map(|listener| listener.value.address.as_ref()).collect();
+    if listening.len() > MAX_LISTENERS {
+        return;
+    }
+    let backends = pools.items.iter().filter_map(|pool| pool.value.backends.as_ref());
+    for backend in backends.flat_map(|backends| &backends.value.items) {
+        let Some(address) = &backend.value.address else { continue };
+        let reaches = |listener: &SocketAddr, backend: &SocketAddr| {
+            let covers = listener.ip().is_unspecified()
+                && listener.is_ipv4() == backend.is_ipv4()
+                && backend.ip().is_loopback();
+            listener.port() == backend.port() && (listener.ip() == backend.ip() || covers)
+        };
+        if let Some(listener) = listening.iter().find(|l| reaches(&l.value.0, &address.value.0)) {
+            let found = format!("{}, where a listener is", address.value.0);
+            mistakes.error(&address.place, found, "the address of a server");
+            mistakes.see_also(&listener.place);
+        }
+    }
+}
+
+fn check_admin(document: &Document, mistakes: &mut Mistakes) -> Option<SocketAddr> {
+    let At { value, place } = document.admin.here()?.value.address.as_ref()?;
+    if !value.0.ip().is_loopback() {
+        let found = format!("{}, which other hosts may reach", value.0);
+        mistakes.warning(
+            place,
+            found,
+            "a loopback address: the admin interface asks for no password",
+        );
+    }
+    Some(value.0)
+}
+
+fn check_timeouts(document: &Document, mistakes: &mut Mistakes) -> checked::Timeouts {
+    let timeouts = &document.timeouts.value;
+    let (idle, unanswered) = (&timeouts.flow_idle, &timeouts.flow_unanswered);
+    if unanswered.value.0 > idle.value.0 {
+        let found = "a longer time than flow_idle, which ends the flow first";
+        mistakes.warning(&unanswered.place, found, "at most flow_idle");
+        mistakes.see_also(&idle.place);
+    }
+    checked::Timeouts {
+        flow_idle: idle.value.0,
+        flow_unanswered: unanswered.value.0,
+        drain: timeouts.drain.value.0,
+    }
+}
