@@ -21,6 +21,7 @@
 //! | [`worker`] | the threads that carry the datagrams |
 //! | [`socket`] | UDP sockets: batches, offloads, ECN |
 //! | [`control`] | reload, health, admin interface, the life of the process |
+//! | [`totals`] | what all workers counted, added up |
 //! | [`metrics`] | what `/metrics` shows |
 //! | [`logging`] | log records |
 //! | [`cli`] | the command line |
@@ -43,5 +44,6 @@ pub mod metrics;
 pub mod registry;
 pub mod routing;
 pub mod socket;
+pub mod totals;
 pub mod verdict;
 pub mod worker;

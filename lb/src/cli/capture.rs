@@ -17,7 +17,7 @@ use pcap_parser::{
     data::{PacketData, get_packetdata},
 };
 
-use super::Failure;
+use super::outcome::Failure;
 
 /// What the reader starts with; larger blocks make it grow.
 const BUFFER: usize = 256 * 1024;

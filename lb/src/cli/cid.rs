@@ -7,9 +7,9 @@ use quic_lb_config::{Backend, Config, Pool};
 use serde::Serialize;
 
 use super::{
-    Failure,
     args::{DecodeArgs, EncodeArgs, Hex},
     generate,
+    outcome::Failure,
 };
 
 /// What a connection ID says, as `--json` prints it.

@@ -15,10 +15,9 @@ use quic::{
 use quic_lb_config::{Config, Listener};
 
 use super::{
-    Failure,
     args::{Explain, Hex, Subject},
     capture::{self, Captured, End},
-    count,
+    outcome::{Failure, count},
 };
 use crate::{
     backend::BackendState,

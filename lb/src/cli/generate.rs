@@ -6,8 +6,8 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use super::{
-    Failure,
     args::{Args, Hex},
+    outcome::Failure,
 };
 
 /// What manual pages say they belong to.

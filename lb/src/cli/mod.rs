@@ -10,9 +10,9 @@ mod cid;
 mod demo;
 mod explain;
 mod generate;
+mod outcome;
 
 use std::{
-    fmt::Display,
     io::{self, BufWriter, Write},
     path::Path,
     process::ExitCode,
@@ -23,6 +23,7 @@ use quic_lb_config::{Loaded, Report};
 
 use crate::control;
 use args::{Args, Cid, Command};
+use outcome::{Failure, complain, count, load, tell};
 
 /// The whole program.
 #[must_use]
@@ -40,35 +41,6 @@ pub fn main() -> ExitCode {
             complain(failure);
             ExitCode::FAILURE
         }
-    }
-}
-
-/// Why a command was not done.
-#[derive(Debug)]
-enum Failure {
-    /// Standard output does not take any more.
-    Output(io::Error),
-    /// The configuration file has mistakes.
-    Config(Report),
-    /// Anything else, in one sentence.
-    Other(String),
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self::Output(error)
-    }
-}
-
-impl From<Report> for Failure {
-    fn from(report: Report) -> Self {
-        Self::Config(report)
-    }
-}
-
-impl Failure {
-    fn other(sentence: impl Display) -> Self {
-        Self::Other(sentence.to_string())
     }
 }
 
@@ -111,28 +83,4 @@ fn check(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
         tell(Report::new(path.display().to_string(), warnings));
     }
     Ok(())
-}
-
-fn load(path: &Path) -> Result<quic_lb_config::Config, Failure> {
-    Ok(quic_lb_config::load(path)?.config)
-}
-
-fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
-}
-
-fn complain(failure: Failure) {
-    match failure {
-        Failure::Output(error) => tell(format_args!("quic-lb: cannot write the output: {error}")),
-        Failure::Config(report) => {
-            let errors = count(report.errors(), "error");
-            tell(format_args!("{report}\nquic-lb: {}: {errors}", report.file));
-        }
-        Failure::Other(sentence) => tell(format_args!("quic-lb: {sentence}")),
-    }
-}
-
-/// Writes to standard error; where that is gone there is nobody to tell.
-fn tell(what: impl Display) {
-    let _ = writeln!(io::stderr(), "{what}");
 }

@@ -33,8 +33,9 @@ use tokio::{net::TcpStream, sync::Semaphore, time};
 use tracing::{debug, warn};
 
 use super::{
-    Shared, page,
+    page,
     plane::{BackendView, Stage, word},
+    shared::Shared,
 };
 
 /// Far above a few scrapers and operators.

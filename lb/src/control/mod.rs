@@ -9,6 +9,8 @@ mod admin;
 mod health;
 mod page;
 mod plane;
+mod restart;
+mod shared;
 mod systemd;
 mod validation;
 mod watch;
@@ -17,7 +19,7 @@ use std::{
     fmt, io,
     net::{SocketAddr, TcpListener},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -31,10 +33,10 @@ use tracing::{error, info, warn};
 use crate::{
     logging::Logging,
     memory::Memory,
-    metrics::Metrics,
     worker::{StartError, Workers},
 };
 use plane::{Plane, Stage};
+use shared::Shared;
 
 /// From one look at the health of backends and workers to the next.
 const TICK: Duration = Duration::from_millis(200);
@@ -116,36 +118,6 @@ impl fmt::Display for Reason<'_> {
             _ => Ok(()),
         }
     }
-}
-
-/// What the tasks of the control plane have in common.
-pub(crate) struct Shared {
-    plane: Arc<Mutex<Plane>>,
-    metrics: Metrics,
-}
-
-impl Shared {
-    fn new(plane: Plane) -> Self {
-        let plane = Arc::new(Mutex::new(plane));
-        let read = Arc::clone(&plane);
-        Self { plane, metrics: Metrics::new(move || locked(&read).reading()) }
-    }
-
-    /// The state. To be given back before anything is awaited.
-    fn plane(&self) -> MutexGuard<'_, Plane> {
-        locked(&self.plane)
-    }
-
-    /// What `/metrics` shows; the state must not be held meanwhile.
-    fn metrics(&self) -> String {
-        self.metrics.render()
-    }
-}
-
-fn locked(plane: &Mutex<Plane>) -> MutexGuard<'_, Plane> {
-    // The state is replaced piece by piece, each of them whole: a panic leaves nothing half done
-    // that would be worse than to stop.
-    plane.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn look_after(

@@ -103,7 +103,7 @@ impl Display for Escaped<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{ListenerReading, ListenerTotals};
+    use crate::{metrics::ListenerReading, totals::ListenerTotals};
 
     #[test]
     fn names_stay_text() {

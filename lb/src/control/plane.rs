@@ -16,16 +16,18 @@ use tracing::{info, warn};
 
 use super::{
     health::{Health, Signal},
+    restart::{is_same, needs_restart},
     validation::Validation,
 };
 use crate::{
     admission::{Ledger, tokens::TokensMade},
-    backend::{BackendId, BackendState, MAX_BACKENDS},
+    backend::{BackendId, BackendState},
     counters::WorkerCounters,
     memory::Memory,
-    metrics::{BackendReading, BackendTotals, ListenerReading, ListenerTotals, Reading, Reloads},
+    metrics::{BackendReading, ListenerReading, Reading, Reloads},
     registry::Registry,
     routing::Routing,
+    totals::{BackendTotals, Baselines, ListenerTotals},
 };
 
 /// The names of a pool and of a backend in it.
@@ -384,92 +386,6 @@ fn report(pool: &str, backend: &str, address: SocketAddr, was: BackendState, is:
     }
 }
 
-/// What the counters of a slot showed when it was given to its present backend.
-#[derive(Debug, Default)]
-struct Baselines(HashMap<usize, (u16, BackendTotals)>);
-
-impl Baselines {
-    /// To be called when a backend appears. A backend that comes back goes on where it was.
-    fn begin(&mut self, counters: &[Arc<WorkerCounters>], id: BackendId) {
-        let known = self.0.get(&id.slot()).map(|(generation, _)| *generation);
-        if known == Some(id.generation()) {
-            return;
-        }
-        let baseline = match id.generation() {
-            0 => BackendTotals::default(),
-            _ => BackendTotals::sum(counters, id.slot()),
-        };
-        self.0.insert(id.slot(), (id.generation(), baseline));
-    }
-
-    fn totals(&self, counters: &[Arc<WorkerCounters>], id: BackendId) -> BackendTotals {
-        let baseline = self.0.get(&id.slot()).map(|(_, totals)| *totals).unwrap_or_default();
-        BackendTotals::sum(counters, id.slot()).since(baseline)
-    }
-}
-
-/// Whether two configurations are the same, keys included: the digest covers those.
-fn is_same(old: &Config, new: &Config) -> bool {
-    old.digest() == new.digest() && old.masked_document() == new.masked_document()
-}
-
-/// A sentence for each change that a running process cannot follow.
-fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
-    let mut reasons = vec![];
-    let mut changed = |what: &str, old: String, new: String| {
-        if old != new {
-            reasons.push(format!("{what} changes from {old} to {new}"));
-        }
-    };
-    let workers = |config: &Config| {
-        config.workers.map_or("one for each core".to_owned(), |workers| workers.to_string())
-    };
-    let admin = |config: &Config| {
-        config.admin.map_or("no address".to_owned(), |address| address.to_string())
-    };
-    changed("workers", workers(old), workers(new));
-    changed("admin.address", admin(old), admin(new));
-    changed("limits.flows", old.limits.flows.to_string(), new.limits.flows.to_string());
-    changed(
-        "limits.remembered",
-        old.limits.remembered.to_string(),
-        new.limits.remembered.to_string(),
-    );
-    let format = |config: &Config| format!("{:?}", config.log.format).to_lowercase();
-    changed("log.format", format(old), format(new));
-    reasons.extend(listener_changes(&old.listeners, &new.listeners));
-    let backends: usize = new.pools.iter().map(|pool| pool.backends.len()).sum();
-    if backends > MAX_BACKENDS {
-        reasons.push(format!("there are {backends} backends, and at most {MAX_BACKENDS} can be"));
-    }
-    reasons
-}
-
-fn listener_changes(old: &[Listener], new: &[Listener]) -> Vec<String> {
-    let mut changes = vec![];
-    for Listener { name, address, .. } in old {
-        match new.iter().find(|listener| &listener.name == name) {
-            None => changes.push(format!("listener {name} is gone")),
-            Some(new) if new.address != *address => {
-                changes.push(format!("listener {name} moves from {address} to {}", new.address));
-            }
-            Some(_) => {}
-        }
-    }
-    for Listener { name, .. } in new {
-        if !old.iter().any(|listener| &listener.name == name) {
-            changes.push(format!("listener {name} is new"));
-        }
-    }
-    let names = |listeners: &[Listener]| -> Vec<_> {
-        listeners.iter().map(|listener| listener.name.clone()).collect()
-    };
-    if changes.is_empty() && names(old) != names(new) {
-        changes.push("the listeners are in another order".to_owned());
-    }
-    changes
-}
-
 fn find<'a>(config: &'a Config, pool: &str, name: &str) -> Option<&'a Backend> {
     let pool = config.pools.iter().find(|candidate| candidate.name == pool)?;
     pool.backends.iter().find(|backend| backend.name == name)
@@ -658,42 +574,13 @@ mod tests {
     }
 
     #[test]
-    fn listeners_may_not_move_or_change_places() {
-        let listener = |name: &str, port| Listener {
-            name: name.into(),
-            address: ([127, 0, 0, 1], port).into(),
-            pool: 0,
-            retry_mode: None,
-        };
-        let old = [listener("a", 1), listener("b", 2)];
-        assert_eq!(listener_changes(&old, &old), Vec::<String>::new());
-        assert_eq!(
-            listener_changes(&old, &[listener("b", 2), listener("a", 1)]),
-            ["the listeners are in another order"]
-        );
-        assert_eq!(
-            listener_changes(&old, &[listener("a", 1), listener("b", 3)]),
-            ["listener b moves from 127.0.0.1:2 to 127.0.0.1:3"]
-        );
-    }
-
-    #[test]
-    fn a_backend_that_comes_back_counts_on_and_a_new_one_in_its_place_from_zero() {
+    fn a_backend_that_comes_back_counts_on() {
         let mut bench = Bench::new();
         let slot = bench.slot("a");
         bench.worker.backends[slot].forwarded.add(10);
         bench.reload(|config| drop(config.pools[0].backends.remove(0)));
         bench.reload(|config| config.pools[0].backends[1].weight = 7.try_into().unwrap());
         assert_eq!(bench.view("a").totals.forwarded, 10);
-
-        let mut baselines = Baselines::default();
-        let counters = [Arc::clone(&bench.worker)];
-        let id = bench.plane.backends[&("web".to_owned(), "a".to_owned())].id;
-        baselines.0.insert(slot, (7, BackendTotals::default()));
-        baselines.begin(&counters, id);
-        assert_eq!(baselines.totals(&counters, id).forwarded, 10, "generation 0 starts at zero");
-        baselines.0.insert(slot, (1, BackendTotals::sum(&counters, slot)));
-        assert_eq!(baselines.totals(&counters, id).forwarded, 0);
     }
 
     #[test]

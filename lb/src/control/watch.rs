@@ -18,7 +18,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{Shared, plane::Applied, systemd};
+use super::{plane::Applied, shared::Shared, systemd};
 use crate::logging::Logging;
 
 /// From one look at the file to the next.

@@ -18,7 +18,7 @@ use backend_sim::load::{Load, Options};
 use tokio::{signal, time};
 
 use self::{fleet::Fleet, screen::Screen, summary::Summary};
-use super::{Failure, args::DemoArgs};
+use super::{args::DemoArgs, outcome::Failure};
 
 /// From one picture to the next.
 const FRAME: Duration = Duration::from_millis(250);

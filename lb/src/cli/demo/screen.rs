@@ -15,7 +15,7 @@ use super::{
     admin::{self, Metrics},
     fleet::Fleet,
 };
-use crate::cli::{args::DemoArgs, tell};
+use crate::cli::{args::DemoArgs, outcome::tell};
 
 /// Clients that the table shows.
 const CLIENTS: usize = 12;
