@@ -1,4 +1,8 @@
-//! What all workers counted, added up: what `/metrics` shows and what the control plane decides by.
+//! Counters of all sources, added up: what `/metrics` shows and what the control plane decides by.
+//!
+//! A source is a block of [`WorkerCounters`] with one writer: each worker keeps one. Whatever else
+//! comes to carry datagrams (a program in the kernel, say) is counted in a block of its own, which
+//! whoever reads its maps writes; the block joins the list here, and nobody else has to know.
 
 use std::{
     collections::HashMap,
@@ -11,7 +15,47 @@ use crate::{
     verdict::{DropReason, ReplyKind, Rule, TokenResult},
 };
 
-/// [`ListenerCounters`] of all workers, added up.
+/// The sources of all counters, and their sums.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    sources: Vec<Arc<WorkerCounters>>,
+}
+
+impl Totals {
+    /// Adds a source. What it counts is part of every sum from now on.
+    pub fn add(&mut self, source: Arc<WorkerCounters>) {
+        self.sources.push(source);
+    }
+
+    /// The sums for the listener with this index.
+    #[must_use]
+    pub fn of_listener(&self, listener: usize) -> ListenerTotals {
+        let mut totals = ListenerTotals::default();
+        for counters in self.sources.iter().filter_map(|source| source.listeners.get(listener)) {
+            totals.add(counters);
+        }
+        totals
+    }
+
+    /// The sums for the backend in this slot.
+    #[must_use]
+    pub fn of_backend(&self, slot: usize) -> BackendTotals {
+        let mut totals = BackendTotals::default();
+        for counters in self.sources.iter().filter_map(|source| source.backends.get(slot)) {
+            totals.add(counters);
+        }
+        totals
+    }
+
+    /// Flows of all listeners.
+    #[must_use]
+    pub fn flows(&self) -> u64 {
+        let listeners = self.sources.iter().flat_map(|source| &source.listeners);
+        listeners.map(|counters| counters.flows.get()).sum()
+    }
+}
+
+/// [`ListenerCounters`] of all sources, added up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[expect(missing_docs, reason = "named and documented like the counters")]
 pub struct ListenerTotals {
@@ -32,16 +76,6 @@ pub struct ListenerTotals {
 }
 
 impl ListenerTotals {
-    /// The sums for the listener with this index.
-    #[must_use]
-    pub fn sum(workers: &[Arc<WorkerCounters>], listener: usize) -> Self {
-        let mut totals = Self::default();
-        for counters in workers.iter().filter_map(|worker| worker.listeners.get(listener)) {
-            totals.add(counters);
-        }
-        totals
-    }
-
     /// Datagrams from clients that have their verdict.
     #[must_use]
     pub fn verdicts(&self) -> u64 {
@@ -75,7 +109,7 @@ impl ListenerTotals {
     }
 }
 
-/// [`BackendCounters`] of all workers, added up.
+/// [`BackendCounters`] of all sources, added up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[expect(missing_docs, reason = "named and documented like the counters")]
 pub struct BackendTotals {
@@ -85,19 +119,6 @@ pub struct BackendTotals {
 }
 
 impl BackendTotals {
-    /// The sums for the backend in this slot.
-    #[must_use]
-    pub fn sum(workers: &[Arc<WorkerCounters>], slot: usize) -> Self {
-        let mut totals = Self::default();
-        for counters in workers.iter().filter_map(|worker| worker.backends.get(slot)) {
-            let BackendCounters { forwarded, returned, refused } = counters;
-            totals.forwarded += forwarded.get();
-            totals.returned += returned.get();
-            totals.refused += refused.get();
-        }
-        totals
-    }
-
     /// What has been added since `earlier`.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Self {
@@ -107,6 +128,13 @@ impl BackendTotals {
             refused: self.refused.saturating_sub(earlier.refused),
         }
     }
+
+    fn add(&mut self, counters: &BackendCounters) {
+        let BackendCounters { forwarded, returned, refused } = counters;
+        self.forwarded += forwarded.get();
+        self.returned += returned.get();
+        self.refused += refused.get();
+    }
 }
 
 /// What the counters of a slot showed when it was given to its present backend.
@@ -115,21 +143,22 @@ pub(crate) struct Baselines(HashMap<usize, (u16, BackendTotals)>);
 
 impl Baselines {
     /// To be called when a backend appears. A backend that comes back goes on where it was.
-    pub(crate) fn begin(&mut self, counters: &[Arc<WorkerCounters>], id: BackendId) {
+    pub(crate) fn begin(&mut self, totals: &Totals, id: BackendId) {
         let known = self.0.get(&id.slot()).map(|(generation, _)| *generation);
         if known == Some(id.generation()) {
             return;
         }
         let baseline = match id.generation() {
             0 => BackendTotals::default(),
-            _ => BackendTotals::sum(counters, id.slot()),
+            _ => totals.of_backend(id.slot()),
         };
         self.0.insert(id.slot(), (id.generation(), baseline));
     }
 
-    pub(crate) fn totals(&self, counters: &[Arc<WorkerCounters>], id: BackendId) -> BackendTotals {
+    /// What has been counted for this backend alone.
+    pub(crate) fn since_it_appeared(&self, totals: &Totals, id: BackendId) -> BackendTotals {
         let baseline = self.0.get(&id.slot()).map(|(_, totals)| *totals).unwrap_or_default();
-        BackendTotals::sum(counters, id.slot()).since(baseline)
+        totals.of_backend(id.slot()).since(baseline)
     }
 }
 
@@ -138,11 +167,19 @@ mod tests {
     use super::*;
     use crate::{backend::BackendState, fixtures, registry::Registry, routing::Routing};
 
+    /// So many sources that count for two listeners.
+    fn sources(count: usize) -> (Vec<Arc<WorkerCounters>>, Totals) {
+        let sources: Vec<_> = (0..count).map(|_| Arc::new(WorkerCounters::new(2))).collect();
+        let mut totals = Totals::default();
+        sources.iter().for_each(|source| totals.add(Arc::clone(source)));
+        (sources, totals)
+    }
+
     #[test]
-    fn the_verdicts_on_all_workers_add_up_to_the_datagrams_received() {
-        let workers: Vec<_> = (0..3).map(|_| Arc::new(WorkerCounters::new(2))).collect();
-        for worker in &workers {
-            let edge = &worker.listeners[1];
+    fn the_verdicts_of_all_sources_add_up_to_the_datagrams_received() {
+        let (sources, totals) = sources(3);
+        for source in &sources {
+            let edge = &source.listeners[1];
             for (n, rule) in (1..).zip(Rule::ALL) {
                 edge.received.add(n);
                 edge.forward(rule, n);
@@ -156,25 +193,42 @@ mod tests {
                 edge.reply(kind, n);
             }
         }
-        let totals = ListenerTotals::sum(&workers, 1);
-        assert_eq!(totals.received, 3 * (15 + 210 + 1));
-        assert_eq!(totals.verdicts(), totals.received);
-        assert_eq!(ListenerTotals::sum(&workers, 0), ListenerTotals::default());
+        let edge = totals.of_listener(1);
+        assert_eq!(edge.received, 3 * (15 + 210 + 1));
+        assert_eq!(edge.verdicts(), edge.received);
+        assert_eq!(totals.of_listener(0), ListenerTotals::default());
+        assert_eq!(totals.of_listener(2), ListenerTotals::default(), "nobody counts for it");
+    }
+
+    #[test]
+    fn a_source_that_joins_late_counts_from_then_on_in_every_sum() {
+        let (sources, mut totals) = sources(1);
+        sources[0].listeners[0].flows.add(2);
+        sources[0].backends[7].forwarded.add(20);
+        let late = Arc::new(WorkerCounters::new(2));
+        late.listeners[0].flows.add(3);
+        late.listeners[1].flows.add(4);
+        late.backends[7].forwarded.add(30);
+        assert_eq!((totals.flows(), totals.of_backend(7).forwarded), (2, 20));
+        totals.add(late);
+        assert_eq!((totals.flows(), totals.of_backend(7).forwarded), (9, 50));
+        assert_eq!(totals.of_listener(0).flows, 5);
     }
 
     #[test]
     fn a_backend_that_comes_back_counts_on_and_a_new_one_in_its_place_from_zero() {
-        let counters = [Arc::new(WorkerCounters::new(1))];
+        let (sources, totals) = sources(2);
         let routing = Routing::new(&fixtures::config(true), &mut Registry::default(), |_, _| {
             BackendState::Active
         });
         let id = routing.backends().next().unwrap().id;
-        counters[0].backends[id.slot()].forwarded.add(10);
+        sources[1].backends[id.slot()].forwarded.add(10);
         let mut baselines = Baselines::default();
         baselines.0.insert(id.slot(), (7, BackendTotals::default()));
-        baselines.begin(&counters, id);
-        assert_eq!(baselines.totals(&counters, id).forwarded, 10, "generation 0 starts at zero");
-        baselines.0.insert(id.slot(), (1, BackendTotals::sum(&counters, id.slot())));
-        assert_eq!(baselines.totals(&counters, id).forwarded, 0);
+        baselines.begin(&totals, id);
+        let forwarded = baselines.since_it_appeared(&totals, id).forwarded;
+        assert_eq!(forwarded, 10, "generation 0 starts at zero");
+        baselines.0.insert(id.slot(), (1, totals.of_backend(id.slot())));
+        assert_eq!(baselines.since_it_appeared(&totals, id).forwarded, 0);
     }
 }

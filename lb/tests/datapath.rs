@@ -27,11 +27,11 @@ use quic::{
 };
 use quic_lb::{
     backend::BackendState,
-    counters::{BackendCounters, ListenerCounters},
     memory::Memory,
     registry::Registry,
     routing::Routing,
     socket::{Departure, Ecn, Peer, PortUse, Received, Receiver, SLOTS, Sender, Sharing, Socket},
+    totals::{BackendTotals, ListenerTotals},
     verdict::{DropReason, Rule},
     worker::{StartError, Workers},
 };
@@ -93,34 +93,33 @@ impl Balancer {
         self.workers.local_addresses()[0]
     }
 
-    fn sum(&self, of: impl Fn(&ListenerCounters) -> u64) -> u64 {
-        self.workers.counters().iter().flat_map(|worker| &worker.listeners).map(of).sum()
+    fn totals(&self) -> ListenerTotals {
+        self.workers.totals().of_listener(0)
     }
 
-    fn of_backend(&self, name: &str, of: impl Fn(&BackendCounters) -> u64) -> u64 {
+    fn of_backend(&self, name: &str) -> BackendTotals {
         let backend = self.routing.backends().find(|backend| backend.name == name).unwrap();
-        let slot = backend.id.slot();
-        self.workers.counters().iter().map(|worker| of(&worker.backends[slot])).sum()
+        self.workers.totals().of_backend(backend.id.slot())
     }
 
     fn dropped(&self, reason: DropReason) -> u64 {
-        self.sum(|listener| listener.dropped[reason as usize].get())
+        self.totals().dropped[reason as usize]
     }
 
     fn forwarded(&self) -> u64 {
-        self.sum(|listener| listener.forwarded.iter().map(|counter| counter.get()).sum())
+        self.totals().forwarded.iter().sum()
     }
 
     fn received(&self) -> u64 {
-        self.sum(|listener| listener.received.get())
+        self.totals().received
     }
 
     fn flows(&self) -> u64 {
-        self.sum(|listener| listener.flows.get())
+        self.totals().flows
     }
 
     fn evicted(&self) -> u64 {
-        self.sum(|listener| listener.evicted.get())
+        self.totals().evicted
     }
 
     /// Waits for `received` datagrams, and for each to be accounted for.
@@ -301,13 +300,13 @@ fn datagrams_and_their_boundaries_pass_both_ways_in_both_families() {
         assert!(got == sent, "{listen} -> {backend}: not what was sent");
         balancer.settle(lengths.len() as u64);
         assert_eq!(balancer.dropped(DropReason::SendFailed), 0);
-        let returned = || balancer.sum(|l| l.returned.get());
+        let returned = || balancer.totals().returned;
         wait_until("all are returned", || returned() == lengths.len() as u64);
         let octets: usize = lengths.iter().sum();
-        assert_eq!(balancer.sum(|l| l.received_bytes.get()), octets as u64);
-        assert_eq!(balancer.sum(|l| l.returned_bytes.get()), octets as u64);
-        assert_eq!(balancer.of_backend("b0", |b| b.forwarded.get()), lengths.len() as u64);
-        assert_eq!(balancer.of_backend("b0", |b| b.returned.get()), lengths.len() as u64);
+        assert_eq!(balancer.totals().received_bytes, octets as u64);
+        assert_eq!(balancer.totals().returned_bytes, octets as u64);
+        assert_eq!(balancer.of_backend("b0").forwarded, lengths.len() as u64);
+        assert_eq!(balancer.of_backend("b0").returned, lengths.len() as u64);
         assert_eq!((balancer.flows(), echo.peers()), (1, 1));
     }
 }
@@ -363,7 +362,7 @@ fn joined_datagrams_arrive_as_they_were_sent_with_their_marks() {
         }
         assert!(got == sent, "{loopback}: not what was sent");
         balancer.settle(sent.len() as u64);
-        assert_eq!(balancer.sum(|l| l.forwarded[Rule::Cid as usize].get()), sent.len() as u64);
+        assert_eq!(balancer.totals().forwarded[Rule::Cid as usize], sent.len() as u64);
     }
 }
 
@@ -405,9 +404,9 @@ fn a_message_may_hold_datagrams_for_several_backends_and_for_none_in_particular(
     datagrams.sort();
     assert!(got == datagrams, "not what was sent");
     balancer.settle(48);
-    assert_eq!(balancer.sum(|l| l.forwarded[Rule::Cid as usize].get()), 40);
-    assert_eq!(balancer.sum(|l| l.forwarded[Rule::FourTuple as usize].get()), 8);
-    assert_eq!(balancer.of_backend("b1", |b| b.forwarded.get()), 10);
+    assert_eq!(balancer.totals().forwarded[Rule::Cid as usize], 40);
+    assert_eq!(balancer.totals().forwarded[Rule::FourTuple as usize], 8);
+    assert_eq!(balancer.of_backend("b1").forwarded, 10);
     assert_eq!(balancer.flows(), 3);
 }
 
@@ -434,7 +433,7 @@ fn each_client_path_and_backend_has_a_port_of_its_own() {
     }
     balancer.settle(180);
     assert_eq!(balancer.flows(), 60);
-    assert_eq!(balancer.sum(|l| l.path_changes.get()), 60);
+    assert_eq!(balancer.totals().path_changes, 60);
     for echo in &echoes {
         assert_eq!(echo.peers(), 20);
     }
@@ -483,8 +482,8 @@ fn a_backend_that_refuses_is_noted_and_others_go_on() {
         assert_eq!(receive(&client), packet(1, number, 300));
     }
     balancer.settle(40);
-    assert!(balancer.of_backend("b0", |b| b.refused.get()) > 0);
-    assert_eq!(balancer.of_backend("b1", |b| b.refused.get()), 0);
+    assert!(balancer.of_backend("b0").refused > 0);
+    assert_eq!(balancer.of_backend("b1").refused, 0);
     assert_eq!(balancer.forwarded(), 40);
 }
 
@@ -683,7 +682,7 @@ fn a_flood_is_answered_and_dropped_without_allocating() {
     assert_eq!(ALLOCATIONS.load(SeqCst) - before, 0);
     assert!(quic::retry::verify(Version::V1, &[3; 8], &buffer[..answered]));
     wait_until("every datagram has a verdict", || {
-        let replied = balancer.sum(|listener| listener.replied[0].get());
+        let replied = balancer.totals().replied[0];
         replied == 11 * 20 * 20 && balancer.dropped(DropReason::InvalidToken) == replied
     });
     assert_eq!(balancer.received(), 2 * 11 * 20 * 20);

@@ -62,7 +62,7 @@ pub fn run(path: &Path) -> Result<(), RunError> {
     let mut plane = Plane::new(config, Arc::clone(&memory));
     let routing = Arc::clone(plane.routing());
     let workers = Workers::start(plane.config(), routing, Arc::clone(&memory))?;
-    plane.set_workers(workers.counters(), workers.flow_capacity());
+    plane.set_workers(workers.count(), workers.totals().clone(), workers.flow_capacity());
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(RunError::Runtime)?;
@@ -229,5 +229,5 @@ fn announce(config: &Config, workers: &Workers, admin: Option<&TcpListener>) {
         warn!(flows, wanted, "descriptors for fewer flows than limits.flows: raise LimitNOFILE");
     }
     let (version, digest) = (env!("CARGO_PKG_VERSION"), config.digest());
-    info!(version, digest, workers = workers.counters().len(), flows, "running");
+    info!(version, digest, workers = workers.count(), flows, "running");
 }

@@ -22,12 +22,11 @@ use super::{
 use crate::{
     admission::{Ledger, tokens::TokensMade},
     backend::{BackendId, BackendState},
-    counters::WorkerCounters,
     memory::Memory,
     metrics::{BackendReading, ListenerReading, Reading, Reloads},
     registry::Registry,
     routing::Routing,
-    totals::{BackendTotals, Baselines, ListenerTotals},
+    totals::{BackendTotals, Baselines, Totals},
 };
 
 /// The names of a pool and of a backend in it.
@@ -40,7 +39,8 @@ pub(crate) struct Plane {
     registry: Registry,
     routing: Arc<ArcSwap<Routing>>,
     memory: Arc<Memory>,
-    counters: Vec<Arc<WorkerCounters>>,
+    totals: Totals,
+    workers: usize,
     /// Flows that the workers have room for.
     flow_capacity: usize,
     /// What the operator wants instead of what the file says.
@@ -124,7 +124,8 @@ impl Plane {
             registry,
             routing: Arc::new(ArcSwap::from_pointee(routing)),
             memory,
-            counters: vec![],
+            totals: Totals::default(),
+            workers: 0,
             flow_capacity: 0,
             commands: BTreeMap::new(),
             backends: HashMap::new(),
@@ -138,11 +139,10 @@ impl Plane {
         plane
     }
 
-    /// Takes note of the workers, once they run: what they count and how many flows they have
-    /// room for.
-    pub(crate) fn set_workers(&mut self, counters: &[Arc<WorkerCounters>], flow_capacity: usize) {
-        self.counters = counters.to_vec();
-        self.flow_capacity = flow_capacity;
+    /// Takes note of the workers, once they run: how many there are, what they count and how many
+    /// flows they have room for.
+    pub(crate) fn set_workers(&mut self, workers: usize, totals: Totals, flow_capacity: usize) {
+        (self.workers, self.totals, self.flow_capacity) = (workers, totals, flow_capacity);
     }
 
     pub(crate) fn set_stage(&mut self, stage: Stage) {
@@ -192,7 +192,7 @@ impl Plane {
     pub(crate) fn on_tick(&mut self, now: Instant) {
         let mut changed = false;
         for watched in self.backends.values_mut() {
-            let totals = BackendTotals::sum(&self.counters, watched.id.slot());
+            let totals = self.totals.of_backend(watched.id.slot());
             let seen = totals.since(watched.last);
             watched.last = totals;
             let before = watched.health.state();
@@ -223,14 +223,14 @@ impl Plane {
 
     /// Decides about address validation on each listener; says whether anything changed.
     fn validate(&mut self, now: Instant) -> bool {
-        let Self { config, validations, backends, counters, registry, .. } = self;
+        let Self { config, validations, backends, totals, registry, .. } = self;
         let mut changed = false;
         for (index, (listener, validation)) in config.listeners.iter().zip(validations).enumerate()
         {
             let pool = &config.pools[listener.pool].name;
             let of_pool = backends.iter().filter(|((of, _), _)| of == pool);
             let half_open = of_pool.filter_map(|(_, watched)| watched.half_open(now)).max();
-            let attempts = ListenerTotals::sum(counters, index).attempts;
+            let attempts = totals.of_listener(index).attempts;
             let half_open = half_open.unwrap_or(0);
             if validation.on_tick(now, config, listener, attempts, half_open) {
                 let mode = config.retry_mode(listener);
@@ -265,15 +265,14 @@ impl Plane {
 
     /// Flows of all workers and listeners.
     pub(crate) fn flows(&self) -> u64 {
-        let listeners = 0..self.config.listeners.len();
-        listeners.map(|index| ListenerTotals::sum(&self.counters, index).flows).sum()
+        self.totals.flows()
     }
 
     /// Everything that is exported.
     pub(crate) fn reading(&mut self) -> Reading {
         let listener = |(index, listener): (usize, &Listener)| ListenerReading {
             name: listener.name.clone(),
-            totals: ListenerTotals::sum(&self.counters, index),
+            totals: self.totals.of_listener(index),
             phase: self.validations[index].phase().label(),
             switches: self.validations[index].switches(),
         };
@@ -292,7 +291,7 @@ impl Plane {
             remembered: self.memory.sizes(),
             remembered_limits: (half, half),
             flow_limit: self.flow_capacity,
-            workers: self.counters.len(),
+            workers: self.workers,
             ready: self.stage == Stage::Running,
             tokens_made: self.registry.ledger.tokens_made(),
             reloads: self.reloads,
@@ -302,7 +301,7 @@ impl Plane {
 
     /// Every backend, in the order of the configuration.
     pub(crate) fn views(&mut self) -> Vec<BackendView> {
-        let Self { config, routing, counters, commands, backends, baselines, .. } = self;
+        let Self { config, routing, totals, commands, backends, baselines, .. } = self;
         let now = Instant::now();
         let routing = routing.load();
         let all = config.pools.iter().flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
@@ -317,7 +316,7 @@ impl Plane {
                 state: routing.backend(id)?.state,
                 wanted: command.unwrap_or(backend.admission),
                 commanded: command.is_some(),
-                totals: baselines.totals(counters, id),
+                totals: baselines.since_it_appeared(totals, id),
                 half_open: watched.half_open(now),
             })
         })
@@ -349,12 +348,12 @@ impl Plane {
         for backend in routing.backends() {
             let pool = &routing.pools[backend.pool].name;
             self.backends.entry((pool.clone(), backend.name.clone())).or_insert_with(|| {
-                self.baselines.begin(&self.counters, backend.id);
+                self.baselines.begin(&self.totals, backend.id);
                 Watched {
                     id: backend.id,
                     address: backend.address,
                     health: Health::default(),
-                    last: BackendTotals::sum(&self.counters, backend.id.slot()),
+                    last: self.totals.of_backend(backend.id.slot()),
                     half_open: None,
                 }
             });
@@ -402,7 +401,7 @@ pub(crate) const fn word(admission: Admission) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures;
+    use crate::{counters::WorkerCounters, fixtures};
 
     const TICK: Duration = Duration::from_millis(200);
 
@@ -418,7 +417,9 @@ mod tests {
             let memory = Arc::new(Memory::new(100, Duration::from_secs(180), now));
             let mut plane = Plane::new(fixtures::config(true), memory);
             let worker = Arc::new(WorkerCounters::new(1));
-            plane.set_workers(&[Arc::clone(&worker)], 1000);
+            let mut totals = Totals::default();
+            totals.add(Arc::clone(&worker));
+            plane.set_workers(1, totals, 1000);
             Self { plane, worker, now }
         }
 

@@ -46,6 +46,7 @@ use crate::{
     memory::Memory,
     routing::Routing,
     socket::{self, Sharing, Socket},
+    totals::Totals,
 };
 use round::Datapath;
 
@@ -61,7 +62,7 @@ const BIRTH: Duration = Duration::from_secs(10);
 pub struct Workers {
     threads: Vec<JoinHandle<io::Result<()>>>,
     shared: Arc<Shared>,
-    counters: Vec<Arc<WorkerCounters>>,
+    totals: Totals,
     addresses: Vec<SocketAddr>,
     flow_capacity: usize,
 }
@@ -82,7 +83,7 @@ impl Workers {
         let mut workers = Self {
             threads: Vec::new(),
             shared: Arc::new(Shared::new(&config.timeouts)),
-            counters: Vec::new(),
+            totals: Totals::default(),
             addresses: config.listeners.iter().map(|listener| listener.address).collect(),
             flow_capacity: 0,
         };
@@ -110,7 +111,7 @@ impl Workers {
                 .spawn(move || birth.live(&report))
                 .map_err(StartError::Thread)?;
             workers.threads.push(thread);
-            workers.counters.push(counters);
+            workers.totals.add(counters);
             if sharing == Sharing::First {
                 workers.take(&reports)?;
             }
@@ -121,10 +122,16 @@ impl Workers {
         Ok(workers)
     }
 
-    /// What each worker counts.
+    /// How many there are.
     #[must_use]
-    pub fn counters(&self) -> &[Arc<WorkerCounters>] {
-        &self.counters
+    pub fn count(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// What they count, added up.
+    #[must_use]
+    pub const fn totals(&self) -> &Totals {
+        &self.totals
     }
 
     /// Where the listeners listen, in the order of the configuration.
