@@ -57,7 +57,7 @@ const RETURN_FAILED: Family = Family::counter(
 const BYTES: Family = Family::counter(
     "quic_lb_bytes_total",
     &["listener", "direction"],
-    "UDP payload octets: received from clients, returned to clients.",
+    "UDP payload bytes: received from clients, returned to clients.",
 );
 const FLOWS: Family = Family::gauge(
     "quic_lb_flows",
@@ -104,11 +104,11 @@ const BACKEND_STATE: Family = Family::gauge(
     &["pool", "backend", "state"],
     "1 for the state that the backend is in, 0 for the others.",
 );
-const HEALTH_PROBES: Family = Family::counter(
-    "quic_lb_health_probes_total",
-    &["pool", "backend", "result"],
-    "Signs of a backend's health by result. Passive ones only: \"refused\" counts the reports of \
-     the kernel that nobody listens at the backend's address.",
+const BACKEND_REFUSED: Family = Family::counter(
+    "quic_lb_backend_refused_total",
+    &["pool", "backend"],
+    "Reports of the kernel that nobody listens at the backend's address, in answer to datagrams of \
+     clients.",
 );
 const RETRY_SENT: Family = Family::counter(
     "quic_lb_retry_sent_total",
@@ -190,7 +190,7 @@ pub const FAMILIES: [Family; 30] = [
     BACKEND_DATAGRAMS,
     BACKEND_RETURNED,
     BACKEND_STATE,
-    HEALTH_PROBES,
+    BACKEND_REFUSED,
     BACKEND_HALF_OPEN,
     RETRY_SENT,
     RETRY_TOKENS,
@@ -457,13 +457,11 @@ fn of_backends(reading: &Reading) -> Vec<MetricFamily> {
     let half_open = reading.backends.iter();
     let half_open =
         half_open.filter_map(|of| Some(([of.pool.as_str(), of.name.as_str()], of.half_open?)));
-    let refused = each(|totals| totals.refused)
-        .map(|([pool, backend], value)| ([pool, backend, "refused"], value));
     [
         BACKEND_DATAGRAMS.collect(each(|totals| totals.forwarded)),
         BACKEND_RETURNED.collect(each(|totals| totals.returned)),
         BACKEND_STATE.collect(states),
-        HEALTH_PROBES.collect(refused),
+        BACKEND_REFUSED.collect(each(|totals| totals.refused)),
         BACKEND_HALF_OPEN.collect(half_open),
     ]
     .concat()
@@ -529,7 +527,7 @@ mod tests {
             "quic_lb_backend_datagrams_total{backend=\"a\",pool=\"web\"} 7",
             "quic_lb_backend_state{backend=\"a\",pool=\"web\",state=\"down\"} 1",
             "quic_lb_backend_state{backend=\"a\",pool=\"web\",state=\"active\"} 0",
-            "quic_lb_health_probes_total{backend=\"a\",pool=\"web\",result=\"refused\"} 3",
+            "quic_lb_backend_refused_total{backend=\"a\",pool=\"web\"} 3",
             "quic_lb_config_reloads_total{result=\"rejected\"} 2",
             "quic_lb_config_info{digest=\"0123\"} 1",
             "quic_lb_datagrams_replied_total{kind=\"retry\",listener=\"edge\"} 6",

@@ -376,7 +376,7 @@ fn a_backend_that_refuses_goes_down_and_comes_back_by_itself() {
         balancer.metric(down) == 1.0
     });
     assert_eq!(balancer.backend("a")["state"], "down");
-    let refused = "quic_lb_health_probes_total{backend=\"a\",pool=\"web\",result=\"refused\"}";
+    let refused = "quic_lb_backend_refused_total{backend=\"a\",pool=\"web\"}";
     assert!(balancer.metric(refused) >= 3.0);
     let record = balancer.wait_for_record("backend gets no new connections");
     assert_eq!((&record["backend"], &record["level"]), (&json!("a"), &json!("WARN")));
