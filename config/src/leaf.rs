@@ -201,8 +201,9 @@ inline_schema!((const MIN: u64, const MAX: u64) Interval<MIN, MAX>, |_generator|
 macro_rules! words {
     ($type:ty: $($word:literal => $value:ident),*) => {
         impl $type {
-            /// As it stands in the file.
-            pub(crate) const fn word(self) -> &'static str {
+            /// The word for it in the file.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$value => $word),*
                 }

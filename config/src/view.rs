@@ -24,7 +24,7 @@ impl Config {
                 let mut value =
                     json!({ "name": listener.name, "address": listener.address, "pool": pool });
                 if let Some(mode) = listener.retry_mode {
-                    value["retry"] = json!({ "mode": mode.word() });
+                    value["retry"] = json!({ "mode": mode.as_str() });
                 }
                 value
             })
@@ -36,14 +36,14 @@ impl Config {
                 "flows": self.limits.flows,
                 "remembered": self.limits.remembered,
                 "new_connections_per_second": new_connections(&self.limits.new_connections),
-                "unknown_short_headers": self.limits.unknown_short_headers.word(),
+                "unknown_short_headers": self.limits.unknown_short_headers.as_str(),
             },
             "timeouts": {
                 "flow_idle": display_duration(self.timeouts.flow_idle),
                 "flow_unanswered": display_duration(self.timeouts.flow_unanswered),
                 "drain": display_duration(self.timeouts.drain),
             },
-            "log": { "level": self.log.level.word(), "format": self.log.format.word() },
+            "log": { "level": self.log.level.as_str(), "format": self.log.format.as_str() },
             "retry": retry(&self.retry),
         });
         if let Some(workers) = self.workers {
@@ -72,7 +72,7 @@ impl Config {
             digest.text(self.pools.get(listener.pool).map_or("", |pool| &pool.name));
             let mode = self.retry_mode(listener);
             if mode != RetryMode::Off {
-                digest.text(mode.word());
+                digest.text(mode.as_str());
             }
         }
         let mut pools: Vec<_> = self.pools.iter().collect();
@@ -117,7 +117,7 @@ fn backend(backend: &Backend) -> Value {
         "name": backend.name,
         "address": backend.address,
         "weight": backend.weight,
-        "state": backend.admission.word(),
+        "state": backend.admission.as_str(),
     });
     if !backend.server_ids.is_empty() {
         let ids =
@@ -142,11 +142,11 @@ fn new_connections(limits: &NewConnections) -> Value {
 
 fn retry(retry: &Retry) -> Value {
     let mut value = json!({
-        "mode": retry.mode.word(),
-        "format": retry.format.word(),
+        "mode": retry.mode.as_str(),
+        "format": retry.format.as_str(),
         "lifetime": display_duration(retry.lifetime),
         "transition": display_duration(retry.transition),
-        "other_versions": retry.other_versions.word(),
+        "other_versions": retry.other_versions.as_str(),
         "adaptive": {
             "on_rate": retry.adaptive.on_rate,
             "on_half_open": retry.adaptive.on_half_open,
@@ -183,7 +183,7 @@ impl RoutingDigest {
         for backend in backends {
             self.text(&backend.name);
             self.address(backend.address);
-            self.text(backend.admission.word());
+            self.text(backend.admission.as_str());
             self.count(backend.weight.get() as usize);
             self.count(backend.server_ids.len());
             for (id, server_id) in &backend.server_ids {
@@ -208,13 +208,13 @@ impl RoutingDigest {
     }
 
     fn retry(&mut self, retry: &Retry) {
-        self.text(retry.format.word());
+        self.text(retry.format.as_str());
         self.count(retry.keys.len());
         for key in &retry.keys {
             self.octets(&[key.sequence()]);
             self.octets(&key.check_value());
         }
-        self.text(retry.other_versions.word());
+        self.text(retry.other_versions.as_str());
         self.count(retry.except_versions.len());
         for version in &retry.except_versions {
             self.octets(&version.to_be_bytes());

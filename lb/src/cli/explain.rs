@@ -43,7 +43,7 @@ pub(super) fn explain(
         None => None,
         Some(name) => Some(listener(config, name)?),
     };
-    let mut desk = Desk::new(config);
+    let mut explainer = Explainer::new(config);
     match &explain.subject {
         Subject::Datagram { from, octets } => {
             let path = ClientPath { client: *from, local: None };
@@ -55,14 +55,14 @@ pub(super) fn explain(
                 let len = count(octets.len(), "octet");
                 let name = &config.listeners[listener].name;
                 writeln!(out, "{len} from {from} to listener {name}")?;
-                desk.print(Duration::ZERO, listener, &Datagram { path, octets }, out)?;
+                explainer.print(Duration::ZERO, listener, &Datagram { path, octets }, out)?;
             }
             Ok(())
         }
         Subject::Capture(file) => {
             let mut explained = 0;
             let end = capture::read(file, |captured| {
-                explained += usize::from(desk.captured(captured, wanted, out)?);
+                explained += usize::from(explainer.captured(captured, wanted, out)?);
                 Ok(())
             })?;
             if end == End::CutOff {
@@ -80,7 +80,7 @@ pub(super) fn explain(
 }
 
 /// A forwarder, and what it takes to feed it from a capture.
-struct Desk<'a> {
+struct Explainer<'a> {
     config: &'a Config,
     routing: Arc<Routing>,
     forwarder: Forwarder,
@@ -91,7 +91,7 @@ struct Desk<'a> {
     handshakes: HashMap<(usize, SocketAddr, Vec<u8>), FlowId>,
 }
 
-impl<'a> Desk<'a> {
+impl<'a> Explainer<'a> {
     fn new(config: &'a Config) -> Self {
         let epoch = Instant::now();
         let mut registry = Registry::default();

@@ -23,7 +23,7 @@ use quic_lb_config::{Loaded, Report};
 
 use crate::control;
 use args::{Args, Cid, Command};
-use outcome::{Failure, complain, count, load, tell};
+use outcome::{Failure, count, load, print_to_stderr, report_failure};
 
 /// The whole program.
 #[must_use]
@@ -38,7 +38,7 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            complain(failure);
+            report_failure(failure);
             ExitCode::FAILURE
         }
     }
@@ -80,7 +80,7 @@ fn check(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
     )?;
     if !warnings.is_empty() {
         out.flush()?;
-        tell(Report::new(path.display().to_string(), warnings));
+        print_to_stderr(Report::new(path.display().to_string(), warnings));
     }
     Ok(())
 }

@@ -45,18 +45,20 @@ pub(crate) fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
-pub(crate) fn complain(failure: Failure) {
+pub(crate) fn report_failure(failure: Failure) {
     match failure {
-        Failure::Output(error) => tell(format_args!("quic-lb: cannot write the output: {error}")),
+        Failure::Output(error) => {
+            print_to_stderr(format_args!("quic-lb: cannot write the output: {error}"))
+        }
         Failure::Config(report) => {
             let errors = count(report.errors(), "error");
-            tell(format_args!("{report}\nquic-lb: {}: {errors}", report.file));
+            print_to_stderr(format_args!("{report}\nquic-lb: {}: {errors}", report.file));
         }
-        Failure::Other(sentence) => tell(format_args!("quic-lb: {sentence}")),
+        Failure::Other(sentence) => print_to_stderr(format_args!("quic-lb: {sentence}")),
     }
 }
 
 /// Writes to standard error; where that is gone there is nobody to tell.
-pub(crate) fn tell(what: impl Display) {
+pub(crate) fn print_to_stderr(what: impl Display) {
     let _ = writeln!(io::stderr(), "{what}");
 }

@@ -34,7 +34,7 @@ use tracing::{debug, warn};
 
 use super::{
     page,
-    plane::{BackendView, Stage, word},
+    plane::{BackendView, Stage},
     shared::Shared,
 };
 
@@ -137,7 +137,8 @@ async fn guard(request: Request, next: Next) -> Result<Response, Infallible> {
 
 async fn status_page(State(shared): State<Arc<Shared>>) -> Html<String> {
     let mut plane = shared.plane();
-    let (reading, views) = (plane.reading(), plane.views());
+    let now = Instant::now();
+    let (reading, views) = (plane.reading(now), plane.views(now));
     drop(plane);
     Html(page::status(&reading, &views))
 }
@@ -174,7 +175,7 @@ async fn config(State(shared): State<Arc<Shared>>) -> Json<Value> {
 }
 
 async fn backends(State(shared): State<Arc<Shared>>) -> Json<Vec<Value>> {
-    let views = shared.plane().views();
+    let views = shared.plane().views(Instant::now());
     Json(views.iter().map(backend_json).collect())
 }
 
@@ -218,7 +219,7 @@ fn command(shared: &Shared, (pool, name): &(String, String), wanted: Admission) 
     if !plane.command(pool, name, wanted) {
         return unknown_backend(pool, name);
     }
-    let views = plane.views();
+    let views = plane.views(Instant::now());
     let named = |view: &&BackendView| view.pool == *pool && view.backend.name == *name;
     Json(views.iter().find(named).map(backend_json)).into_response()
 }
@@ -238,7 +239,7 @@ fn backend_json(view: &BackendView) -> Value {
         "name": backend.name,
         "address": backend.address,
         "state": state.label(),
-        "wanted": word(*wanted),
+        "wanted": wanted.as_str(),
         "wanted_by": if *commanded { "operator" } else { "file" },
         "weight": backend.weight,
         "server_ids": server_ids,

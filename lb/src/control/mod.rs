@@ -35,7 +35,7 @@ use crate::{
     memory::Memory,
     worker::{StartError, Workers},
 };
-use plane::{Plane, Stage};
+use plane::{ControlPlane, Stage};
 use shared::Shared;
 
 /// From one look at the health of backends and workers to the next.
@@ -59,7 +59,7 @@ pub fn run(path: &Path) -> Result<(), RunError> {
     let memory =
         Memory::new(config.limits.remembered.get(), config.timeouts.flow_idle, Instant::now());
     let memory = Arc::new(memory);
-    let mut plane = Plane::new(config, Arc::clone(&memory));
+    let mut plane = ControlPlane::new(config, Arc::clone(&memory), seed()?);
     let routing = Arc::clone(plane.routing());
     let workers = Workers::start(plane.config(), routing, Arc::clone(&memory))?;
     plane.set_workers(workers.count(), workers.totals().clone(), workers.flow_capacity());
@@ -122,15 +122,15 @@ impl fmt::Display for Reason<'_> {
 
 async fn look_after(
     path: &Path,
-    plane: Plane,
+    plane: ControlPlane,
     memory: Arc<Memory>,
     workers: &Workers,
     admin: Option<TcpListener>,
     logging: Logging,
 ) -> Result<(), RunError> {
-    let mut terminate = on(SignalKind::terminate())?;
-    let mut interrupt = on(SignalKind::interrupt())?;
-    let hangups = on(SignalKind::hangup())?;
+    let mut terminate = signals(SignalKind::terminate())?;
+    let mut interrupt = signals(SignalKind::interrupt())?;
+    let hangups = signals(SignalKind::hangup())?;
     announce(plane.config(), workers, admin.as_ref());
     let shared = Arc::new(Shared::new(plane));
     if let Some(admin) = admin {
@@ -151,7 +151,7 @@ async fn look_after(
         };
         if asked_to_end {
             if draining.is_some() {
-                return ended("second signal");
+                return end("second signal");
             }
             draining = Some(begin_drain(&shared));
         }
@@ -173,10 +173,10 @@ async fn look_after(
         }
         if let Some(began) = draining {
             if shared.plane().flows() == 0 {
-                return ended("no flow is left");
+                return end("no flow is left");
             }
             if now.saturating_duration_since(began) >= timeouts.drain {
-                return ended("time to drain is over");
+                return end("time to drain is over");
             }
         }
     }
@@ -186,14 +186,20 @@ fn begin_drain(shared: &Shared) -> Instant {
     systemd::stopping();
     let mut plane = shared.plane();
     plane.set_stage(Stage::Draining);
-    let (flows, patience) = (plane.flows(), plane.config().timeouts.drain);
-    info!(flows, ?patience, "draining");
+    let (flows, time_limit) = (plane.flows(), plane.config().timeouts.drain);
+    info!(flows, patience = ?time_limit, "draining");
     Instant::now()
 }
 
-fn ended(reason: &str) -> Result<(), RunError> {
+fn end(reason: &str) -> Result<(), RunError> {
     info!(reason, "ended");
     Ok(())
+}
+
+/// Two numbers that nobody outside can guess.
+fn seed() -> Result<[u64; 2], RunError> {
+    let half = || getrandom::u64().map_err(|error| RunError::Runtime(io::Error::other(error)));
+    Ok([half()?, half()?])
 }
 
 /// A full table takes tens of milliseconds, too long for the thread that answers scrapes.
@@ -202,7 +208,7 @@ fn sweep(memory: &Arc<Memory>, now: Instant) {
     tokio::task::spawn_blocking(move || memory.sweep(now));
 }
 
-fn on(kind: SignalKind) -> Result<Signal, RunError> {
+fn signals(kind: SignalKind) -> Result<Signal, RunError> {
     signal(kind).map_err(RunError::Runtime)
 }
 

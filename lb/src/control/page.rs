@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write};
 
-use super::plane::{BackendView, word};
+use super::plane::BackendView;
 use crate::{
     metrics::Reading,
     verdict::{DropReason, Rule},
@@ -49,7 +49,8 @@ fn write(page: &mut String, reading: &Reading, backends: &[BackendView]) -> fmt:
         let (address, weight, state) =
             (view.backend.address, view.backend.weight, view.state.label());
         let by = if view.commanded { " (operator)" } else { "" };
-        let (wanted, to, from) = (word(view.wanted), view.totals.forwarded, view.totals.returned);
+        let (wanted, to, from) =
+            (view.wanted.as_str(), view.totals.forwarded, view.totals.returned);
         write!(
             page,
             "<tr><td>{pool}</td><td>{name}</td><td>{address}</td>\

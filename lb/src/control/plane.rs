@@ -1,7 +1,9 @@
-//! What the control plane knows and decides, without input or output: the configuration, what the
-//! operator said since, what the backends' health is, and the routing snapshot that follows.
+//! The state of the control plane and its decisions: the configuration, what the operator said
+//! since, what the backends' health is, and the routing snapshot that follows.
 //!
 //! Everything that happens ends in a new snapshot, swapped in as a whole. No flow is touched by it.
+//! Nothing here reads a clock, draws entropy, waits, or opens anything: the time and the seed come
+//! in as arguments. What an operator has to know leaves as log records.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -34,7 +36,7 @@ type Name = (String, String);
 
 /// The state of the control plane.
 #[derive(Debug)]
-pub(crate) struct Plane {
+pub(crate) struct ControlPlane {
     config: Config,
     registry: Registry,
     routing: Arc<ArcSwap<Routing>>,
@@ -107,12 +109,10 @@ struct Watched {
 /// other troubles.
 const REPORT_LIFETIME: Duration = Duration::from_secs(10);
 
-impl Plane {
-    /// The control plane of `config`, before there are workers.
-    pub(crate) fn new(config: Config, memory: Arc<Memory>) -> Self {
-        // The system's randomness, by way of a hasher that has it.
-        let random = ahash::RandomState::new();
-        let seed = [random.hash_one("one half"), random.hash_one("the other")];
+impl ControlPlane {
+    /// The control plane of `config`, before there are workers. Nobody outside should know `seed`:
+    /// see [`Ledger::new`].
+    pub(crate) fn new(config: Config, memory: Arc<Memory>, seed: [u64; 2]) -> Self {
         let mut registry = Registry::default();
         registry.ledger = Ledger::new(seed);
         let listeners = config.listeners.iter();
@@ -182,7 +182,7 @@ impl Plane {
         } else {
             self.commands.insert(key, wanted);
         }
-        let wanted = word(wanted);
+        let wanted = wanted.as_str();
         info!(pool, backend = name, wanted, "operator's command");
         self.rebuild();
         true
@@ -269,7 +269,7 @@ impl Plane {
     }
 
     /// Everything that is exported.
-    pub(crate) fn reading(&mut self) -> Reading {
+    pub(crate) fn reading(&mut self, now: Instant) -> Reading {
         let listener = |(index, listener): (usize, &Listener)| ListenerReading {
             name: listener.name.clone(),
             totals: self.totals.of_listener(index),
@@ -287,7 +287,7 @@ impl Plane {
         let half = self.config.limits.remembered.get().div_ceil(2);
         Reading {
             listeners,
-            backends: self.views().into_iter().map(backend).collect(),
+            backends: self.views(now).into_iter().map(backend).collect(),
             remembered: self.memory.sizes(),
             remembered_limits: (half, half),
             flow_limit: self.flow_capacity,
@@ -300,9 +300,8 @@ impl Plane {
     }
 
     /// Every backend, in the order of the configuration.
-    pub(crate) fn views(&mut self) -> Vec<BackendView> {
+    pub(crate) fn views(&mut self, now: Instant) -> Vec<BackendView> {
         let Self { config, routing, totals, commands, backends, baselines, .. } = self;
-        let now = Instant::now();
         let routing = routing.load();
         let all = config.pools.iter().flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
         all.filter_map(|(pool, backend)| {
@@ -390,14 +389,6 @@ fn find<'a>(config: &'a Config, pool: &str, name: &str) -> Option<&'a Backend> {
     pool.backends.iter().find(|backend| backend.name == name)
 }
 
-/// As it is written in the file.
-pub(crate) const fn word(admission: Admission) -> &'static str {
-    match admission {
-        Admission::Active => "active",
-        Admission::Draining => "draining",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -406,7 +397,7 @@ mod tests {
     const TICK: Duration = Duration::from_millis(200);
 
     struct Bench {
-        plane: Plane,
+        plane: ControlPlane,
         worker: Arc<WorkerCounters>,
         now: Instant,
     }
@@ -415,7 +406,7 @@ mod tests {
         fn new() -> Self {
             let now = Instant::now();
             let memory = Arc::new(Memory::new(100, Duration::from_secs(180), now));
-            let mut plane = Plane::new(fixtures::config(true), memory);
+            let mut plane = ControlPlane::new(fixtures::config(true), memory, [1, 2]);
             let worker = Arc::new(WorkerCounters::new(1));
             let mut totals = Totals::default();
             totals.add(Arc::clone(&worker));
@@ -435,7 +426,7 @@ mod tests {
         }
 
         fn view(&mut self, name: &str) -> BackendView {
-            self.plane.views().into_iter().find(|view| view.backend.name == name).unwrap()
+            self.plane.views(self.now).into_iter().find(|view| view.backend.name == name).unwrap()
         }
 
         fn state(&mut self, name: &str) -> BackendState {
@@ -531,7 +522,7 @@ mod tests {
         let before = bench.plane.routing().load_full();
         assert_eq!(bench.reload(|_| {}), Applied::Unchanged);
         assert!(Arc::ptr_eq(&before, &bench.plane.routing().load_full()));
-        assert_eq!(bench.plane.reading().reloads, Reloads::default());
+        assert_eq!(bench.plane.reading(bench.now).reloads, Reloads::default());
     }
 
     #[test]
@@ -541,7 +532,7 @@ mod tests {
         let id = ConfigId::new(0).unwrap();
         let other = CidConfig::new(id, 2, 6, Some(&Key::new([8; 16]))).unwrap();
         assert_eq!(bench.reload(|c| c.pools[0].cid_configs = vec![other]), Applied::Changed);
-        assert_eq!(bench.plane.reading().reloads, Reloads { applied: 1, rejected: 0 });
+        assert_eq!(bench.plane.reading(bench.now).reloads, Reloads { applied: 1, rejected: 0 });
     }
 
     #[test]
@@ -571,7 +562,7 @@ mod tests {
             ]
         );
         assert!(Arc::ptr_eq(&before, &bench.plane.routing().load_full()));
-        assert_eq!(bench.plane.reading().reloads, Reloads { applied: 0, rejected: 1 });
+        assert_eq!(bench.plane.reading(bench.now).reloads, Reloads { applied: 0, rejected: 1 });
     }
 
     #[test]
@@ -591,7 +582,7 @@ mod tests {
             [(Stage::Running, true), (Stage::Draining, false), (Stage::Broken, false)]
         {
             bench.plane.set_stage(stage);
-            assert_eq!(bench.plane.reading().ready, ready);
+            assert_eq!(bench.plane.reading(bench.now).ready, ready);
         }
     }
 }

@@ -31,7 +31,7 @@ pub(crate) fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
         old.limits.remembered.to_string(),
         new.limits.remembered.to_string(),
     );
-    let format = |config: &Config| format!("{:?}", config.log.format).to_lowercase();
+    let format = |config: &Config| config.log.format.as_str().to_owned();
     changed("log.format", format(old), format(new));
     reasons.extend(listener_changes(&old.listeners, &new.listeners));
     let backends: usize = new.pools.iter().map(|pool| pool.backends.len()).sum();

@@ -65,7 +65,7 @@ async fn play(args: &DemoArgs) -> Result<Summary, String> {
         if report.seconds > 0.0
             && let Some(act) = plot.next(Duration::from_secs_f64(report.seconds))
         {
-            screen.tell(report.seconds, &act.play(&mut fleet).await?);
+            screen.note(report.seconds, &act.play(&mut fleet).await?);
         }
         screen.show(&fleet, &load).await;
     }

@@ -15,7 +15,7 @@ use super::{
     admin::{self, Metrics},
     fleet::Fleet,
 };
-use crate::cli::{args::DemoArgs, outcome::tell};
+use crate::cli::{args::DemoArgs, outcome::print_to_stderr};
 
 /// Clients that the table shows.
 const CLIENTS: usize = 12;
@@ -50,17 +50,17 @@ impl Screen {
             );
             Canvas::Terminal(bar)
         } else {
-            tell(&heading);
+            print_to_stderr(&heading);
             Canvas::Lines { last: Instant::now() }
         };
         Self { canvas, seconds: args.duration.as_secs_f64(), heading, events: Vec::new() }
     }
 
     /// Says that something happened after so many seconds.
-    pub(super) fn tell(&mut self, at: f64, what: &str) {
+    pub(super) fn note(&mut self, at: f64, what: &str) {
         let event = format!("{at:>4.1} s  {what}");
         if let Canvas::Lines { .. } = self.canvas {
-            tell(&event);
+            print_to_stderr(&event);
         }
         self.events.push(event);
     }
@@ -72,7 +72,7 @@ impl Screen {
             Canvas::Lines { last } if last.elapsed() < LINE_EVERY => {}
             Canvas::Lines { last } => {
                 *last = Instant::now();
-                tell(line(&report));
+                print_to_stderr(line(&report));
             }
             Canvas::Terminal(_) => {
                 let metrics = Metrics::fetch(fleet.admin()).await.unwrap_or_default();
@@ -90,7 +90,7 @@ impl Screen {
     pub(super) fn end(&self) {
         if let Canvas::Terminal(bar) = &self.canvas {
             bar.finish();
-            tell("");
+            print_to_stderr("");
         }
     }
 
