@@ -12,28 +12,36 @@
 //!
 //! | part | what it is for |
 //! | --- | --- |
+//! | `setup` | what a worker is started with and told |
+//! | `thread` | the thread: descriptors, listeners, the report that it is ready |
 //! | `round` | the loop of one worker |
-//! | `ports` | upstream sockets and their ports |
+//! | `burst` | what the forwarder is asked about at once |
+//! | `forward` | from a listener to the backends |
+//! | `back` | from the backends to the clients |
+//! | `upstreams` | the socket of each flow |
+//! | `ports` | the local ports that those have |
 //! | `plan` | which datagrams may leave together |
 //! | `replies` | what the balancer answers by itself |
 //! | `transmit` | sending them, and what to do when the kernel refuses |
 
+mod back;
+mod burst;
+mod forward;
 mod plan;
 mod ports;
 mod replies;
 mod round;
+mod setup;
+mod thread;
 mod transmit;
+mod upstreams;
 
 use std::{
-    fmt, io,
+    io,
     net::SocketAddr,
     num::NonZeroUsize,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-        mpsc,
-    },
-    thread::{self, JoinHandle},
+    sync::{Arc, atomic::Ordering::Relaxed, mpsc},
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -42,20 +50,17 @@ use quic_lb_config::{Config, Timeouts};
 
 use crate::{
     counters::WorkerCounters,
-    flows::FlowLimits,
     memory::Memory,
     routing::Routing,
-    socket::{self, Sharing, Socket},
+    socket::{self, Sharing},
     totals::Totals,
 };
-use round::Datapath;
-
-/// Descriptors of a worker that are not flows: standard streams, the poller, the short-lived
-/// sockets that source addresses are found with; listeners come on top.
-const SPARE_DESCRIPTORS: usize = 16;
+use setup::{Setup, Shared};
+pub use thread::StartError;
+use thread::{Report, sharing_of};
 
 /// How long a worker may take to open its listeners.
-const BIRTH: Duration = Duration::from_secs(10);
+const READY_WITHIN: Duration = Duration::from_secs(10);
 
 /// Running workers.
 #[derive(Debug)]
@@ -78,7 +83,7 @@ impl Workers {
         routing: Arc<ArcSwap<Routing>>,
         memory: Arc<Memory>,
     ) -> Result<Self, StartError> {
-        let count = config.workers.or_else(|| thread::available_parallelism().ok());
+        let count = config.workers.or_else(|| std::thread::available_parallelism().ok());
         let count = count.map_or(1, NonZeroUsize::get);
         let mut workers = Self {
             threads: Vec::new(),
@@ -94,7 +99,7 @@ impl Workers {
         // others join it.
         for (at, sharing) in (0..count).map(|at| (at, sharing_of(at))) {
             let counters = Arc::new(WorkerCounters::new(config.listeners.len()));
-            let birth = Birth {
+            let setup = Setup {
                 sharing,
                 addresses: workers.addresses.clone(),
                 flows: config.limits.flows.get().div_ceil(count),
@@ -106,9 +111,9 @@ impl Workers {
                 counters: Arc::clone(&counters),
             };
             let report = report.clone();
-            let thread = thread::Builder::new()
+            let thread = std::thread::Builder::new()
                 .name(format!("worker-{at}"))
-                .spawn(move || birth.live(&report))
+                .spawn(move || setup.run(&report))
                 .map_err(StartError::Thread)?;
             workers.threads.push(thread);
             workers.totals.add(counters);
@@ -166,7 +171,7 @@ impl Workers {
 
     fn take(&mut self, reports: &mpsc::Receiver<Report>) -> Result<(), StartError> {
         // A worker reports within microseconds; one that panics before never does.
-        let report = reports.recv_timeout(BIRTH);
+        let report = reports.recv_timeout(READY_WITHIN);
         let ready = report.unwrap_or(Err(StartError::Ended))?;
         self.addresses = ready.addresses;
         self.flow_capacity += ready.flow_capacity;
@@ -190,143 +195,5 @@ impl Workers {
 impl Drop for Workers {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-/// Why the workers could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A listener could not be opened.
-    #[error("cannot listen on {address}: {}", Advice(error))]
-    Listen {
-        /// Its address.
-        address: SocketAddr,
-        /// What the kernel said.
-        error: io::Error,
-    },
-    /// The poller could not be made.
-    #[error("cannot wait for datagrams: {0}")]
-    Poll(io::Error),
-    /// The limit on descriptors could not be read.
-    #[error("cannot read the limit on descriptors: {0}")]
-    Descriptors(io::Error),
-    /// A thread could not be started.
-    #[error("cannot start a worker thread: {0}")]
-    Thread(io::Error),
-    /// A worker ended before it was ready.
-    #[error("a worker ended before it was ready")]
-    Ended,
-}
-
-/// What to do about an address that cannot be had.
-struct Advice<'a>(&'a io::Error);
-
-impl fmt::Display for Advice<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0.kind() {
-            io::ErrorKind::AddrInUse => {
-                "the address is in use; stop the process that listens there, or change the \
-                 listener's address"
-            }
-            io::ErrorKind::AddrNotAvailable => {
-                "this host does not have the address; add it to an interface, or change the \
-                 listener's address"
-            }
-            io::ErrorKind::PermissionDenied => {
-                "permission denied; ports below 1024 need the capability CAP_NET_BIND_SERVICE"
-            }
-            _ => return self.0.fmt(f),
-        })
-    }
-}
-
-const fn sharing_of(worker: usize) -> Sharing {
-    if worker == 0 { Sharing::First } else { Sharing::Join }
-}
-
-/// What the workers are told while they run.
-#[derive(Debug)]
-struct Shared {
-    stop: AtomicBool,
-    idle_ms: AtomicU64,
-    unanswered_ms: AtomicU64,
-}
-
-impl Shared {
-    fn new(timeouts: &Timeouts) -> Self {
-        let (stop, idle_ms, unanswered_ms) = Default::default();
-        let shared = Self { stop, idle_ms, unanswered_ms };
-        shared.set_timeouts(timeouts);
-        shared
-    }
-
-    fn set_timeouts(&self, timeouts: &Timeouts) {
-        let milliseconds =
-            |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        self.idle_ms.store(milliseconds(timeouts.flow_idle), Relaxed);
-        self.unanswered_ms.store(milliseconds(timeouts.flow_unanswered), Relaxed);
-    }
-
-    fn limits(&self, max_flows: usize) -> FlowLimits {
-        FlowLimits {
-            max_flows,
-            idle: Duration::from_millis(self.idle_ms.load(Relaxed)),
-            unanswered: Duration::from_millis(self.unanswered_ms.load(Relaxed)),
-        }
-    }
-}
-
-/// What a worker reports when its listeners are open.
-struct Readiness {
-    addresses: Vec<SocketAddr>,
-    flow_capacity: usize,
-}
-
-type Report = Result<Readiness, StartError>;
-
-/// All that a worker is started with.
-struct Birth {
-    sharing: Sharing,
-    addresses: Vec<SocketAddr>,
-    flows: usize,
-    descriptors: usize,
-    siblings: usize,
-    shared: Arc<Shared>,
-    routing: Arc<ArcSwap<Routing>>,
-    memory: Arc<Memory>,
-    counters: Arc<WorkerCounters>,
-}
-
-impl Birth {
-    fn live(self, report: &mpsc::Sender<Report>) -> io::Result<()> {
-        // Where it is forbidden, the workers share one table, and its limit.
-        let tables = if socket::unshare_descriptors().is_ok() { 1 } else { self.siblings };
-        let spare = SPARE_DESCRIPTORS + self.addresses.len();
-        let max_flows = self.flows.min((self.descriptors / tables).saturating_sub(spare));
-        let opened = self.open().and_then(|(listeners, addresses)| {
-            let datapath = Datapath::new(&self, listeners, max_flows).map_err(StartError::Poll)?;
-            Ok((datapath, Readiness { addresses, flow_capacity: max_flows }))
-        });
-        // Nobody listens any more when another worker has failed to start.
-        match opened {
-            Ok((mut datapath, ready)) => {
-                let _ = report.send(Ok(ready));
-                datapath.run()
-            }
-            Err(error) => {
-                let _ = report.send(Err(error));
-                Ok(())
-            }
-        }
-    }
-
-    fn open(&self) -> Result<(Vec<Socket>, Vec<SocketAddr>), StartError> {
-        let open = |&address: &SocketAddr| {
-            let refused = |error| StartError::Listen { address, error };
-            let socket = Socket::listener(address, self.sharing).map_err(refused)?;
-            let address = socket.local_address().map_err(refused)?;
-            Ok((socket, address))
-        };
-        self.addresses.iter().map(open).collect()
     }
 }

@@ -1,0 +1,159 @@
+//! From a listener to the backends: what a batch becomes, flow by flow.
+
+use std::io;
+
+use super::{
+    plan::{Bundle, NO_RUN, Run},
+    transmit::{Sent, Transmitter},
+    upstreams::{Link, NO_QUEUE, Upstreams},
+};
+use crate::{
+    counters::WorkerCounters,
+    socket::{Departure, Ecn, Receiver},
+    verdict::{FlowId, Rule},
+};
+
+/// Runs that one batch is split into at most before it is sent.
+const RUNS: usize = 1_024;
+
+/// The datagrams of a batch that are to be sent, by flow, each flow's in order.
+pub(super) struct ForwardPlan {
+    runs: Vec<Run>,
+    queues: Vec<Queue>,
+    bundles: Vec<Bundle>,
+}
+
+/// The runs of one flow, linked.
+#[derive(Clone, Copy)]
+struct Queue {
+    flow: FlowId,
+    first: u16,
+    last: u16,
+}
+
+impl ForwardPlan {
+    pub(super) fn new() -> Self {
+        Self {
+            runs: Vec::with_capacity(RUNS),
+            queues: Vec::with_capacity(RUNS),
+            bundles: Vec::with_capacity(RUNS),
+        }
+    }
+
+    /// Whether it has to be sent before another run fits.
+    #[inline]
+    pub(super) fn is_full(&self) -> bool {
+        self.runs.len() == RUNS
+    }
+
+    /// Adds datagrams of `flow`.
+    #[inline]
+    pub(super) fn enqueue(&mut self, upstreams: &mut Upstreams, flow: FlowId, run: Run) {
+        let Self { runs, queues, .. } = self;
+        #[expect(clippy::cast_possible_truncation, reason = "below RUNS")]
+        let index = runs.len() as u16;
+        let upstream = upstreams.of(flow);
+        if upstream.queue == NO_QUEUE {
+            #[expect(clippy::cast_possible_truncation, reason = "no more than runs")]
+            let queue = queues.len() as u16;
+            upstream.queue = queue;
+            queues.push(Queue { flow, first: index, last: index });
+            runs.push(run);
+            return;
+        }
+        let queue = &mut queues[usize::from(upstream.queue)];
+        let last = &mut runs[usize::from(queue.last)];
+        if !last.extend(&run) {
+            last.next = index;
+            queue.last = index;
+            runs.push(run);
+        }
+    }
+
+    /// Sends what is queued for each flow, counts it, and is empty again.
+    pub(super) fn send(
+        &mut self,
+        receiver: &Receiver,
+        transmitter: &mut Transmitter,
+        upstreams: &mut Upstreams,
+        counters: &WorkerCounters,
+        listener: usize,
+    ) {
+        let Self { runs, queues, bundles } = self;
+        let mut by_rule = [0u64; Rule::ALL.len()];
+        for queue in queues.drain(..) {
+            let upstream = upstreams.of(queue.flow);
+            upstream.queue = NO_QUEUE;
+            let Link::Open(socket, _) = &upstream.link else { continue };
+            let backend = &counters.backends[usize::from(upstream.backend)];
+            let first = &runs[usize::from(queue.first)];
+            // Senders keep to one mark, and a mark that the socket has costs nothing per message.
+            // Congestion is the exception that is not worth changing the socket for.
+            if first.ecn != upstream.ecn
+                && first.ecn != Ecn::CE
+                && socket.set_ecn(upstream.ipv6, first.ecn).is_ok()
+            {
+                upstream.ecn = first.ecn;
+            }
+            let alone = first.next == NO_RUN && first.count == 1 && first.ecn == upstream.ecn;
+            if alone {
+                match socket.send(receiver.octets(usize::from(first.slot), first.range())) {
+                    Ok(()) => {
+                        by_rule[first.rule as usize] += 1;
+                        backend.forwarded.add(1);
+                        continue;
+                    }
+                    // About an earlier datagram; this one is tried again below, as after any error.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                        backend.refused.add(1);
+                    }
+                    Err(_) => {}
+                }
+            }
+            bundles.clear();
+            bundle_linked(runs, queue.first, bundles);
+            let departure = |bundle: &Bundle| Departure {
+                to: None,
+                from: None,
+                ecn: (bundle.ecn != upstream.ecn).then_some(bundle.ecn),
+                segment: None,
+                ipv6: upstream.ipv6,
+            };
+            let mut forwarded = 0;
+            transmitter.send(
+                socket,
+                receiver,
+                runs,
+                bundles,
+                departure,
+                |sent: Sent<'_>| match sent.fate {
+                    None => {
+                        by_rule[sent.run.rule as usize] += sent.count;
+                        forwarded += sent.count;
+                    }
+                    Some(reason) => counters.listeners[listener].drop(reason, sent.count),
+                },
+            );
+            backend.forwarded.add(forwarded);
+            backend.refused.add(transmitter.take_refused());
+        }
+        for (rule, count) in Rule::ALL.into_iter().zip(by_rule) {
+            if count > 0 {
+                counters.listeners[listener].forward(rule, count);
+            }
+        }
+        runs.clear();
+    }
+}
+
+/// The runs of a flow, beginning with number `first`, as bundles.
+fn bundle_linked(runs: &[Run], first: u16, bundles: &mut Vec<Bundle>) {
+    let mut index = first;
+    while index != NO_RUN {
+        let run = &runs[usize::from(index)];
+        if !bundles.last_mut().is_some_and(|bundle| bundle.extend(run)) {
+            bundles.push(Bundle::new(index, run));
+        }
+        index = run.next;
+    }
+}

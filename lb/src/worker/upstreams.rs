@@ -1,0 +1,172 @@
+//! The upstream socket of each flow, by the number of the flow.
+//!
+//! Sockets of flows that have ended are closed a few at a time: closing is slow, and many flows end
+//! together.
+
+use std::{collections::VecDeque, mem, time::Instant};
+
+use super::ports::{Lease, Ports};
+use crate::{
+    backend::BackendId,
+    counters::WorkerCounters,
+    forwarder::Upstream as Destination,
+    socket::{Ecn, Poller, Socket},
+    verdict::{DropReason, FlowId, Opening},
+};
+
+/// Sockets of ended flows that one round closes.
+const CLOSINGS: usize = 32;
+/// No flow of the batch has this queue.
+pub(super) const NO_QUEUE: u16 = u16::MAX;
+/// Tokens of the poller below this are listeners, all others flows.
+const FIRST_FLOW: u64 = 1 << 32;
+
+/// The sockets.
+pub(super) struct Upstreams {
+    sockets: Vec<Upstream>,
+    ports: Ports,
+    closing: VecDeque<(Socket, Lease)>,
+}
+
+/// The socket of a flow.
+pub(super) struct Upstream {
+    pub(super) link: Link,
+    /// How the socket marks datagrams that do not say.
+    pub(super) ecn: Ecn,
+    pub(super) ipv6: bool,
+    /// Where its datagrams of the current batch are.
+    pub(super) queue: u16,
+    pub(super) listener: u16,
+    pub(super) backend: u16,
+}
+
+pub(super) enum Link {
+    Open(Socket, Lease),
+    /// There is none: this is what becomes of datagrams that wanted one.
+    Missing(DropReason),
+}
+
+/// The socket of a flow that begins.
+pub(super) struct Connected {
+    socket: Socket,
+    lease: Lease,
+    backend: BackendId,
+    ipv6: bool,
+}
+
+/// The flow whose socket the poller reports as `token`; `None` when it is a listener.
+pub(super) fn flow_of(token: u64) -> Option<FlowId> {
+    let flow = token.checked_sub(FIRST_FLOW)?;
+    #[expect(clippy::cast_possible_truncation, reason = "flows are numbered by u32")]
+    Some(FlowId(flow as u32))
+}
+
+impl Upstreams {
+    pub(super) fn new() -> Self {
+        Self { sockets: Vec::new(), ports: Ports::default(), closing: VecDeque::new() }
+    }
+
+    #[inline]
+    pub(super) fn get(&self, flow: FlowId) -> Option<&Upstream> {
+        self.sockets.get(flow.index())
+    }
+
+    /// The socket of a flow that a verdict names.
+    #[inline]
+    pub(super) fn of(&mut self, flow: FlowId) -> &mut Upstream {
+        &mut self.sockets[flow.index()]
+    }
+
+    /// Opens a socket for `flow` towards its destination.
+    pub(super) fn connect(
+        &mut self,
+        now: Instant,
+        poller: &Poller,
+        flow: FlowId,
+        destination: &Destination<'_>,
+    ) -> Result<Connected, DropReason> {
+        let (socket, lease) = self.ports.open(now, destination.address, destination.sources)?;
+        if poller.watch(&socket, FIRST_FLOW + flow.index() as u64).is_err() {
+            drop(socket);
+            self.ports.release(lease);
+            return Err(DropReason::DescriptorLimit);
+        }
+        let ipv6 = destination.address.is_ipv6();
+        Ok(Connected { socket, lease, backend: destination.backend, ipv6 })
+    }
+
+    /// Gives `flow` its socket, or the reason why it has none.
+    pub(super) fn put(
+        &mut self,
+        counters: &WorkerCounters,
+        listener: usize,
+        flow: FlowId,
+        opening: Opening,
+        opened: Result<Connected, DropReason>,
+    ) {
+        if self.sockets.len() <= flow.index() {
+            self.sockets.resize_with(flow.index() + 1, Upstream::default);
+        }
+        self.sockets[flow.index()] = match opened {
+            Ok(Connected { socket, lease, backend, ipv6 }) => {
+                let counters = &counters.listeners[listener];
+                counters.flows.add(1);
+                if opening == Opening::PathChange {
+                    counters.path_changes.add(1);
+                }
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "each has a descriptor or more"
+                )]
+                let (listener, backend) = (listener as u16, backend.slot() as u16);
+                let link = Link::Open(socket, lease);
+                Upstream { link, ecn: Ecn::NOT_ECT, ipv6, queue: NO_QUEUE, listener, backend }
+            }
+            Err(reason) => Upstream { link: Link::Missing(reason), ..Upstream::default() },
+        };
+    }
+
+    /// Closes the socket of a flow that has ended to make room, if it has one.
+    pub(super) fn evict(&mut self, counters: &WorkerCounters, flow: FlowId) {
+        let upstream = mem::take(&mut self.sockets[flow.index()]);
+        if let Link::Open(socket, lease) = upstream.link {
+            let counters = &counters.listeners[usize::from(upstream.listener)];
+            counters.flows.sub(1);
+            counters.evicted.add(1);
+            drop(socket);
+            self.ports.release(lease);
+        }
+    }
+
+    /// Has the socket of a flow that has expired closed in one of the next rounds.
+    pub(super) fn expire(&mut self, counters: &WorkerCounters, flow: FlowId) {
+        let upstream = mem::take(&mut self.sockets[flow.index()]);
+        if let Link::Open(socket, lease) = upstream.link {
+            counters.listeners[usize::from(upstream.listener)].flows.sub(1);
+            self.closing.push_back((socket, lease));
+        }
+    }
+
+    /// Closes some of the sockets of expired flows; says whether all are closed.
+    pub(super) fn close_some(&mut self) -> bool {
+        for _ in 0..CLOSINGS {
+            let Some((socket, lease)) = self.closing.pop_front() else { break };
+            drop(socket);
+            self.ports.release(lease);
+        }
+        self.closing.is_empty()
+    }
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self {
+            link: Link::Missing(DropReason::SendFailed),
+            ecn: Ecn::NOT_ECT,
+            ipv6: false,
+            queue: NO_QUEUE,
+            listener: 0,
+            backend: 0,
+        }
+    }
+}
