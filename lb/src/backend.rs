@@ -1,4 +1,4 @@
-//! What a backend is called, and whether it gets new connections.
+//! What backends and pools are called, and whether a backend gets new connections.
 //!
 //! Backends are named by [`BackendId`], which stays with a backend over reloads, so that flows and
 //! remembered connection IDs go on pointing at it, and never comes to mean another one.
@@ -26,6 +26,10 @@ impl BackendId {
         self.generation
     }
 }
+
+/// A pool, by its place in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolIndex(pub usize);
 
 /// Whether a backend gets new connections. Each state but a removed backend keeps those it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]

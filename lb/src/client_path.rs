@@ -2,6 +2,10 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+/// A listener, by its place in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListenerIndex(pub usize);
+
 /// Where a datagram came from and which of the balancer's addresses it was sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientPath {
@@ -21,14 +25,14 @@ pub(crate) struct PathKey {
 }
 
 impl PathKey {
-    pub(crate) fn new(listener: usize, path: &ClientPath) -> Self {
+    pub(crate) fn new(listener: ListenerIndex, path: &ClientPath) -> Self {
         let scope = match path.client {
             SocketAddr::V4(_) => 0,
             SocketAddr::V6(client) => u64::from(client.scope_id()),
         };
         let family = u64::from(path.client.is_ipv6());
         let rest = u64::from(path.client.port())
-            | (listener as u64 & 0x7fff) << 16
+            | (listener.0 as u64 & 0x7fff) << 16
             | family << 31
             | scope << 32;
         Self { client: bits(path.client.ip()), local: path.local.map_or(0, bits), rest }

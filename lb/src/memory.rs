@@ -15,7 +15,10 @@ use dashmap::{DashMap, Entry};
 use quic::{ConnectionId, invariants::LongHeader};
 
 use crate::{
-    admission::Handshake, backend::BackendId, client_path::ClientPath, routing::PoolRoute,
+    admission::Handshake,
+    backend::BackendId,
+    client_path::{ClientPath, ListenerIndex},
+    routing::PoolRoute,
 };
 
 /// How long a handshake is remembered after its last packet: longer than any client goes on trying
@@ -57,7 +60,7 @@ impl Memory {
     pub(crate) fn handshake(
         &self,
         now: Instant,
-        listener: usize,
+        listener: ListenerIndex,
         path: &ClientPath,
         scid: &[u8],
     ) -> Option<BackendId> {
@@ -68,7 +71,7 @@ impl Memory {
     pub(crate) fn handshake_state(
         &self,
         now: Instant,
-        listener: usize,
+        listener: ListenerIndex,
         path: &ClientPath,
         dcid: &[u8],
         scid: &[u8],
@@ -84,7 +87,7 @@ impl Memory {
     pub(crate) fn remember_handshake(
         &self,
         now: Instant,
-        listener: usize,
+        listener: ListenerIndex,
         path: &ClientPath,
         header: &LongHeader<'_>,
         backend: BackendId,
@@ -161,7 +164,7 @@ impl Memory {
         (self.handshakes.len.load(Relaxed), self.connection_ids.len.load(Relaxed))
     }
 
-    fn handshake_key(&self, listener: usize, path: &ClientPath, scid: &[u8]) -> u64 {
+    fn handshake_key(&self, listener: ListenerIndex, path: &ClientPath, scid: &[u8]) -> u64 {
         self.hash.hash_one((listener, path, scid))
     }
 
@@ -301,40 +304,40 @@ mod tests {
     use quic::{header::Version, invariants::Packet};
 
     use super::*;
-    use crate::registry::Registry;
+    use crate::{backend::PoolIndex, registry::Registry, routing::Routing};
 
-    fn backends() -> (PoolRoute, Vec<BackendId>) {
+    fn backends() -> (Routing, Vec<BackendId>) {
         let config = crate::fixtures::config(true);
-        let routing = crate::routing::Routing::new(&config, &mut Registry::default(), |_, _| {
-            Default::default()
-        });
+        let routing = Routing::new(&config, &mut Registry::default(), |_, _| Default::default());
         let ids = routing.backends().map(|backend| backend.id).collect();
-        (routing.pools.into_iter().next().unwrap(), ids)
+        (routing, ids)
     }
 
     #[test]
     fn an_entry_is_never_moved_to_another_backend_while_it_lives() {
-        let (pool, ids) = backends();
+        let (routing, ids) = backends();
+        let pool = routing.pool(PoolIndex(0));
         let start = Instant::now();
         let memory = Memory::new(100, Duration::from_secs(180), start);
-        memory.learn_connection_id(start, &pool, b"12345678", ids[0]);
-        memory.learn_connection_id(start, &pool, b"12345678", ids[1]);
-        assert_eq!(memory.connection_id(start, &pool, b"12345678"), Some(ids[0]));
+        memory.learn_connection_id(start, pool, b"12345678", ids[0]);
+        memory.learn_connection_id(start, pool, b"12345678", ids[1]);
+        assert_eq!(memory.connection_id(start, pool, b"12345678"), Some(ids[0]));
         let later = start + Duration::from_secs(182);
-        memory.learn_connection_id(later, &pool, b"12345678", ids[1]);
-        assert_eq!(memory.connection_id(later, &pool, b"12345678"), Some(ids[1]));
+        memory.learn_connection_id(later, pool, b"12345678", ids[1]);
+        assert_eq!(memory.connection_id(later, pool, b"12345678"), Some(ids[1]));
     }
 
     #[test]
     fn entries_live_as_long_as_they_are_used() {
-        let (pool, ids) = backends();
+        let (routing, ids) = backends();
+        let pool = routing.pool(PoolIndex(0));
         let start = Instant::now();
         let memory = Memory::new(100, Duration::from_secs(180), start);
-        memory.learn_connection_id(start, &pool, b"12345678", ids[0]);
+        memory.learn_connection_id(start, pool, b"12345678", ids[0]);
         for minutes in 1..10 {
             let now = start + Duration::from_secs(minutes * 150);
             memory.sweep(now);
-            assert_eq!(memory.connection_id(now, &pool, b"12345678"), Some(ids[0]));
+            assert_eq!(memory.connection_id(now, pool, b"12345678"), Some(ids[0]));
         }
         memory.sweep(start + Duration::from_secs(9 * 150 + 181));
         assert_eq!(memory.sizes(), (0, 0));
@@ -342,20 +345,21 @@ mod tests {
 
     #[test]
     fn a_full_table_keeps_what_it_has_and_refuses_the_rest() {
-        let (pool, ids) = backends();
+        let (routing, ids) = backends();
+        let pool = routing.pool(PoolIndex(0));
         let start = Instant::now();
         let memory = Memory::new(20, Duration::from_secs(180), start);
         for n in 0..1000u64 {
-            memory.learn_connection_id(start, &pool, &n.to_be_bytes(), ids[0]);
+            memory.learn_connection_id(start, pool, &n.to_be_bytes(), ids[0]);
         }
         assert_eq!(memory.sizes().1, 10);
         for n in 0..10u64 {
-            assert_eq!(memory.connection_id(start, &pool, &n.to_be_bytes()), Some(ids[0]));
+            assert_eq!(memory.connection_id(start, pool, &n.to_be_bytes()), Some(ids[0]));
         }
         memory.sweep(start + Duration::from_secs(200));
         let later = start + Duration::from_secs(200);
-        memory.learn_connection_id(later, &pool, b"another!", ids[1]);
-        assert_eq!(memory.connection_id(later, &pool, b"another!"), Some(ids[1]));
+        memory.learn_connection_id(later, pool, b"another!", ids[1]);
+        assert_eq!(memory.connection_id(later, pool, b"another!"), Some(ids[1]));
     }
 
     #[test]
@@ -368,8 +372,8 @@ mod tests {
             let scid = n.to_be_bytes();
             let octets = crate::fixtures::initial(Version::V1, &[1; 8], &scid, &[]);
             let Ok(Packet::Long(header)) = Packet::read(&octets) else { panic!("a long header") };
-            memory.remember_handshake(now, 0, &path, &header, ids[0], validated);
-            memory.handshake(now, 0, &path, &scid).is_some()
+            memory.remember_handshake(now, ListenerIndex(0), &path, &header, ids[0], validated);
+            memory.handshake(now, ListenerIndex(0), &path, &scid).is_some()
         };
         assert_eq!((0..100).filter(|&n| remember(n, false)).count(), 10);
         assert_eq!((100..200).filter(|&n| remember(n, true)).count(), 10);
@@ -379,19 +383,20 @@ mod tests {
 
     #[test]
     fn short_headers_are_tried_with_every_length_seen() {
-        let (pool, ids) = backends();
+        let (routing, ids) = backends();
+        let pool = routing.pool(PoolIndex(0));
         let now = Instant::now();
         let memory = Memory::new(20, Duration::from_secs(180), now);
-        memory.learn_connection_id(now, &pool, b"fourteen octet", ids[0]);
-        memory.learn_connection_id(now, &pool, b"eight oc", ids[1]);
+        memory.learn_connection_id(now, pool, b"fourteen octet", ids[0]);
+        memory.learn_connection_id(now, pool, b"eight oc", ids[1]);
         assert_eq!(
-            memory.connection_id_in_front(now, &pool, b"fourteen octets and a payload"),
+            memory.connection_id_in_front(now, pool, b"fourteen octets and a payload"),
             Some(ids[0])
         );
         assert_eq!(
-            memory.connection_id_in_front(now, &pool, b"eight octets and a payload"),
+            memory.connection_id_in_front(now, pool, b"eight octets and a payload"),
             Some(ids[1])
         );
-        assert_eq!(memory.connection_id_in_front(now, &pool, b"neither"), None);
+        assert_eq!(memory.connection_id_in_front(now, pool, b"neither"), None);
     }
 }

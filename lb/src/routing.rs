@@ -8,12 +8,13 @@ use std::{
 
 use hashbrown::HashMap;
 use quic::routable::{Decoded, Decoder};
-use quic_lb_config::{Admission, Config, Pool};
+use quic_lb_config::{Admission, Config, Listener, Pool};
 use siphasher::sip::SipHasher13;
 
 use crate::{
     admission::Gate,
-    backend::{BackendId, BackendState, MAX_BACKENDS},
+    backend::{BackendId, BackendState, MAX_BACKENDS, PoolIndex},
+    client_path::ListenerIndex,
     maglev::Maglev,
     registry::Registry,
 };
@@ -21,20 +22,23 @@ use crate::{
 /// The snapshot.
 #[derive(Debug)]
 pub struct Routing {
-    /// In the order of the configuration.
-    pub listeners: Vec<ListenerRoute>,
-    /// In the order of the configuration.
-    pub pools: Vec<PoolRoute>,
+    listeners: Vec<ListenerRoute>,
+    pools: Vec<PoolRoute>,
     backends: Vec<Option<BackendRoute>>,
 }
 
 /// What a listener leads to, and whom it lets in.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ListenerRoute {
-    /// Index into [`Routing::pools`].
-    pub pool: usize,
+    /// Reads the connection IDs of every pool behind it: the pool of a packet is an answer.
+    pub decoder: Decoder,
+    /// The pools behind it.
+    pub pools: Vec<PoolIndex>,
+    /// The one of them that gets what no server is known for.
+    pub default_pool: PoolIndex,
     /// Whether what begins a connection may.
     pub gate: Gate,
+    servers: HashMap<Decoded, BackendId, ahash::RandomState>,
 }
 
 /// What a pool leads to.
@@ -42,15 +46,12 @@ pub struct ListenerRoute {
 pub struct PoolRoute {
     /// The metric label.
     pub name: String,
-    /// Reads the pool's connection IDs.
-    pub decoder: Decoder,
     /// Whether the pool's servers are expected to issue routable connection IDs.
     pub routable: bool,
     /// Local addresses that datagrams to the backends leave from; empty lets the kernel choose.
     pub source_addresses: Vec<IpAddr>,
     /// Sets the hashes of this pool apart from those of others.
     pub tag: u64,
-    servers: HashMap<Decoded, BackendId, ahash::RandomState>,
     table: Option<Maglev<BackendId>>,
 }
 
@@ -61,8 +62,8 @@ pub struct BackendRoute {
     pub id: BackendId,
     /// The metric label.
     pub name: String,
-    /// Index into [`Routing::pools`].
-    pub pool: usize,
+    /// The pool that it is in.
+    pub pool: PoolIndex,
     /// Where it listens.
     pub address: SocketAddr,
     /// Whether it gets new connections.
@@ -76,42 +77,75 @@ impl Routing {
     pub fn new(
         config: &Config,
         registry: &mut Registry,
+        observed: impl FnMut(&str, &str) -> BackendState,
+    ) -> Self {
+        Self::behind(config, |listener| vec![PoolIndex(listener.pool)], registry, observed)
+    }
+
+    /// As [`Self::new`], with `pools_of` each listener, the default one first.
+    pub(crate) fn behind(
+        config: &Config,
+        pools_of: impl Fn(&Listener) -> Vec<PoolIndex>,
+        registry: &mut Registry,
         mut observed: impl FnMut(&str, &str) -> BackendState,
     ) -> Self {
         registry.begin();
         let mut backends: Vec<Option<BackendRoute>> = vec![None; MAX_BACKENDS];
-        let pools = config
-            .pools
-            .iter()
-            .enumerate()
-            .map(|(index, pool)| {
-                let ids: Vec<_> = pool
-                    .backends
-                    .iter()
-                    .filter_map(|backend| {
-                        let id = registry.id(&pool.name, &backend.name, backend.address)?;
-                        let state = match backend.admission {
-                            Admission::Draining => BackendState::Draining,
-                            Admission::Active => observed(&pool.name, &backend.name),
-                        };
-                        backends[id.slot()] = Some(BackendRoute {
-                            id,
-                            name: backend.name.clone(),
-                            pool: index,
-                            address: backend.address,
-                            state,
-                        });
-                        Some((id, backend, state))
-                    })
-                    .collect();
-                PoolRoute::new(pool, &ids)
-            })
-            .collect();
+        let mut pools = Vec::with_capacity(config.pools.len());
+        let mut servers = Vec::with_capacity(config.pools.len());
+        for (index, pool) in config.pools.iter().enumerate() {
+            let mut ids = Vec::with_capacity(pool.backends.len());
+            for backend in &pool.backends {
+                let Some(id) = registry.id(&pool.name, &backend.name, backend.address) else {
+                    continue;
+                };
+                let state = match backend.admission {
+                    Admission::Draining => BackendState::Draining,
+                    Admission::Active => observed(&pool.name, &backend.name),
+                };
+                backends[id.slot()] = Some(BackendRoute {
+                    id,
+                    name: backend.name.clone(),
+                    pool: PoolIndex(index),
+                    address: backend.address,
+                    state,
+                });
+                ids.push((id, backend, state));
+            }
+            pools.push(PoolRoute::new(pool, &ids));
+            servers.push(servers_of(&ids));
+        }
         let gates = registry.ledger.gates(config);
-        let listeners = config.listeners.iter().zip(gates);
-        let listeners =
-            listeners.map(|(listener, gate)| ListenerRoute { pool: listener.pool, gate }).collect();
-        Self { listeners, pools, backends }
+        let listeners = config.listeners.iter().zip(gates).map(|(listener, gate)| {
+            ListenerRoute::new(pools_of(listener), &config.pools, &servers, gate)
+        });
+        Self { listeners: listeners.collect(), pools, backends }
+    }
+
+    /// What `listener` leads to.
+    ///
+    /// # Panics
+    ///
+    /// When the configuration has fewer listeners.
+    #[inline]
+    #[must_use]
+    pub fn listener(&self, listener: ListenerIndex) -> &ListenerRoute {
+        &self.listeners[listener.0]
+    }
+
+    /// What `pool` leads to.
+    ///
+    /// # Panics
+    ///
+    /// When the configuration has fewer pools.
+    #[must_use]
+    pub fn pool(&self, pool: PoolIndex) -> &PoolRoute {
+        &self.pools[pool.0]
+    }
+
+    /// The pools behind `listener`.
+    pub fn pools_behind(&self, listener: &ListenerRoute) -> impl Iterator<Item = &PoolRoute> {
+        listener.pools.iter().map(|&pool| self.pool(pool))
     }
 
     /// The backend behind `id`, unless it has been removed.
@@ -124,23 +158,48 @@ impl Routing {
     pub fn backends(&self) -> impl Iterator<Item = &BackendRoute> {
         self.backends.iter().flatten()
     }
+}
 
-    /// The pool behind `listener`.
-    #[must_use]
-    pub fn pool_of(&self, listener: usize) -> &PoolRoute {
-        &self.pools[self.listeners[listener].pool]
+impl ListenerRoute {
+    /// The listener in front of `pools`, the default one first; `all` are the pools of the
+    /// configuration and `servers` what their connection IDs decode to. That the configurations of
+    /// pools behind one listener can be told apart was checked with the file.
+    fn new(
+        pools: Vec<PoolIndex>,
+        all: &[Pool],
+        servers: &[Vec<(Decoded, BackendId)>],
+        gate: Gate,
+    ) -> Self {
+        let configs = pools.iter().flat_map(|pool| all[pool.0].cid_configs.iter().cloned());
+        let known = pools.iter().flat_map(|pool| servers[pool.0].iter().copied());
+        // Keys come from the configuration alone: nobody outside can make them collide.
+        let mut servers: HashMap<_, _, _> =
+            HashMap::with_hasher(ahash::RandomState::with_seeds(0, 0, 0, 0));
+        servers.extend(known);
+        Self { decoder: Decoder::new(configs), default_pool: pools[0], pools, gate, servers }
     }
+
+    /// The server that a decoded connection ID names.
+    #[inline]
+    #[must_use]
+    pub fn server(&self, decoded: &Decoded) -> Option<BackendId> {
+        self.servers.get(decoded).copied()
+    }
+}
+
+/// What the connection IDs of these backends decode to.
+fn servers_of(
+    backends: &[(BackendId, &quic_lb_config::Backend, BackendState)],
+) -> Vec<(Decoded, BackendId)> {
+    let each = backends.iter().flat_map(|(id, backend, _)| {
+        let decoded = |&(config_id, server_id)| Decoded { config_id, server_id };
+        backend.server_ids.iter().map(decoded).map(|decoded| (decoded, *id))
+    });
+    each.collect()
 }
 
 impl PoolRoute {
     fn new(pool: &Pool, backends: &[(BackendId, &quic_lb_config::Backend, BackendState)]) -> Self {
-        let servers = backends
-            .iter()
-            .flat_map(|(id, backend, _)| {
-                let decoded = |&(config_id, server_id)| Decoded { config_id, server_id };
-                backend.server_ids.iter().map(decoded).map(|decoded| (decoded, *id))
-            })
-            .collect();
         let in_state = |wanted: BackendState| {
             let entries = backends.iter().filter(move |(.., state)| *state == wanted);
             Maglev::new(entries.map(|(id, b, _)| (b.name.as_str(), b.weight.get(), *id)))
@@ -150,19 +209,11 @@ impl PoolRoute {
         let table = in_state(BackendState::Active).or_else(|| in_state(BackendState::Down));
         Self {
             name: pool.name.clone(),
-            decoder: Decoder::new(pool.cid_configs.iter().cloned()),
             routable: !pool.cid_configs.is_empty(),
             source_addresses: pool.source_addresses.clone(),
             tag: tag(&pool.name),
-            servers,
             table,
         }
-    }
-
-    /// The server that a decoded connection ID names.
-    #[must_use]
-    pub fn server(&self, decoded: &Decoded) -> Option<BackendId> {
-        self.servers.get(decoded).copied()
     }
 
     /// The backend that consistent hashing gives to `key`; `None` when none takes connections.

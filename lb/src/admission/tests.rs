@@ -12,7 +12,7 @@ use quic_lb_config::{Admittance, NewConnections, TokenFormat};
 
 use super::*;
 use crate::{
-    client_path::ClientPath,
+    client_path::{ClientPath, ListenerIndex},
     fixtures::{self, cid_config, initial, server_id},
     forwarder::{Birth, Clock, Datagram, FlowLimits, Forwarder, Outcome},
     memory::Memory,
@@ -80,9 +80,9 @@ impl Bench {
 
     fn send_from(&mut self, client: SocketAddr, octets: &[u8]) -> (&'static str, Option<Vec<u8>>) {
         let datagram = Datagram { path: ClientPath { client, local: None }, octets };
-        let explained = self.forwarder.explain(self.now, 0, &datagram).outcome;
+        let explained = self.forwarder.explain(self.now, ListenerIndex(0), &datagram).outcome;
         let mut verdicts = [Verdict::Drop(DropReason::Empty)];
-        self.forwarder.decide_batch(self.now, 0, &[datagram], &mut verdicts);
+        self.forwarder.decide_batch(self.now, ListenerIndex(0), &[datagram], &mut verdicts);
         let reply = self.forwarder.replies().next().map(|reply| reply.octets.to_vec());
         assert!(self.forwarder.replies().count() <= 1);
         assert!(reply.as_ref().is_none_or(|reply| reply.len() <= octets.len()));
@@ -195,7 +195,7 @@ fn the_initial_after_a_retry_reaches_the_same_backend_through_any_balancer() {
             let octets = initial(Version::V1, &dcid, SCID, &token);
             let client = SocketAddr::from(([192, 0, 2, 1], port));
             let datagram = Datagram { path: ClientPath { client, local: None }, octets: &octets };
-            match bench.forwarder.explain(bench.now, 0, &datagram).outcome {
+            match bench.forwarder.explain(bench.now, ListenerIndex(0), &datagram).outcome {
                 Outcome::Forward { answer, retry: false } => answer,
                 outcome => panic!("{outcome:?}"),
             }
@@ -333,7 +333,7 @@ fn what_is_established_meets_no_limit_no_phase_and_no_policy() {
     let path = ClientPath { client: ([192, 0, 2, 1], PORT).into(), local: None };
     let mut verdicts = [Verdict::Drop(DropReason::Empty)];
     let datagram = Datagram { path, octets: &datagram };
-    bench.forwarder.decide_batch(bench.now, 0, &[datagram], &mut verdicts);
+    bench.forwarder.decide_batch(bench.now, ListenerIndex(0), &[datagram], &mut verdicts);
     let Verdict::Forward { flow, .. } = verdicts[0] else { panic!("{verdicts:?}") };
     bench.forwarder.returned(bench.now, flow, &long(LongType::Handshake, SCID, &learnt));
     for phase in ["inactive", "transition", "active"] {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     backend::BackendState,
-    client_path::ClientPath,
+    client_path::{ClientPath, ListenerIndex},
     forwarder::{
         AdmissionStep, Birth, Clock, Datagram, Explanation, FlowLimits, Forwarder, Outcome,
     },
@@ -182,7 +182,7 @@ impl<'a> Explainer<'a> {
             writeln!(out, "  packet {nth}: {packet}")?;
         }
         let Explanation { steps, admission, outcome } =
-            self.forwarder.explain(self.epoch + time, listener, datagram);
+            self.forwarder.explain(self.epoch + time, ListenerIndex(listener), datagram);
         for (nth, rule) in (1..).zip(Rule::ALL) {
             let label = rule.label();
             match steps.iter().find(|step| step.rule == rule) {
@@ -205,7 +205,7 @@ impl<'a> Explainer<'a> {
         match outcome {
             Outcome::Forward { answer, retry } => {
                 let Some(backend) = self.routing.backend(answer.backend) else { return Ok(()) };
-                let pool = &self.routing.pools[backend.pool].name;
+                let pool = &self.routing.pool(backend.pool).name;
                 let (name, address, rule) = (&backend.name, backend.address, answer.rule.label());
                 let besides = if retry { ", and answer with a Retry" } else { "" };
                 writeln!(
@@ -228,7 +228,7 @@ impl<'a> Explainer<'a> {
         if !expired.is_empty() {
             self.handshakes.retain(|_, flow| !expired.contains(flow));
         }
-        self.forwarder.decide_batch(now, listener, &[*datagram], &mut verdicts);
+        self.forwarder.decide_batch(now, ListenerIndex(listener), &[*datagram], &mut verdicts);
         if let [Verdict::Forward { flow, .. }] = verdicts
             && let Ok(Packet::Long(header)) = Packet::read(datagram.octets)
             && self.handshakes.len() < MAX_FLOWS

@@ -345,7 +345,7 @@ impl ControlPlane {
         let before = self.routing.load_full();
         let routing = Arc::new(Routing::new(&wanted, &mut self.registry, observed));
         for backend in routing.backends() {
-            let pool = &routing.pools[backend.pool].name;
+            let pool = &routing.pool(backend.pool).name;
             self.backends.entry((pool.clone(), backend.name.clone())).or_insert_with(|| {
                 self.baselines.begin(&self.totals, backend.id);
                 Watched {

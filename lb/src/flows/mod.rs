@@ -16,7 +16,7 @@ use hashbrown::HashMap;
 
 use crate::{
     backend::BackendId,
-    client_path::{ClientPath, PathKey},
+    client_path::{ClientPath, ListenerIndex, PathKey},
     verdict::FlowId,
 };
 use queue::Queue;
@@ -24,8 +24,8 @@ use queue::Queue;
 /// A client path bound to one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// Index of the listener.
-    pub listener: usize,
+    /// Where the client's datagrams arrive.
+    pub listener: ListenerIndex,
     /// The client's side.
     pub path: ClientPath,
     /// The server's side.
@@ -129,7 +129,7 @@ impl FlowTable {
     pub(crate) fn find(
         &mut self,
         now: Instant,
-        listener: usize,
+        listener: ListenerIndex,
         path: &ClientPath,
         backend: BackendId,
     ) -> Option<FlowId> {
@@ -251,7 +251,7 @@ impl FlowTable {
     }
 
     /// The backend that the 4-tuple is remembered with.
-    pub(crate) fn of_path(&self, listener: usize, path: &ClientPath) -> Option<BackendId> {
+    pub(crate) fn of_path(&self, listener: ListenerIndex, path: &ClientPath) -> Option<BackendId> {
         self.by_path.get(&PathKey::new(listener, path)).map(|state| state.backend)
     }
 

@@ -32,10 +32,10 @@ pub use crate::flows::{Flow, FlowLimits};
 use crate::{
     admission::{Arrival, Judgement, Ruling},
     backend::{BackendId, BackendState},
-    client_path::ClientPath,
+    client_path::{ClientPath, ListenerIndex},
     flows::{Claim, FlowTable},
     memory::Memory,
-    routing::{FallbackKey, PoolRoute, Routing},
+    routing::{FallbackKey, ListenerRoute, PoolRoute, Routing},
     verdict::{DropReason, FlowId, Opening, ReplyKind, Rule, TokenResult, Verdict},
 };
 use replies::Replies;
@@ -161,7 +161,7 @@ impl Forwarder {
     pub fn decide_batch(
         &mut self,
         now: Instant,
-        listener: usize,
+        listener: ListenerIndex,
         datagrams: &[Datagram<'_>],
         verdicts: &mut [Verdict],
     ) {
@@ -181,11 +181,13 @@ impl Forwarder {
         self.tally = Tally::default();
         // The snapshot is taken out for the loop so that the flow table can change meanwhile.
         let routing = Arc::clone(&self.routing);
-        routing.pool_of(listener).decoder.decode_batch(&cids[..count], &mut decoded[..count]);
+        let route = routing.listener(listener);
+        route.decoder.decode_batch(&cids[..count], &mut decoded[..count]);
         for index in 0..count {
             let question = Question {
                 now,
                 listener,
+                route,
                 path: &datagrams[index].path,
                 len: datagrams[index].octets.len(),
                 packet: packets[index],
@@ -210,17 +212,23 @@ impl Forwarder {
     /// Says which rules were asked about `datagram`, what they saw, and what becomes of it. It
     /// changes nothing.
     #[must_use]
-    pub fn explain(&self, now: Instant, listener: usize, datagram: &Datagram<'_>) -> Explanation {
+    pub fn explain(
+        &self,
+        now: Instant,
+        listener: ListenerIndex,
+        datagram: &Datagram<'_>,
+    ) -> Explanation {
         let packet = Packet::read(datagram.octets);
-        let pool = self.routing.pool_of(listener);
+        let route = self.routing.listener(listener);
         let decoded = match &packet {
-            Ok(Packet::Long(header)) => pool.decoder.decode(header.dcid),
-            Ok(Packet::Short(header)) => pool.decoder.decode(header.rest),
+            Ok(Packet::Long(header)) => route.decoder.decode(header.dcid),
+            Ok(Packet::Short(header)) => route.decoder.decode(header.rest),
             Err(_) => Err(Unroutable::Empty),
         };
         let mut steps = Vec::new();
         let len = datagram.octets.len();
-        let question = Question { now, listener, path: &datagram.path, len, packet, decoded };
+        let question =
+            Question { now, listener, route, path: &datagram.path, len, packet, decoded };
         let routing = &self.routing;
         let answer = match self.route(routing, &question, &mut steps) {
             Ok(answer) => answer,
@@ -229,7 +237,7 @@ impl Forwarder {
             }
         };
         let judgement = self.judge(routing, &question, &answer);
-        let limits = routing.listeners[listener].gate.limits();
+        let limits = route.gate.limits();
         let forward = Outcome::Forward { answer, retry: false };
         let outcome = match judgement.ruling {
             Ruling::Pass => forward,
@@ -240,7 +248,7 @@ impl Forwarder {
                 Err(reason) => Outcome::Drop(reason),
             },
         };
-        let phase = routing.listeners[listener].gate.phase(now).label();
+        let phase = route.gate.phase(now).label();
         let saw = judgement.why.to_string();
         Explanation { steps, admission: Some(AdmissionStep { phase, saw }), outcome }
     }
@@ -260,7 +268,7 @@ impl Forwarder {
     pub fn upstream(&self, flow: FlowId) -> Option<Upstream<'_>> {
         let backend = self.flows.get(flow).backend;
         let route = self.routing.backend(backend)?;
-        let sources = self.routing.pools[route.pool].source_addresses.as_slice();
+        let sources = self.routing.pool(route.pool).source_addresses.as_slice();
         Some(Upstream { backend, address: route.address, sources })
     }
 
@@ -299,7 +307,7 @@ impl Forwarder {
             Err(reason) => return Verdict::Drop(reason),
         };
         let Answer { backend, rule } = answer;
-        let &Question { now, listener, path, .. } = question;
+        let &Question { now, listener, route, path, .. } = question;
         let judgement = self.judge(routing, question, &answer);
         self.tally.attempts += u64::from(judgement.attempt);
         if let Some(token) = judgement.token {
@@ -308,18 +316,18 @@ impl Forwarder {
         let (begins, validated) = match judgement.ruling {
             Ruling::Pass => (false, false),
             Ruling::Begin { validated, retry } => {
-                let limits = routing.listeners[listener].gate.limits();
+                let limits = route.gate.limits();
                 if let Err(reason) = limits.take(now, path.client.ip()) {
                     return Verdict::Drop(reason);
                 }
                 if let Some(version) = retry {
                     // Without a Retry it is forwarded all the same.
-                    let _ = self.reply_retry(routing, question, version, index);
+                    let _ = self.reply_retry(question, version, index);
                 }
                 (true, validated)
             }
             Ruling::Retry(version) => {
-                return match self.reply_retry(routing, question, version, index) {
+                return match self.reply_retry(question, version, index) {
                     Ok(()) => Verdict::Reply(ReplyKind::Retry),
                     Err(reason) => Verdict::Drop(reason),
                 };
@@ -352,7 +360,7 @@ impl Forwarder {
     /// Whether a packet that a backend was found for may go there. Packets of connections that
     /// exist are let through on sight.
     fn judge(&self, routing: &Routing, question: &Question<'_>, answer: &Answer) -> Judgement {
-        let &Question { now, listener, path, len, packet, .. } = question;
+        let &Question { now, listener, route, path, len, packet, .. } = question;
         let packet = match packet {
             Ok(Packet::Short(_)) if answer.rule != Rule::Fallback => return Judgement::NOT_ASKED,
             Ok(packet) => packet,
@@ -365,15 +373,15 @@ impl Forwarder {
         let to_server_cid = match answer.rule {
             Rule::Cid | Rule::Dcid => true,
             Rule::FourTupleScid => initial.is_some_and(|header| {
-                let pool = routing.pool_of(listener);
-                self.memory.connection_id(now, pool, header.dcid).is_some()
+                let mut pools = routing.pools_behind(route);
+                pools.any(|pool| self.memory.connection_id(now, pool, header.dcid).is_some())
             }),
             Rule::FourTuple | Rule::Fallback => false,
         };
         let handshake = initial.and_then(|header| {
             self.memory.handshake_state(now, listener, path, header.dcid, header.scid)
         });
-        routing.listeners[listener].gate.judge(&Arrival {
+        route.gate.judge(&Arrival {
             now,
             unix: self.clock.unix_at(now),
             client: path.client,
@@ -389,7 +397,6 @@ impl Forwarder {
     /// Adds the Retry that answers datagram number `index` to the replies.
     fn reply_retry(
         &mut self,
-        routing: &Routing,
         question: &Question<'_>,
         version: Version,
         index: usize,
@@ -397,7 +404,7 @@ impl Forwarder {
         let Ok(Packet::Long(initial)) = &question.packet else { return Err(DropReason::Malformed) };
         let client = question.path.client;
         let unix = self.clock.unix_at(question.now);
-        let tokens = routing.listeners[question.listener].gate.tokens();
+        let tokens = question.route.gate.tokens();
         let random = &mut self.random;
         self.replies.push(index, ReplyKind::Retry, |out| {
             // Never more than came in.
@@ -413,16 +420,14 @@ impl Forwarder {
         question: &Question<'_>,
         trace: &mut impl Trace,
     ) -> Result<Answer, DropReason> {
-        let &Question { now, listener, path, packet, decoded, .. } = question;
+        let &Question { now, listener, route, path, packet, decoded, .. } = question;
         let packet = packet.map_err(|malformed| match malformed {
             Malformed::Empty => DropReason::Empty,
             Malformed::Truncated => DropReason::Malformed,
         })?;
-        let pool = routing.pool_of(listener);
-
-        let server = decoded.map(|decoded| pool.server(&decoded));
-        let present = server.ok().flatten().filter(|&id| routing.backend(id).is_some());
-        trace.step(Rule::Cid, present, || trace::decoded(pool, decoded, present));
+        // Whoever is in the table is in the snapshot.
+        let present = decoded.ok().and_then(|decoded| route.server(&decoded));
+        trace.step(Rule::Cid, present, || trace::decoded(routing, route, decoded, present));
         if let Some(backend) = present {
             return Ok(Answer { backend, rule: Rule::Cid });
         }
@@ -440,10 +445,10 @@ impl Forwarder {
             return Ok(Answer { backend, rule: Rule::FourTupleScid });
         }
 
-        let remembered = match packet {
+        let remembered = routing.pools_behind(route).find_map(|pool| match packet {
             Packet::Long(header) => self.memory.connection_id(now, pool, header.dcid),
             Packet::Short(header) => self.memory.connection_id_in_front(now, pool, header.rest),
-        };
+        });
         let present = remembered.filter(|&id| routing.backend(id).is_some());
         trace.step(Rule::Dcid, present, || trace::learnt(remembered));
         if let Some(backend) = present {
@@ -451,12 +456,13 @@ impl Forwarder {
         }
 
         let remembered = self.flows.of_path(listener, path);
-        let present = remembered.filter(|&id| may_keep(routing, pool, packet, id));
+        let present = remembered.filter(|&id| may_keep(routing, packet, id));
         trace.step(Rule::FourTuple, present, || trace::four_tuple(remembered, present));
         if let Some(backend) = present {
             return Ok(Answer { backend, rule: Rule::FourTuple });
         }
 
+        let pool = routing.pool(route.default_pool);
         let key = fallback_key(pool, packet, path);
         let present = pool.fallback(key);
         trace.step(Rule::Fallback, present, || trace::fallback(key));
@@ -476,24 +482,28 @@ impl Forwarder {
             return;
         }
         let &Flow { listener, backend, .. } = self.flows.get(flow);
-        let pool = self.routing.pool_of(listener);
-        let decoded = pool.decoder.decode(header.scid);
-        if decoded.is_ok_and(|decoded| pool.server(&decoded) == Some(backend)) {
+        let Some(server) = self.routing.backend(backend) else { return };
+        let route = self.routing.listener(listener);
+        let decoded = route.decoder.decode(header.scid);
+        if decoded.is_ok_and(|decoded| route.server(&decoded) == Some(backend)) {
             return;
         }
+        let pool = self.routing.pool(server.pool);
         self.memory.learn_connection_id(now, pool, header.scid, backend);
     }
 }
 
 /// Whether the 4-tuple's memory decides about this packet.
-fn may_keep(routing: &Routing, pool: &PoolRoute, packet: Packet<'_>, id: BackendId) -> bool {
+fn may_keep(routing: &Routing, packet: Packet<'_>, id: BackendId) -> bool {
     let Some(backend) = routing.backend(id) else { return false };
     match packet {
         Packet::Short(_) => true,
         // A long header that got here begins a connection, which has no claim on the backend of
         // another one: where connection IDs are routable it is free to go elsewhere, and a backend
         // that takes no new connections does not get it.
-        Packet::Long(_) => !pool.routable && backend.state == BackendState::Active,
+        Packet::Long(_) => {
+            !routing.pool(backend.pool).routable && backend.state == BackendState::Active
+        }
     }
 }
 
@@ -513,7 +523,9 @@ fn is_initial(header: &LongHeader<'_>) -> bool {
 /// All that a decision depends on besides what is remembered.
 struct Question<'a> {
     now: Instant,
-    listener: usize,
+    listener: ListenerIndex,
+    /// What the listener leads to.
+    route: &'a ListenerRoute,
     path: &'a ClientPath,
     /// Octets of the datagram.
     len: usize,

@@ -3,14 +3,18 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use proptest::prelude::*;
+use quic::routable::{CidConfig, ConfigId, Key};
 
 use super::*;
 use crate::{
+    backend::PoolIndex,
     fixtures::{self, cid_config, server_id},
     registry::Registry,
 };
 
 const V1: u32 = 1;
+const EDGE: ListenerIndex = ListenerIndex(0);
+const INNER: ListenerIndex = ListenerIndex(1);
 
 /// A forwarder and the clock it lives by.
 struct Bench {
@@ -55,15 +59,28 @@ impl Bench {
     }
 
     fn send(&mut self, port: u16, octets: &[u8]) -> Verdict {
+        self.send_on(EDGE, port, octets)
+    }
+
+    fn send_on(&mut self, listener: ListenerIndex, port: u16, octets: &[u8]) -> Verdict {
         let path = path(port);
         let mut verdict = [Verdict::Drop(DropReason::Empty)];
-        self.forwarder.decide_batch(self.now, 0, &[Datagram { path, octets }], &mut verdict);
+        self.forwarder.decide_batch(self.now, listener, &[Datagram { path, octets }], &mut verdict);
         verdict[0]
     }
 
     /// The backend's name, the rule, and the flow that a datagram was forwarded with.
     fn forwarded(&mut self, port: u16, octets: &[u8]) -> (String, Rule, FlowId) {
-        match self.send(port, octets) {
+        self.forwarded_on(EDGE, port, octets)
+    }
+
+    fn forwarded_on(
+        &mut self,
+        listener: ListenerIndex,
+        port: u16,
+        octets: &[u8],
+    ) -> (String, Rule, FlowId) {
+        match self.send_on(listener, port, octets) {
             Verdict::Forward { flow, rule, .. } => {
                 let backend = self.forwarder.flow(flow).backend;
                 let name = &self.forwarder.routing.backend(backend).unwrap().name;
@@ -433,15 +450,95 @@ fn explain_says_what_the_packet_path_does_and_changes_nothing() {
     let mut bench = Bench::new(true);
     let hello = long(V1, b"client drawn", b"client");
     let datagram = Datagram { path: path(1), octets: &hello };
-    let explained = bench.forwarder.explain(bench.now, 0, &datagram);
+    let explained = bench.forwarder.explain(bench.now, EDGE, &datagram);
     assert_eq!(explained.steps.len(), 5);
     assert_eq!(bench.forwarder.flow_count(), 0);
     let (_, rule, flow) = bench.forwarded(1, &hello);
     let backend = bench.forwarder.flow(flow).backend;
     let answer = Answer { backend, rule };
     assert_eq!(explained.outcome, Outcome::Forward { answer, retry: false });
-    let explained = bench.forwarder.explain(bench.now, 0, &datagram);
+    let explained = bench.forwarder.explain(bench.now, EDGE, &datagram);
     assert_eq!(explained.steps.last().map(|step| step.rule), Some(Rule::FourTupleScid));
+}
+
+/// Two listeners: `edge` in front of the pools `web` and `api`, `inner` in front of `api` alone.
+/// The connection IDs of `web` have configuration 0, those of `api` 1, if they are routable.
+fn two_pools(routable: bool) -> Bench {
+    let mut bench = Bench::new(routable);
+    let mut config = fixtures::config(routable);
+    let mut api = config.pools[0].clone();
+    api.name = "api".into();
+    for (n, backend) in (4..).zip(&mut api.backends) {
+        backend.name = ["d", "e", "f"][n - 4].into();
+        backend.address.set_port(5000 + u16::try_from(n).unwrap());
+        for (config, _) in &mut backend.server_ids {
+            *config = api_config().id();
+        }
+    }
+    if routable {
+        api.cid_configs = vec![api_config()];
+    }
+    config.pools.push(api);
+    let mut inner = config.listeners[0].clone();
+    inner.name = "inner".into();
+    config.listeners.push(inner);
+    let behind = |listener: &quic_lb_config::Listener| match listener.name.as_str() {
+        "edge" => vec![PoolIndex(0), PoolIndex(1)],
+        _ => vec![PoolIndex(1)],
+    };
+    let state = |_: &str, _: &str| BackendState::Active;
+    let routing = Routing::behind(&config, behind, &mut bench.registry, state);
+    bench.forwarder.set_routing(Arc::new(routing));
+    bench
+}
+
+/// How `api` makes connection IDs: another configuration, with other lengths.
+fn api_config() -> CidConfig {
+    CidConfig::new(ConfigId::new(1).unwrap(), 2, 9, Some(&Key::new([8; 16]))).unwrap()
+}
+
+#[test]
+fn a_listener_reads_the_connection_ids_of_every_pool_behind_it() {
+    let mut bench = two_pools(true);
+    for (server, web, api) in [(1, "a", "d"), (2, "b", "e"), (3, "c", "f")] {
+        let of_web = short(&routable_cid(server, 5));
+        let cid = api_config().encode(&server_id(server), &[5; 9]).unwrap();
+        let of_api = short(&cid);
+        assert_eq!(bench.forwarded(1, &of_web).1, Rule::Cid);
+        assert_eq!(bench.forwarded(1, &of_web).0, web);
+        assert_eq!(bench.forwarded(1, &of_api).1, Rule::Cid);
+        assert_eq!(bench.forwarded(1, &of_api).0, api);
+        // A listener in front of one of them reads that one's alone.
+        let (backend, rule, _) = bench.forwarded_on(INNER, 1, &of_api);
+        assert_eq!((backend.as_str(), rule), (api, Rule::Cid));
+        assert_ne!(bench.forwarded_on(INNER, 1, &of_web).1, Rule::Cid);
+    }
+}
+
+#[test]
+fn what_is_learnt_of_a_pool_holds_on_every_listener_in_front_of_it() {
+    for routable in [true, false] {
+        let mut bench = two_pools(routable);
+        let hello = long(V1, b"client drawn", b"client");
+        // 0xff: no configuration has these bits.
+        let (of_web, of_api) = ([0xff; 11], [0xfe; 12]);
+        let (web, rule, flow) = bench.forwarded_on(EDGE, 1, &hello);
+        assert_eq!(rule, Rule::Fallback);
+        assert!("abc".contains(&*web), "the first pool gets what nobody is known for");
+        bench.forwarder.returned(bench.now, flow, &long(V1, b"client", &of_web));
+        let (api, _, flow) = bench.forwarded_on(INNER, 2, &hello);
+        assert!("def".contains(&*api));
+        bench.forwarder.returned(bench.now, flow, &long(V1, b"client", &of_api));
+
+        let (backend, rule, _) = bench.forwarded_on(EDGE, 3, &short(&of_web));
+        assert_eq!((backend, rule), (web.clone(), Rule::Dcid));
+        for listener in [EDGE, INNER] {
+            let (backend, rule, _) = bench.forwarded_on(listener, 4, &short(&of_api));
+            assert_eq!((backend, rule), (api.clone(), Rule::Dcid));
+        }
+        // What was learnt of a pool means nothing to a listener that does not lead there.
+        assert_ne!(bench.forwarded_on(INNER, 5, &short(&of_web)).1, Rule::Dcid);
+    }
 }
 
 proptest! {
@@ -471,7 +568,7 @@ proptest! {
             .map(|(port, octets)| Datagram { path: path(*port), octets })
             .collect();
         let mut verdicts = vec![Verdict::Drop(DropReason::Empty); batch.len()];
-        batched.forwarder.decide_batch(batched.now, 0, &batch, &mut verdicts);
+        batched.forwarder.decide_batch(batched.now, EDGE, &batch, &mut verdicts);
         for ((port, octets), verdict) in datagrams.iter().zip(verdicts) {
             prop_assert_eq!(single.send(*port, octets), verdict);
         }

@@ -8,7 +8,7 @@ use quic::{
 
 use crate::{
     backend::BackendId,
-    routing::{FallbackKey, PoolRoute},
+    routing::{FallbackKey, ListenerRoute, Routing},
     verdict::Rule,
 };
 
@@ -42,12 +42,19 @@ impl Trace for Vec<Step> {
 }
 
 pub(super) fn decoded(
-    pool: &PoolRoute,
+    routing: &Routing,
+    listener: &ListenerRoute,
     decoded: Result<Decoded, Unroutable>,
     present: Option<BackendId>,
 ) -> String {
     match decoded {
-        _ if !pool.routable => format!("pool {} has no quic_lb configuration", pool.name),
+        _ if !routing.pools_behind(listener).any(|pool| pool.routable) => {
+            let names: Vec<_> = routing.pools_behind(listener).map(|pool| &*pool.name).collect();
+            match names.as_slice() {
+                [name] => format!("pool {name} has no quic_lb configuration"),
+                names => format!("no pool has a quic_lb configuration: {}", names.join(", ")),
+            }
+        }
         Err(unroutable) => unroutable.to_string(),
         Ok(Decoded { config_id, server_id }) if present.is_some() => {
             format!("config {config_id}, server ID {server_id}")

@@ -9,6 +9,7 @@ use super::{
     upstreams::{Link, Upstream},
 };
 use crate::{
+    client_path::ListenerIndex,
     counters::WorkerCounters,
     forwarder::Forwarder,
     socket::{Departure, Ecn, Peer, Received, Receiver, SLOTS, Socket},
@@ -94,7 +95,7 @@ impl ReturnPlan {
             runs.clear();
             bundles.clear();
             for slot in 0..*filled {
-                if forwarder.flow(flows[slot]).listener == index {
+                if forwarder.flow(flows[slot]).listener == ListenerIndex(index) {
                     let follows = slot > 0 && flows[slot - 1] == flows[slot];
                     plan_slot(slot, receiver.received(slot), follows, runs, bundles);
                 }

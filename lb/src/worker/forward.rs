@@ -8,6 +8,7 @@ use super::{
     upstreams::{Link, NO_QUEUE, Upstreams},
 };
 use crate::{
+    client_path::ListenerIndex,
     counters::WorkerCounters,
     socket::{Departure, Ecn, Receiver},
     verdict::{FlowId, Rule},
@@ -77,7 +78,7 @@ impl ForwardPlan {
         transmitter: &mut Transmitter,
         upstreams: &mut Upstreams,
         counters: &WorkerCounters,
-        listener: usize,
+        listener: ListenerIndex,
     ) {
         let Self { runs, queues, bundles } = self;
         let mut by_rule = [0u64; Rule::ALL.len()];
@@ -131,7 +132,7 @@ impl ForwardPlan {
                         by_rule[sent.run.rule as usize] += sent.count;
                         forwarded += sent.count;
                     }
-                    Some(reason) => counters.listeners[listener].drop(reason, sent.count),
+                    Some(reason) => counters.listeners[listener.0].drop(reason, sent.count),
                 },
             );
             backend.forwarded.add(forwarded);
@@ -139,7 +140,7 @@ impl ForwardPlan {
         }
         for (rule, count) in Rule::ALL.into_iter().zip(by_rule) {
             if count > 0 {
-                counters.listeners[listener].forward(rule, count);
+                counters.listeners[listener.0].forward(rule, count);
             }
         }
         runs.clear();

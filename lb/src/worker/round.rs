@@ -24,7 +24,7 @@ use super::{
     upstreams::{Connected, Link, NO_QUEUE, Upstreams, flow_of},
 };
 use crate::{
-    client_path::ClientPath,
+    client_path::{ClientPath, ListenerIndex},
     counters::{ListenerCounters, WorkerCounters},
     forwarder::{BATCH, Birth, Clock, Datagram, Forwarder, Tally},
     routing::Routing,
@@ -151,14 +151,14 @@ impl Datapath {
         let reported = reported.fold(0u64, |set, token| set | 1 << (token & 63));
         for listener in 0..self.listeners.len() {
             if all || reported & 1 << (listener & 63) != 0 {
-                self.serve_listener(now, listener);
+                self.serve_listener(now, ListenerIndex(listener));
             }
         }
     }
 
-    fn serve_listener(&mut self, now: Instant, listener: usize) {
+    fn serve_listener(&mut self, now: Instant, listener: ListenerIndex) {
         for _ in 0..LISTENER_BATCHES {
-            let socket = &self.listeners[listener].socket;
+            let socket = &self.listeners[listener.0].socket;
             // An error is not about any datagram: a listener is not connected to anyone.
             let received = self.receiver.receive(socket, 0..SLOTS, Peer::Asked).unwrap_or(0);
             self.forward(now, listener, received);
@@ -169,15 +169,15 @@ impl Datapath {
     }
 
     /// Carries the first `received` slots from a listener to the backends.
-    fn forward(&mut self, now: Instant, listener: usize, received: usize) {
+    fn forward(&mut self, now: Instant, listener: ListenerIndex, received: usize) {
         // Before any verdict, so that a scrape never sees more verdicts than datagrams.
-        let counters = &self.counters.listeners[listener];
+        let counters = &self.counters.listeners[listener.0];
         let messages = || (0..received).map(|slot| self.receiver.received(slot));
         counters.received.add(messages().map(|message| message.datagrams() as u64).sum());
         counters.received_bytes.add(messages().map(|message| message.len as u64).sum());
 
         let snapshot = Arc::clone(&self.snapshot);
-        let decoder = &snapshot.pool_of(listener).decoder;
+        let decoder = &snapshot.listener(listener).decoder;
         for slot in 0..received {
             let message = *self.receiver.received(slot);
             let mut rest = Burst::of_message(slot, &message);
@@ -195,7 +195,7 @@ impl Datapath {
 
     /// Asks the forwarder about the bursts that have been gathered, and puts them where its
     /// verdicts say.
-    fn decide(&mut self, now: Instant, listener: usize) {
+    fn decide(&mut self, now: Instant, listener: ListenerIndex) {
         let mut bursts = mem::take(&mut self.bursts);
         let verdicts = self.ask(now, listener, &bursts);
         for (burst, verdict) in bursts.iter().zip(verdicts) {
@@ -211,7 +211,13 @@ impl Datapath {
     }
 
     /// As [`Self::decide`], for a burst of whose first datagram only `verdict` speaks.
-    fn decide_singly(&mut self, now: Instant, listener: usize, burst: &Burst, verdict: Verdict) {
+    fn decide_singly(
+        &mut self,
+        now: Instant,
+        listener: ListenerIndex,
+        burst: &Burst,
+        verdict: Verdict,
+    ) {
         let mut singles = mem::take(&mut self.singles);
         singles.extend(burst.singles());
         self.carry_out(now, listener, &singles[0], verdict);
@@ -227,7 +233,7 @@ impl Datapath {
 
     /// What the forwarder says of the first datagram of each burst. What it answers by itself is
     /// sent and counted here.
-    fn ask(&mut self, now: Instant, listener: usize, bursts: &[Burst]) -> [Verdict; BATCH] {
+    fn ask(&mut self, now: Instant, listener: ListenerIndex, bursts: &[Burst]) -> [Verdict; BATCH] {
         let mut verdicts = [Verdict::Drop(DropReason::Empty); BATCH];
         let mut question = recycled(mem::take(&mut self.question));
         question.extend(bursts.iter().map(|burst| {
@@ -236,9 +242,9 @@ impl Datapath {
             Datagram { path, octets: burst.first_datagram(&self.receiver) }
         }));
         self.forwarder.decide_batch(now, listener, &question, &mut verdicts);
-        let counters = &self.counters.listeners[listener];
+        let counters = &self.counters.listeners[listener.0];
         count(self.forwarder.tally(), counters);
-        let Listener { socket, ipv6 } = &self.listeners[listener];
+        let Listener { socket, ipv6 } = &self.listeners[listener.0];
         let replies = self.forwarder.replies();
         self.outbox.send(socket, *ipv6, &question, replies, |reply, sent| {
             if sent {
@@ -255,7 +261,13 @@ impl Datapath {
         verdicts
     }
 
-    fn carry_out(&mut self, now: Instant, listener: usize, burst: &Burst, verdict: Verdict) {
+    fn carry_out(
+        &mut self,
+        now: Instant,
+        listener: ListenerIndex,
+        burst: &Burst,
+        verdict: Verdict,
+    ) {
         if self.forward.is_full() {
             self.send_forward(listener);
         }
@@ -277,13 +289,13 @@ impl Datapath {
         }
     }
 
-    fn drop(&self, listener: usize, reason: DropReason, burst: &Burst) {
-        self.counters.listeners[listener].drop(reason, u64::from(burst.count));
+    fn drop(&self, listener: ListenerIndex, reason: DropReason, burst: &Burst) {
+        self.counters.listeners[listener.0].drop(reason, u64::from(burst.count));
     }
 
     /// Opens the upstream socket of a new flow. A half-open flow whose number it has, or whose port
     /// or descriptor it needs, ends.
-    fn open(&mut self, now: Instant, listener: usize, flow: FlowId, opening: Opening) {
+    fn open(&mut self, now: Instant, listener: ListenerIndex, flow: FlowId, opening: Opening) {
         self.evict(listener, flow);
         let mut opened = self.connect(now, flow);
         if matches!(opened, Err(DropReason::PortsExhausted | DropReason::DescriptorLimit))
@@ -304,7 +316,7 @@ impl Datapath {
     }
 
     /// Closes the socket of a flow that has ended to make room, if it has one.
-    fn evict(&mut self, listener: usize, flow: FlowId) {
+    fn evict(&mut self, listener: ListenerIndex, flow: FlowId) {
         let Some(upstream) = self.upstreams.get(flow) else { return };
         if upstream.queue != NO_QUEUE {
             self.send_forward(listener);
@@ -313,7 +325,7 @@ impl Datapath {
     }
 
     /// Sends what is queued for each flow.
-    fn send_forward(&mut self, listener: usize) {
+    fn send_forward(&mut self, listener: ListenerIndex) {
         let Self { forward, receiver, transmitter, upstreams, counters, .. } = self;
         forward.send(receiver, transmitter, upstreams, counters, listener);
     }

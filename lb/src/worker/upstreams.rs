@@ -8,6 +8,7 @@ use std::{collections::VecDeque, mem, time::Instant};
 use super::ports::{Lease, Ports};
 use crate::{
     backend::BackendId,
+    client_path::ListenerIndex,
     counters::WorkerCounters,
     forwarder::Upstream as Destination,
     socket::{Ecn, Poller, Socket},
@@ -99,7 +100,7 @@ impl Upstreams {
     pub(super) fn put(
         &mut self,
         counters: &WorkerCounters,
-        listener: usize,
+        listener: ListenerIndex,
         flow: FlowId,
         opening: Opening,
         opened: Result<Connected, DropReason>,
@@ -109,7 +110,7 @@ impl Upstreams {
         }
         self.sockets[flow.index()] = match opened {
             Ok(Connected { socket, lease, backend, ipv6 }) => {
-                let counters = &counters.listeners[listener];
+                let counters = &counters.listeners[listener.0];
                 counters.flows.add(1);
                 if opening == Opening::PathChange {
                     counters.path_changes.add(1);
@@ -118,7 +119,7 @@ impl Upstreams {
                     clippy::cast_possible_truncation,
                     reason = "each has a descriptor or more"
                 )]
-                let (listener, backend) = (listener as u16, backend.slot() as u16);
+                let (listener, backend) = (listener.0 as u16, backend.slot() as u16);
                 let link = Link::Open(socket, lease);
                 Upstream { link, ecn: Ecn::NOT_ECT, ipv6, queue: NO_QUEUE, listener, backend }
             }

@@ -23,7 +23,7 @@ use quic::{
 };
 use quic_lb::{
     admission::mode::Phase,
-    client_path::ClientPath,
+    client_path::{ClientPath, ListenerIndex},
     forwarder::{BATCH, Birth, Clock, Datagram, FlowLimits, Forwarder},
     memory::Memory,
     registry::Registry,
@@ -217,7 +217,7 @@ impl Scene {
             .map(|&(port, octets)| Datagram { path: Self::path(port), octets })
             .collect();
         let mut verdicts = vec![UNDECIDED; batch.len()];
-        self.forwarder.decide_batch(self.now, 0, &datagrams, &mut verdicts);
+        self.forwarder.decide_batch(self.now, ListenerIndex(0), &datagrams, &mut verdicts);
         let mut outcomes: Vec<_> =
             verdicts.into_iter().map(|verdict| Outcome { verdict, reply: None }).collect();
         for reply in self.forwarder.replies() {

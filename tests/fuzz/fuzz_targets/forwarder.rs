@@ -10,7 +10,7 @@ use std::{
 
 use libfuzzer_sys::fuzz_target;
 use quic_lb::{
-    client_path::ClientPath,
+    client_path::{ClientPath, ListenerIndex},
     forwarder::{Birth, Clock, Datagram, FlowLimits, Forwarder},
     memory::Memory,
     registry::Registry,
@@ -57,7 +57,7 @@ fuzz_target!(|octets: &[u8]| {
     let send = |forwarder: &mut Forwarder, now, port, octets: &[u8]| {
         let mut verdict = [Verdict::Drop(DropReason::Empty)];
         let datagram = Datagram { path: path(port), octets };
-        forwarder.decide_batch(now, 0, &[datagram], &mut verdict);
+        forwarder.decide_batch(now, ListenerIndex(0), &[datagram], &mut verdict);
         for reply in forwarder.replies() {
             assert!(reply.octets.len() <= octets.len());
         }
@@ -96,7 +96,7 @@ fuzz_target!(|octets: &[u8]| {
     }
     for server in [1, 2] {
         let cid = [0x40, 0x08, 0, server, 1, 2, 3, 4, 5, 6, 9, 9, 9];
-        if let Verdict::Forward { flow, .. } = send(&mut forwarder, now, 0, &cid) {
+        if let Verdict::Forward { flow, .. } = send(&mut forwarder, now, ListenerIndex(0), &cid) {
             let backend = forwarder.flow(flow).backend;
             assert_eq!(backend.slot(), usize::from(server) - 1);
         }

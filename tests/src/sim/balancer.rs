@@ -13,7 +13,7 @@ use quic::routable::{CidConfig, ServerId};
 use quic_lb::{
     admission::mode::{Load, Settings, Switch},
     backend::BackendState,
-    client_path::ClientPath,
+    client_path::{ClientPath, ListenerIndex},
     forwarder::{Birth, Clock, Datagram, FlowLimits, Forwarder},
     memory::Memory,
     registry::Registry,
@@ -109,7 +109,7 @@ impl Balancer {
         let path = ClientPath { client: packet.from, local: Some(self.front.ip()) };
         let datagram = Datagram { path, octets: &packet.octets };
         let mut verdicts = [Verdict::Drop(DropReason::Empty)];
-        self.forwarder.decide_batch(now, 0, &[datagram], &mut verdicts);
+        self.forwarder.decide_batch(now, ListenerIndex(0), &[datagram], &mut verdicts);
         for reply in self.forwarder.replies() {
             let octets = reply.octets.to_vec();
             self.out.push(Packet { from: self.front, to: packet.from, octets, ..packet });
