@@ -1,9 +1,14 @@
 //! The aioquic ends of tests: a Python with aioquic in it, and the script `foreign/peer.py`.
+//!
+//! Tests that need them are marked `#[ignore = "needs aioquic: …"]`, so that a run without them says
+//! how many were left out and why. Who runs them by `--ignored`, as the gate does, wants them: then it
+//! is an error if there is no Python.
 
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -11,27 +16,28 @@ use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},
     sync::OnceCell,
+    time::timeout,
 };
 
 use crate::{certificate::Certificate, site::LOCAL};
 
+/// How long a server may take to start.
+const PATIENCE: Duration = Duration::from_secs(60);
 const CERTIFICATE: &str = "certificate.pem";
 const KEY: &str = "key.pem";
 
-/// The Python that has aioquic; `None`, said aloud, where it cannot be had.
-#[expect(clippy::print_stdout, reason = "what is skipped has to say so")]
-pub async fn python() -> Option<&'static Path> {
-    static PYTHON: OnceCell<Option<PathBuf>> = OnceCell::const_new();
-    let python = PYTHON.get_or_init(|| async {
-        match make_python().await {
-            Ok(python) => Some(python),
-            Err(error) => {
-                println!("SKIPPED: no aioquic: {error:#}");
-                None
-            }
-        }
-    });
-    python.await.as_deref()
+/// The Python that has aioquic. The first test that asks makes it, below the target folder.
+///
+/// # Errors
+///
+/// When there is no Python, or aioquic is neither installed nor to be had from the network.
+pub async fn python() -> Result<&'static Path> {
+    static PYTHON: OnceCell<Result<PathBuf, String>> = OnceCell::const_new();
+    let made = || async { make_python().await.map_err(|error| format!("{error:#}")) };
+    match PYTHON.get_or_init(made).await {
+        Ok(python) => Ok(python),
+        Err(error) => bail!("no aioquic: {error}"),
+    }
 }
 
 /// The peer in this role, with the certificate's files in `folder`.
@@ -70,7 +76,9 @@ pub async fn serve(
     command.args(["--key".into(), folder.join(KEY)]).args(arguments);
     let mut server = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let output = server.stdout.take().context("no output")?;
-    let line = BufReader::new(output).lines().next_line().await?.context("no server")?;
+    let mut lines = BufReader::new(output).lines();
+    let line = timeout(PATIENCE, lines.next_line()).await.context("it does not start")??;
+    let line = line.context("no server")?;
     let port = line.strip_prefix("ready ").context("no port")?.parse()?;
     Ok((server, SocketAddr::new(LOCAL, port)))
 }

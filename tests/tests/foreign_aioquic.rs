@@ -1,7 +1,8 @@
 //! Our stack against aioquic, in both roles, over loopback.
 //!
-//! `FOREIGN_OCTETS` says how many octets go each way (1 MiB unless told otherwise). Where there is
-//! no Python, or no way to install aioquic, the tests say so and count as passed.
+//! `FOREIGN_OCTETS` says how many octets go each way (1 MiB unless told otherwise). The tests need
+//! Python, and a network the first time, so that they run only when they are asked for; see
+//! [`quic_lb_tests::aioquic`].
 
 use std::{net::SocketAddr, process::Stdio};
 
@@ -32,8 +33,9 @@ fn octets() -> usize {
 // Our client, aioquic's server.
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs aioquic: cargo test -p quic-lb-tests --test foreign_aioquic -- --ignored"]
 async fn our_client_moves_bulk_both_ways_while_it_is_rebound() -> Result<()> {
-    let Some(pair) = OursToAioquic::start(&[], provider()).await? else { return Ok(()) };
+    let pair = OursToAioquic::start(&[], provider()).await?;
     let connection = pair.connect().await?;
     get(&connection, |_| {}).await?;
     let rebind = || {
@@ -50,8 +52,9 @@ async fn our_client_moves_bulk_both_ways_while_it_is_rebound() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs aioquic: cargo test -p quic-lb-tests --test foreign_aioquic -- --ignored"]
 async fn our_client_answers_a_retry_and_resumes() -> Result<()> {
-    let Some(pair) = OursToAioquic::start(&["--retry"], provider()).await? else { return Ok(()) };
+    let pair = OursToAioquic::start(&["--retry"], provider()).await?;
     let first = pair.connect().await?;
     get(&first, |_| {}).await?;
     let second = pair.connect().await?;
@@ -60,10 +63,10 @@ async fn our_client_answers_a_retry_and_resumes() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs aioquic: cargo test -p quic-lb-tests --test foreign_aioquic -- --ignored"]
 async fn our_client_updates_keys_of_chacha20() -> Result<()> {
     const SUITE: CipherSuite = CipherSuite::TLS13_CHACHA20_POLY1305_SHA256;
-    let started = OursToAioquic::start(&["--chacha20"], provider_with(SUITE)).await?;
-    let Some(pair) = started else { return Ok(()) };
+    let pair = OursToAioquic::start(&["--chacha20"], provider_with(SUITE)).await?;
     let connection = pair.connect().await?;
     ensure!(connection.cipher_suite() == Some(SUITE), "{:?}", connection.cipher_suite());
     get(&connection, each(200 * KIB, || connection.update_keys())).await?;
@@ -74,8 +77,9 @@ async fn our_client_updates_keys_of_chacha20() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs aioquic: cargo test -p quic-lb-tests --test foreign_aioquic -- --ignored"]
 async fn our_client_exchanges_datagrams() -> Result<()> {
-    let Some(pair) = OursToAioquic::start(&[], provider()).await? else { return Ok(()) };
+    let pair = OursToAioquic::start(&[], provider()).await?;
     let connection = pair.connect().await?;
     for size in [0, 1, 100, 1000] {
         let message = Bytes::from(vec![7; size]);
@@ -88,28 +92,33 @@ async fn our_client_exchanges_datagrams() -> Result<()> {
 // Aioquic's client, our server.
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs aioquic: cargo test -p quic-lb-tests --test foreign_aioquic -- --ignored"]
 async fn our_server_moves_bulk_and_datagrams_and_resumes() -> Result<()> {
     aioquic_to_ours(&["--datagrams", "--resume"], provider(), |_| {}).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs aioquic: cargo test -p quic-lb-tests --test foreign_aioquic -- --ignored"]
 async fn our_server_asks_for_a_retry() -> Result<()> {
     let always = |config: &mut ServerConfig| config.retry = RetryPolicy::Always;
     aioquic_to_ours(&[], provider(), always).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs aioquic: cargo test -p quic-lb-tests --test foreign_aioquic -- --ignored"]
 async fn our_server_follows_key_updates_of_chacha20() -> Result<()> {
     let suite = provider_with(CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
     aioquic_to_ours(&["--chacha20", "--update-keys"], suite, |_| {}).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs aioquic: cargo test -p quic-lb-tests --test foreign_aioquic -- --ignored"]
 async fn our_server_follows_a_client_behind_a_nat_that_rebinds() -> Result<()> {
     aioquic_to_ours(&["--rebind"], provider(), |_| {}).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs aioquic: cargo test -p quic-lb-tests --test foreign_aioquic -- --ignored"]
 async fn our_server_follows_a_client_that_migrates() -> Result<()> {
     aioquic_to_ours(&["--migrate"], provider(), |_| {}).await
 }
@@ -126,18 +135,18 @@ struct OursToAioquic {
 }
 
 impl OursToAioquic {
-    async fn start(arguments: &[&str], provider: CryptoProvider) -> Result<Option<Self>> {
-        let Some(python) = aioquic::python().await else { return Ok(None) };
+    async fn start(arguments: &[&str], provider: CryptoProvider) -> Result<Self> {
+        let python = aioquic::python().await?;
         let (certificate, files) = (Certificate::new()?, tempfile::tempdir()?);
         let (server, target) =
             aioquic::serve(python, files.path(), &certificate, arguments).await?;
-        Ok(Some(Self {
+        Ok(Self {
             client: Endpoint::client(SocketAddr::new(LOCAL, 0))?,
             config: ours::client(certificate.der(), provider)?,
             target,
             _server: server,
             _files: files,
-        }))
+        })
     }
 
     async fn connect(&self) -> Result<Connection> {
@@ -161,7 +170,7 @@ async fn aioquic_to_ours(
     provider: CryptoProvider,
     change: impl FnOnce(&mut ServerConfig),
 ) -> Result<()> {
-    let Some(python) = aioquic::python().await else { return Ok(()) };
+    let python = aioquic::python().await?;
     let (certificate, files) = (Certificate::new()?, tempfile::tempdir()?);
     let change = |_: &mut _, config: &mut ServerConfig| change(config);
     let server = ours::Server::on_loopback(LOCAL, &certificate, provider, change)?;

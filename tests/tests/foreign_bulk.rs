@@ -2,7 +2,8 @@
 //! two seconds or every tenth of the content, whichever comes first.
 //!
 //! `FOREIGN_BULK_OCTETS` says how much (4 MiB unless told otherwise). Content is compared by digest.
-//! Each test prints what it moved.
+//! Each test prints what it moved. Those with aioquic run when they are asked for, see
+//! [`quic_lb_tests::aioquic`].
 
 use std::{
     net::SocketAddr,
@@ -52,11 +53,13 @@ async fn our_client_uploads_to_quinn() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs aioquic: cargo test -p quic-lb-tests --test foreign_bulk -- --ignored"]
 async fn our_client_downloads_from_aioquic() -> Result<()> {
     ours_to_aioquic(Way::Down).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs aioquic: cargo test -p quic-lb-tests --test foreign_bulk -- --ignored"]
 async fn our_client_uploads_to_aioquic() -> Result<()> {
     ours_to_aioquic(Way::Up).await
 }
@@ -72,11 +75,13 @@ async fn quinn_uploads_to_our_server() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs aioquic: cargo test -p quic-lb-tests --test foreign_bulk -- --ignored"]
 async fn aioquic_downloads_from_our_server() -> Result<()> {
     aioquic_to_ours(Way::Down).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs aioquic: cargo test -p quic-lb-tests --test foreign_bulk -- --ignored"]
 async fn aioquic_uploads_to_our_server() -> Result<()> {
     aioquic_to_ours(Way::Up).await
 }
@@ -100,7 +105,7 @@ async fn ours_to_quinn(way: Way) -> Result<()> {
 }
 
 async fn ours_to_aioquic(way: Way) -> Result<()> {
-    let Some(python) = aioquic::python().await else { return Ok(()) };
+    let python = aioquic::python().await?;
     let (certificate, files) = (Certificate::new()?, tempfile::tempdir()?);
     let (_server, target) = aioquic::serve(python, files.path(), &certificate, &[]).await?;
     ours_to("aioquic", target, &certificate, way).await
@@ -154,7 +159,7 @@ async fn quinn_to_ours(way: Way) -> Result<()> {
 }
 
 async fn aioquic_to_ours(way: Way) -> Result<()> {
-    let Some(python) = aioquic::python().await else { return Ok(()) };
+    let python = aioquic::python().await?;
     let (certificate, files) = (Certificate::new()?, tempfile::tempdir()?);
     let server = ours::Server::on_loopback(LOCAL, &certificate, provider(), |_, _| {})?;
     let nat = MovingNat::start(server.address()).await?;
