@@ -7,11 +7,11 @@ use std::{
 };
 
 use super::{
-    congestion::{Algorithm, Controller},
+    congestion::{self, Algorithm, Controller, Delivery, Stamp},
     ecn::Ecn,
     frame::EcnCounts,
     mtu::Mtu,
-    pacer::{Pace, Pacer},
+    pacer::{Pace, Pacer, window_rate},
     parameters::MIN_UDP_PAYLOAD,
     rtt::Rtt,
 };
@@ -49,7 +49,8 @@ pub(crate) struct Path {
     pub(crate) ecn: EcnState,
     pub(crate) in_flight: u64,
     /// Less was sent lately than the window allows.
-    pub(crate) app_limited: bool,
+    app_limited: bool,
+    delivery: Delivery,
     pacer: Pacer,
     validated: bool,
     /// Chosen by ourselves: then it takes no address validation to send there.
@@ -123,6 +124,7 @@ impl Path {
             ecn: if defaults.ecn { EcnState::Testing(ECN_TRIALS) } else { EcnState::Failed },
             in_flight: 0,
             app_limited: true,
+            delivery: Delivery::default(),
             pacer: Pacer::default(),
             validated: false,
             chosen: false,
@@ -141,6 +143,8 @@ impl Path {
         self.measured_since = other.measured_since;
         let fresh = defaults.congestion.controller(other.mtu.current());
         self.congestion = std::mem::replace(&mut other.congestion, fresh);
+        // What the controller counts by; packets of the other path still refer to it there.
+        self.delivery = other.delivery.clone();
         self.mtu = other.mtu.clone();
     }
 
@@ -267,13 +271,11 @@ impl Path {
 
     /// When a full datagram may leave; `None` for now.
     pub(crate) fn pacing_delay(&mut self, now: Instant) -> Option<Instant> {
-        let pace = Pace {
-            window: self.congestion.window(),
-            rtt: self.rtt.smoothed(),
-            datagram: self.mtu.current(),
-            slow_start: self.congestion.in_slow_start(),
-        };
-        self.pacer.delay(now, &pace)
+        let controller = &self.congestion;
+        let rate = controller.pacing_rate().unwrap_or_else(|| {
+            window_rate(controller.window(), self.rtt.smoothed(), controller.in_slow_start())
+        });
+        self.pacer.delay(now, &Pace { rate, datagram: self.mtu.current() })
     }
 
     /// Whether the congestion window has room for a full datagram.
@@ -281,13 +283,92 @@ impl Path {
         self.in_flight + u64::from(self.mtu.current()) <= self.congestion.window()
     }
 
-    pub(crate) fn on_packet_in_flight(&mut self, octets: u16) {
-        self.in_flight += u64::from(octets);
-        self.pacer.on_sent(u64::from(octets));
+    /// There is more to send: if not now, then the window, the pacer or the peer is why.
+    pub(crate) const fn on_backlog(&mut self) {
+        self.app_limited = false;
     }
 
-    pub(crate) fn on_packet_gone(&mut self, octets: u16) {
-        self.in_flight = self.in_flight.saturating_sub(u64::from(octets));
+    /// There is nothing to send.
+    pub(crate) fn on_nothing_to_send(&mut self) {
+        self.app_limited = self.has_window();
+        if self.app_limited {
+            self.delivery.on_app_limited(self.in_flight);
+        }
+    }
+
+    // Packets in flight.
+
+    /// A packet of `size` octets leaves that will be in flight.
+    pub(crate) fn on_packet_sent(&mut self, now: Instant, size: u16) -> Stamp {
+        let stamp = self.delivery.on_sent(now, size, self.in_flight);
+        self.congestion.on_sent(&congestion::Sent {
+            now,
+            size: u64::from(size),
+            in_flight: self.in_flight,
+            app_limited: self.delivery.is_app_limited(),
+        });
+        self.in_flight += u64::from(size);
+        self.pacer.on_sent(u64::from(size));
+        stamp
+    }
+
+    /// Packet `number` was acknowledged.
+    pub(crate) fn on_packet_acked(&mut self, now: Instant, number: u64, stamp: &Stamp) {
+        self.on_packet_gone(stamp);
+        self.delivery.on_acked(now, stamp);
+        self.congestion.on_acked(&congestion::Acked {
+            now,
+            sent: stamp.at,
+            size: u64::from(stamp.size),
+            rtt: self.rtt.smoothed(),
+            app_limited: self.app_limited,
+        });
+        if self.mtu.on_acked(number, stamp.size) {
+            self.congestion.set_datagram(self.mtu.current());
+        }
+    }
+
+    /// An ACK frame was taken that gave this sample of the round-trip time.
+    pub(crate) fn on_ack_end(&mut self, now: Instant, rtt: Option<Duration>) {
+        let min_rtt = self.rtt.min();
+        let Some(progress) = self.delivery.on_ack_end(min_rtt) else { return };
+        self.congestion.on_delivered(&congestion::Delivered {
+            now,
+            acked: progress.acked,
+            lost: progress.lost,
+            delivered: progress.delivered,
+            in_flight: self.in_flight,
+            rtt,
+            min_rtt,
+            rate: progress.rate,
+        });
+    }
+
+    /// A packet is lost that was no MTU probe.
+    pub(crate) fn on_packet_lost(&mut self, now: Instant, stamp: &Stamp) {
+        self.on_packet_gone(stamp);
+        let lost = self.delivery.on_lost(stamp);
+        self.congestion.on_lost(&congestion::Lost {
+            now,
+            sent: stamp.at,
+            size: u64::from(stamp.size),
+            lost,
+            in_flight: stamp.in_flight(),
+        });
+        if self.mtu.on_lost(now, stamp.size) {
+            self.congestion.set_datagram(self.mtu.current());
+        }
+    }
+
+    /// MTU probe `number` is lost, which says nothing about congestion.
+    pub(crate) fn on_mtu_probe_lost(&mut self, number: u64, stamp: &Stamp) {
+        self.on_packet_gone(stamp);
+        self.mtu.on_probe_lost(number);
+    }
+
+    /// A packet is not in flight any more.
+    pub(crate) fn on_packet_gone(&mut self, stamp: &Stamp) {
+        self.in_flight = self.in_flight.saturating_sub(u64::from(stamp.size));
     }
 
     // ECN.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    congestion::Stamp,
     error::TransportError,
     frame::Ack,
     path::PathId,
@@ -51,8 +52,8 @@ pub(crate) enum SentFrame {
 #[derive(Debug)]
 pub(crate) struct SentPacket {
     pub(crate) number: u64,
-    pub(crate) at: Instant,
-    pub(crate) size: u16,
+    /// When it left, its size, and what its path had delivered then.
+    pub(crate) stamp: Stamp,
     pub(crate) ack_eliciting: bool,
     /// Marked ECT(0).
     pub(crate) ect: bool,
@@ -167,7 +168,7 @@ impl Sent {
     /// Remembers a packet that left; only those in flight are.
     pub(crate) fn on_sent(&mut self, packet: SentPacket) {
         if packet.ack_eliciting {
-            self.last_eliciting = Some(packet.at);
+            self.last_eliciting = Some(packet.stamp.at);
             self.eliciting += 1;
         }
         self.packets.push_back(Slot::InFlight(packet));
@@ -241,15 +242,15 @@ impl Sent {
                     continue;
                 }
             };
-            let due = packet.at + delay;
+            let due = packet.stamp.at + delay;
             if due > now && largest_acked - number < PACKET_THRESHOLD {
                 self.loss_at = Some(self.loss_at.map_or(due, |at| at.min(due)));
                 run = None;
                 continue;
             }
-            let counts = measured_since.is_some_and(|since| packet.at >= since);
+            let counts = measured_since.is_some_and(|since| packet.stamp.at >= since);
             if packet.ack_eliciting && !packet.mtu_probe && counts {
-                let found = LossRun { first: *run.get_or_insert(packet.at), last: packet.at };
+                let found = LossRun { first: *run.get_or_insert(packet.stamp.at), last: packet.stamp.at };
                 if longest.is_none_or(|longest| longest.duration() <= found.duration()) {
                     longest = Some(found);
                 }
@@ -330,6 +331,7 @@ pub(crate) fn persistent_congestion_after(rtt: &Rtt, max_ack_delay: Duration) ->
 mod tests {
     use super::{
         super::{
+            congestion::Delivery,
             frame::{Frame, Frames, write_ack},
             ranges::RangeSet,
             rtt::INITIAL_RTT,
@@ -341,8 +343,7 @@ mod tests {
         let number = sent.use_number();
         sent.on_sent(SentPacket {
             number,
-            at,
-            size: 1200,
+            stamp: Delivery::default().on_sent(at, 1200, 0),
             ack_eliciting: true,
             ect: false,
             mtu_probe: false,

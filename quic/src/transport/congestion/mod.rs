@@ -1,14 +1,22 @@
 //! Congestion control: how many octets may be in flight on a path.
 //!
 //! One small trait, two controllers: [`NewReno`] as RFC 9002 describes it and [`Cubic`] after
-//! RFC 9438. Loss detection and pacing are elsewhere; a controller only answers with a window.
+//! RFC 9438. Loss detection and pacing are elsewhere; a controller answers with a window, and with a
+//! rate if it has one.
+//!
+//! A controller is told of each packet that leaves, is acknowledged or is lost, and at the end of
+//! each ACK frame what the path has delivered and how fast. Those two need little of it: what they
+//! do not care about has a default that does nothing.
 
 mod cubic;
+mod delivery;
 mod new_reno;
 
 use std::time::{Duration, Instant};
 
 pub use cubic::Cubic;
+pub use delivery::RateSample;
+pub(crate) use delivery::{Delivery, Stamp};
 pub use new_reno::NewReno;
 
 /// Which controller new paths get.
@@ -32,6 +40,19 @@ impl Algorithm {
     }
 }
 
+/// A packet that leaves, as a controller sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// Now.
+    pub now: Instant,
+    /// Its octets.
+    pub size: u64,
+    /// Octets in flight besides it; none, when sending begins anew.
+    pub in_flight: u64,
+    /// Whether the application has had too little to send lately.
+    pub app_limited: bool,
+}
+
 /// A packet's acknowledgment, as a controller sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Acked {
@@ -47,10 +68,56 @@ pub struct Acked {
     pub app_limited: bool,
 }
 
+/// A packet's loss, as a controller sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Lost {
+    /// Now.
+    pub now: Instant,
+    /// When the packet was sent.
+    pub sent: Instant,
+    /// Its octets.
+    pub size: u64,
+    /// Octets found lost since it left, its own included.
+    pub lost: u64,
+    /// Octets in flight when it had left.
+    pub in_flight: u64,
+}
+
+/// What an ACK frame amounts to, as a controller sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Delivered {
+    /// Now.
+    pub now: Instant,
+    /// Octets acknowledged by it.
+    pub acked: u64,
+    /// Octets found lost since the ACK frame before.
+    pub lost: u64,
+    /// Octets delivered on the path so far.
+    pub delivered: u64,
+    /// Octets still in flight.
+    pub in_flight: u64,
+    /// The round-trip time that it gave a sample of, with the peer's delay in it.
+    pub rtt: Option<Duration>,
+    /// The shortest round-trip time so far.
+    pub min_rtt: Duration,
+    /// How fast the path has delivered, where that can be told.
+    pub rate: Option<RateSample>,
+}
+
 /// Decides the congestion window of one path.
 pub trait Controller: Send + std::fmt::Debug {
+    /// A packet leaves that will be in flight.
+    fn on_sent(&mut self, _sent: &Sent) {}
+
     /// A packet in flight was acknowledged.
     fn on_acked(&mut self, acked: &Acked);
+
+    /// All packets of an ACK frame were accounted for, acknowledged or lost.
+    fn on_delivered(&mut self, _delivered: &Delivered) {}
+
+    /// A packet is lost. What follows for all that are lost at once is [`Self::on_congestion`], and
+    /// after that perhaps [`Self::on_persistent_congestion`].
+    fn on_lost(&mut self, _lost: &Lost) {}
 
     /// Packets were lost or marked, the latest of them sent at `sent`.
     fn on_congestion(&mut self, now: Instant, sent: Instant);
@@ -66,7 +133,14 @@ pub trait Controller: Send + std::fmt::Debug {
     /// Octets that may be in flight.
     fn window(&self) -> u64;
 
-    /// Whether the window still grows by what is acknowledged, so that pacing should leave room.
+    /// Octets per second at which packets should leave. `None` leaves it to the pacer, which
+    /// spreads the window over a round trip.
+    fn pacing_rate(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether the window still grows by what is acknowledged, so that a pacer that spreads it
+    /// should leave room.
     fn in_slow_start(&self) -> bool;
 }
 

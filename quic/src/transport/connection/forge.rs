@@ -6,6 +6,8 @@
 use std::time::Instant;
 
 use super::Connection;
+#[cfg(test)]
+use crate::transport::congestion::Controller;
 use crate::{
     connection_id::ConnectionId,
     transport::{
@@ -111,6 +113,12 @@ impl Connection {
     #[cfg(test)]
     pub(crate) fn force_failures_left(&mut self, count: u64) {
         self.one_rtt.as_mut().expect("1-RTT keys").set_failures_left(count);
+    }
+
+    /// Has `controller` decide about the active path.
+    #[cfg(test)]
+    pub(crate) fn force_controller(&mut self, controller: Box<dyn Controller>) {
+        self.paths[0].congestion = controller;
     }
 
     #[cfg(test)]

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use super::Connection;
 use crate::transport::{
-    congestion::Acked,
     error::TransportError,
     frame::Ack,
     path::{Path, PathId},
@@ -40,7 +39,7 @@ impl Connection {
         let newer = state.sent.largest_acked().is_none_or(|largest| ack.largest > largest);
         state.sent.on_ack(ack, &mut acked)?;
         if !acked.is_empty() {
-            self.sample_rtt(now, space, ack, &acked);
+            let rtt = self.sample_rtt(now, space, ack, &acked);
             if newer {
                 self.on_ecn_counts(now, space, ack, &acked);
             }
@@ -48,6 +47,10 @@ impl Connection {
             self.note_acked(&acked);
             for packet in acked.drain(..) {
                 self.on_acked(now, space, packet);
+            }
+            let active = self.paths[0].id;
+            for path in &mut self.paths {
+                path.on_ack_end(now, rtt.filter(|_| path.id == active));
             }
             if space == Space::Handshake {
                 self.handshake.server_knows_us = true;
@@ -69,7 +72,7 @@ impl Connection {
 
     /// Remembers what separates one run of losses from the next.
     fn note_acked(&mut self, acked: &[SentPacket]) {
-        let sent = || acked.iter().map(|packet| packet.at);
+        let sent = || acked.iter().map(|packet| packet.stamp.at);
         self.latest_acked = self.latest_acked.max(sent().max());
         if let Some(run) = self.loss_run {
             let after = sent().filter(|&at| run.is_before(at)).min();
@@ -77,20 +80,25 @@ impl Connection {
         }
     }
 
-    fn sample_rtt(&mut self, now: Instant, space: Space, ack: &Ack<'_>, acked: &[SentPacket]) {
-        let Some(largest) = acked.first().filter(|packet| packet.number == ack.largest) else {
-            return;
-        };
+    /// Takes a sample of the active path's round-trip time, if these acknowledgments give one.
+    fn sample_rtt(
+        &mut self,
+        now: Instant,
+        space: Space,
+        ack: &Ack<'_>,
+        acked: &[SentPacket],
+    ) -> Option<Duration> {
+        let largest = acked.first().filter(|packet| packet.number == ack.largest)?;
         let eliciting = acked.iter().any(|packet| packet.ack_eliciting);
-        let (path, at) = (largest.path, largest.at);
-        if !eliciting || path != self.paths[0].id {
-            return;
+        if !eliciting || largest.path != self.paths[0].id {
+            return None;
         }
         let delay = self.peer_delay(space, ack.delay);
-        let rtt = now.saturating_duration_since(at);
+        let rtt = now.saturating_duration_since(largest.stamp.at);
         let path = &mut self.paths[0];
         path.rtt.sample(rtt, delay);
         path.measured_since.get_or_insert(now);
+        Some(rtt)
     }
 
     /// What the peer says it waited, as far as it is to be believed.
@@ -114,23 +122,13 @@ impl Connection {
             self.space(space).ecn = counts;
         }
         if congested && let Some(largest) = acked.first() {
-            self.paths[0].congestion.on_congestion(now, largest.at);
+            self.paths[0].congestion.on_congestion(now, largest.stamp.at);
         }
     }
 
     fn on_acked(&mut self, now: Instant, space: Space, packet: SentPacket) {
-        self.forget_in_flight(&packet);
         if let Some(path) = path_by_id(&mut self.paths, packet.path) {
-            path.congestion.on_acked(&Acked {
-                now,
-                sent: packet.at,
-                size: u64::from(packet.size),
-                rtt: path.rtt.smoothed(),
-                app_limited: path.app_limited,
-            });
-            if path.mtu.on_acked(packet.number, packet.size) {
-                path.congestion.set_datagram(path.mtu.current());
-            }
+            path.on_packet_acked(now, packet.number, &packet.stamp);
         }
         if let Some(number) = packet.reported {
             self.space(space).received.on_report_acked(number);
@@ -178,19 +176,17 @@ impl Connection {
         }
         let mut latest: Option<(PathId, Instant)> = None;
         for packet in lost {
-            self.forget_in_flight(&packet);
-            let size = packet.size;
             if let Some(path) = path_by_id(&mut self.paths, packet.path) {
                 if packet.mtu_probe {
-                    path.mtu.on_probe_lost(packet.number);
-                } else if path.mtu.on_lost(now, size) {
-                    path.congestion.set_datagram(path.mtu.current());
+                    path.on_mtu_probe_lost(packet.number, &packet.stamp);
+                } else {
+                    path.on_packet_lost(now, &packet.stamp);
                 }
             }
             if !packet.mtu_probe {
                 self.stats.lost_packets += 1;
                 if packet.path == self.paths[0].id {
-                    latest = Some((packet.path, packet.at));
+                    latest = Some((packet.path, packet.stamp.at));
                 }
             }
             self.resend(space, &packet.frames);
@@ -248,7 +244,7 @@ impl Connection {
     /// Takes a packet off its path's account.
     pub(super) fn forget_in_flight(&mut self, packet: &SentPacket) {
         if let Some(path) = path_by_id(&mut self.paths, packet.path) {
-            path.on_packet_gone(packet.size);
+            path.on_packet_gone(&packet.stamp);
         }
     }
 
@@ -358,7 +354,7 @@ impl Connection {
         let mut used = 0;
         let oldest = state.sent.oldest_eliciting().take_while(|packet| {
             let fits = used < room;
-            used += usize::from(packet.size);
+            used += usize::from(packet.stamp.size);
             fits
         });
         let frames: Vec<_> = oldest.flat_map(|packet| packet.frames.iter().cloned()).collect();

@@ -296,7 +296,7 @@ impl Connection {
             return Some(Content::Anything);
         }
         if !eliciting && space == Space::Data {
-            self.paths[0].app_limited = self.paths[0].has_window();
+            self.paths[0].on_nothing_to_send();
         }
         ack_due.then_some(Content::AcksOnly)
     }
@@ -329,7 +329,7 @@ impl Connection {
     /// Whether the congestion window and the pacer let another datagram leave.
     fn may_send_more(&mut self, now: Instant) -> bool {
         let path = &mut self.paths[0];
-        path.app_limited = false;
+        path.on_backlog();
         if !path.has_window() {
             return false;
         }
@@ -483,13 +483,12 @@ impl Connection {
             let id: PathId = self.paths[path].id;
             let size = u16::try_from(len).unwrap_or(u16::MAX);
             let mtu_probe = len > self.paths[path].datagram_size();
-            self.paths[path].on_packet_in_flight(size);
+            let stamp = self.paths[path].on_packet_sent(now, size);
             let state = self.space(space);
             state.probes = state.probes.saturating_sub(u8::from(ack_eliciting));
             state.sent.on_sent(SentPacket {
                 number,
-                at: now,
-                size,
+                stamp,
                 ack_eliciting,
                 ect: ecn.is_some(),
                 mtu_probe,

@@ -3,6 +3,7 @@
 //! a million times costs no memory.
 
 mod ceilings;
+mod controllers;
 mod ends;
 mod frames;
 mod handshake;
