@@ -85,15 +85,20 @@ impl Received {
         self.immediate |= self.unacked > 0;
     }
 
-    /// When an ACK frame is due, if one is.
+    /// When an ACK frame comes due that is not due yet.
     pub(crate) fn deadline(&self, max_delay: Duration) -> Option<Instant> {
-        let since = self.unacked_since?;
-        Some(if self.immediate { since } else { since + max_delay })
+        self.unacked_since.filter(|_| !self.immediate).map(|since| since + max_delay)
+    }
+
+    /// Makes an ACK frame due that has waited long enough. It leaves as soon as anything may: until
+    /// then, time has nothing to add.
+    pub(crate) fn handle_deadline(&mut self, now: Instant, max_delay: Duration) {
+        self.immediate |= self.deadline(max_delay).is_some_and(|at| at <= now);
     }
 
     /// Whether an ACK frame is due.
     pub(crate) fn is_due(&self, now: Instant, max_delay: Duration) -> bool {
-        self.deadline(max_delay).is_some_and(|at| at <= now)
+        self.immediate || self.deadline(max_delay).is_some_and(|at| at <= now)
     }
 
     /// Whether an ACK frame would tell the peer anything it waits for.

@@ -69,14 +69,7 @@ impl Mtu {
 
     /// The size of a probe to send now.
     pub(crate) fn poll_probe(&mut self, now: Instant) -> Option<u16> {
-        if self.probe.is_some() {
-            return None;
-        }
-        if self.next_search.is_some_and(|at| at <= now) {
-            self.next_search = None;
-            self.too_large = self.ceiling.saturating_add(1);
-        }
-        if self.next_search.is_some() {
+        if self.probe.is_some() || self.next_search.is_some() {
             return None;
         }
         let gap = self.too_large.saturating_sub(self.current);
@@ -94,6 +87,14 @@ impl Mtu {
     /// When to search again.
     pub(crate) const fn deadline(&self) -> Option<Instant> {
         self.next_search
+    }
+
+    /// Begins to search again, when that is due.
+    pub(crate) fn handle_deadline(&mut self, now: Instant) {
+        if self.next_search.is_some_and(|at| at <= now) {
+            self.next_search = None;
+            self.too_large = self.ceiling.saturating_add(1);
+        }
     }
 
     pub(crate) fn on_probe_sent(&mut self, number: u64, size: u16) {
@@ -205,7 +206,11 @@ mod tests {
         let mut mtu = Mtu::new(1452);
         search(&mut mtu, now, 1300);
         assert_eq!(mtu.deadline(), Some(now + RAISE_AFTER));
-        search(&mut mtu, now + RAISE_AFTER, 9000);
+        let later = now + RAISE_AFTER;
+        mtu.handle_deadline(later.checked_sub(Duration::from_nanos(1)).unwrap());
+        assert_eq!(mtu.poll_probe(later), None);
+        mtu.handle_deadline(later);
+        search(&mut mtu, later, 9000);
         assert_eq!(mtu.current(), 1452);
     }
 

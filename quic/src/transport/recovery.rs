@@ -250,7 +250,8 @@ impl Sent {
             }
             let counts = measured_since.is_some_and(|since| packet.stamp.at >= since);
             if packet.ack_eliciting && !packet.mtu_probe && counts {
-                let found = LossRun { first: *run.get_or_insert(packet.stamp.at), last: packet.stamp.at };
+                let found =
+                    LossRun { first: *run.get_or_insert(packet.stamp.at), last: packet.stamp.at };
                 if longest.is_none_or(|longest| longest.duration() <= found.duration()) {
                     longest = Some(found);
                 }

@@ -52,29 +52,20 @@ impl State {
         }
     }
 
-    /// The only deadline left, once closing: `Some(None)` when there is none at all.
-    pub(super) const fn deadline(&self) -> Option<Option<Instant>> {
+    /// When the closing or draining period is over.
+    pub(super) const fn deadline(&self) -> Option<Instant> {
         match self {
-            Self::Open => None,
-            Self::Closing(Closing { until, .. }) | Self::Draining { until, .. } => {
-                Some(Some(*until))
-            }
-            Self::Gone(_) => Some(None),
+            Self::Closing(Closing { until, .. }) | Self::Draining { until, .. } => Some(*until),
+            Self::Open | Self::Gone(_) => None,
         }
     }
 
-    /// Returns whether the connection was past its life already.
-    pub(super) fn handle_deadline(&mut self, now: Instant) -> bool {
-        match self {
-            Self::Open => return false,
-            Self::Closing(Closing { until, error, .. }) | Self::Draining { until, error } => {
-                if *until <= now {
-                    *self = Self::Gone(error.clone());
-                }
-            }
-            Self::Gone(_) => {}
+    pub(super) fn handle_deadline(&mut self, now: Instant) {
+        if let Self::Closing(Closing { until, error, .. }) | Self::Draining { until, error } = self
+            && *until <= now
+        {
+            *self = Self::Gone(error.clone());
         }
-        true
     }
 }
 

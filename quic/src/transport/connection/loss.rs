@@ -295,7 +295,9 @@ impl Connection {
             if space == Space::Data && !self.handshake.confirmed {
                 return None;
             }
-            let sent = self.spaces[space.index()].sent.last_eliciting()?;
+            let state = &self.spaces[space.index()];
+            // Probes that wait to leave set it when they do.
+            let sent = state.sent.last_eliciting().filter(|_| state.probes == 0)?;
             Some((sent + self.pto(space) * backoff, space))
         });
         if let Some(first) = armed.min_by_key(|&(at, _)| at) {
@@ -307,6 +309,9 @@ impl Connection {
             return None;
         }
         let space = if self.has_keys(Space::Handshake) { Space::Handshake } else { Space::Initial };
+        if self.spaces[space.index()].probes > 0 {
+            return None;
+        }
         Some((self.last_sent.max(self.active_since) + self.pto(space) * backoff, space))
     }
 

@@ -253,8 +253,9 @@ impl Connection {
                 continue;
             }
             if failed && index == 0 && !self.paths[0].is_validated() {
+                // Another one is the active path now, and looked at next.
                 self.fall_back(now);
-                return;
+                continue;
             }
             index += 1;
         }

@@ -12,6 +12,7 @@
 //! | `loss.rs` | acknowledgments, losses, probe timeouts |
 //! | `migration.rs` | paths: validation, NAT rebinding, active migration |
 //! | `closing.rs` | closing, draining, and the end |
+//! | `timers.rs` | everything that comes due with time |
 
 mod closing;
 #[cfg(any(test, fuzzing))]
@@ -20,6 +21,7 @@ mod handshake;
 mod loss;
 mod migration;
 mod receive;
+mod timers;
 mod transmit;
 
 pub use migration::MigrateError;
@@ -34,9 +36,9 @@ use std::{
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 
-#[cfg(test)]
-pub(crate) use self::forge::Seen;
 use self::{closing::State, handshake::Handshake};
+#[cfg(test)]
+pub(crate) use self::{forge::Seen, timers::Timer};
 pub(crate) use self::{receive::Arrival, transmit::Transmission};
 use super::{
     assembler::Assembler,
@@ -66,10 +68,6 @@ use crate::{
 const MAX_ACK_DELAY: Duration = Duration::from_millis(25);
 /// The exponent that scales our acknowledgment delays.
 const ACK_DELAY_EXPONENT: u8 = 3;
-
-/// Silence after which memory is given back that only traffic needs. Long enough that exchanges of
-/// requests and answers do not pay for it, and that a client gets the tickets of its handshake.
-const REST_AFTER: Duration = Duration::from_secs(1);
 
 /// Something an application may want to know.
 #[derive(Clone, Debug, PartialEq)]
@@ -620,65 +618,6 @@ impl Connection {
         !self.handshake.complete && matches!(self.state, State::Open)
     }
 
-    /// When [`Self::handle_deadline`] has something to do.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        if let Some(at) = self.state.deadline() {
-            return at;
-        }
-        let acks = Space::ALL.iter().filter_map(|&space| {
-            let received = &self.spaces[space.index()].received;
-            let keys = self.has_keys(space);
-            received.deadline(self.ack_delay(space)).filter(|_| keys)
-        });
-        let paths = self.paths.iter().filter_map(Path::deadline);
-        let keys = self.one_rtt.as_ref().and_then(OneRttKeys::discard_at);
-        let single = [
-            self.idle_deadline(),
-            self.handshake_deadline(),
-            self.keep_alive_deadline(),
-            self.loss_deadline(),
-            self.pacing_until,
-            self.rest_deadline(),
-            self.paths[0].mtu.deadline().filter(|_| self.handshake.confirmed),
-            keys,
-        ];
-        acks.chain(paths).chain(single.into_iter().flatten()).min()
-    }
-
-    /// Does what is due at `now`.
-    pub(crate) fn handle_deadline(&mut self, now: Instant) {
-        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        if self.state.handle_deadline(now) {
-            return;
-        }
-        if due(self.idle_deadline()) {
-            let answered = self.handshake.any_processed;
-            return self.vanish(match self.handshake.complete {
-                true => ConnectionError::IdleTimeout,
-                false => ConnectionError::HandshakeTimeout { answered },
-            });
-        }
-        if due(self.handshake_deadline()) {
-            return self.give_up_handshake(now);
-        }
-        if due(self.keep_alive_deadline()) {
-            self.ping();
-        }
-        if due(self.pacing_until) {
-            self.pacing_until = None;
-        }
-        if due(self.rest_deadline()) {
-            self.rest();
-        }
-        if let Some(keys) = &mut self.one_rtt {
-            keys.handle_deadline(now);
-        }
-        if due(self.loss_deadline()) {
-            self.on_loss_deadline(now);
-        }
-        self.on_path_deadlines(now);
-    }
-
     fn drop_packet(&mut self, reason: DropReason) {
         self.drops[reason as usize] += 1;
     }
@@ -700,40 +639,6 @@ impl Connection {
 
     fn space(&mut self, space: Space) -> &mut SpaceState {
         &mut self.spaces[space.index()]
-    }
-
-    /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-10.1>
-    fn idle_deadline(&self) -> Option<Instant> {
-        let ours = self.config.idle_timeout;
-        let peer = self.handshake.peer.as_ref().map_or(ours, |peer| peer.max_idle_timeout);
-        let timeout = match (ours.is_zero(), peer.is_zero()) {
-            (true, true) => return None,
-            (true, false) => peer,
-            (false, true) => ours,
-            (false, false) => ours.min(peer),
-        };
-        // "To avoid excessively small idle timeout periods, endpoints MUST increase the idle
-        // timeout period to be at least three times the current Probe Timeout (PTO)."
-        // During the handshake, a lossy path has the probe timeout back off to more than that.
-        let backoff = if self.handshake.complete { 1 } else { self.pto_backoff() };
-        Some(self.active_since + timeout.max(3 * backoff * self.pto(Space::Data)))
-    }
-
-    fn handshake_deadline(&self) -> Option<Instant> {
-        let pending = !self.handshake.complete;
-        pending.then(|| self.started + self.config.handshake_timeout)
-    }
-
-    fn keep_alive_deadline(&self) -> Option<Instant> {
-        let interval = self.config.keep_alive.filter(|_| self.handshake.confirmed)?;
-        let pending = self.spaces[Space::Data.index()].ping_due;
-        (!pending).then(|| self.active_since.max(self.last_sent) + interval)
-    }
-
-    fn rest_deadline(&self) -> Option<Instant> {
-        let busy = self.spaces.iter().any(|state| !state.sent.is_empty());
-        let due = self.stirred && !busy && self.handshake.confirmed;
-        due.then(|| self.active_since.max(self.last_sent) + REST_AFTER)
     }
 
     /// Gives memory back that only a connection with traffic needs.

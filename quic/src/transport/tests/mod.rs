@@ -4,6 +4,7 @@
 
 mod ceilings;
 mod controllers;
+mod deadlines;
 mod ends;
 mod frames;
 mod handshake;
@@ -203,6 +204,11 @@ impl Pair {
 
     /// Moves datagrams until there are none.
     fn exchange(&mut self) {
+        self.exchange_up_to(usize::MAX);
+    }
+
+    /// Moves datagrams until there are none; those larger than this are lost.
+    fn exchange_up_to(&mut self, limit: usize) {
         loop {
             let (up, down) = (drain(&mut self.client, self.now), drain(&mut self.server, self.now));
             while let Some((_, event)) = self.client.poll_event() {
@@ -221,12 +227,14 @@ impl Pair {
                 return;
             }
             for datagram in up {
-                if !self.hold {
+                if !self.hold && datagram.len() <= limit {
                     self.deliver(datagram);
                 }
             }
             for datagram in down {
-                self.deliver_down(datagram);
+                if datagram.len() <= limit {
+                    self.deliver_down(datagram);
+                }
             }
         }
     }
