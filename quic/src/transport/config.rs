@@ -6,6 +6,7 @@ use super::{
     congestion::Algorithm,
     parameters::{MIN_UDP_PAYLOAD, PreferredAddress},
     path::PathDefaults,
+    record::Observers,
     rtt::INITIAL_RTT,
     streams::StreamLimits,
 };
@@ -43,6 +44,8 @@ pub struct TransportConfig {
     pub keep_tls_session: bool,
     /// Whether a client moves to the preferred address of a server that has one.
     pub follow_preferred_address: bool,
+    /// Who is told what happens on connections.
+    pub observers: Option<Observers>,
 }
 
 impl Default for TransportConfig {
@@ -67,6 +70,7 @@ impl Default for TransportConfig {
             keep_tls_session: false,
             // A client SHOULD, by section 9.6.1 of RFC 9000.
             follow_preferred_address: true,
+            observers: None,
         }
     }
 }

@@ -29,6 +29,7 @@
 //! | octets in order | `streams`, `assembler`, `send_buffer`, `datagrams`, `ranges` |
 //! | loss and rate | `recovery`, `acks`, `rtt`, `ecn`, [`congestion`], `pacer`, `mtu` |
 //! | who is where | `path`, `cids` |
+//! | what is told | `record`, `timer` |
 
 mod acks;
 mod assembler;
@@ -50,6 +51,7 @@ mod packet;
 mod parameters;
 mod path;
 mod ranges;
+mod record;
 mod recovery;
 mod reset;
 mod rtt;
@@ -59,6 +61,7 @@ mod stream_id;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod timer;
 mod tls;
 
 pub use config::{ClientConfig, RetryPolicy, ServerConfig, TransportConfig};
@@ -73,6 +76,12 @@ pub use endpoint::{
 pub use error::{Code, ConnectionError, PeerClose, TransportError};
 pub use packet::DropReason;
 pub use parameters::PreferredAddress;
+pub use record::{
+    CongestionSign, CongestionState, LossReason, Observer, Observers, Record, RecoveryMetrics,
+    Subject,
+};
 pub use reset::ResetKey;
+pub use space::Space;
 pub use stream_id::{Dir, Side, StreamId};
 pub use streams::{Read, ReadError, StreamEvent, StreamLimits, WriteError};
+pub use timer::Timer;

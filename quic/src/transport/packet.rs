@@ -335,9 +335,30 @@ impl Builder {
         out.len() == self.payload_at
     }
 
+    /// The frames so far.
+    pub(crate) fn frames<'a>(&self, out: &'a [u8]) -> &'a [u8] {
+        &out[self.payload_at..]
+    }
+
+    /// Octets of the packet, once it is sealed as it is now.
+    pub(crate) const fn sealed_len(&self, out: &[u8]) -> usize {
+        out.len() + TAG_LEN - self.start
+    }
+
     /// Takes the packet back.
     pub(crate) fn abandon(self, out: &mut Vec<u8>) {
         out.truncate(self.start);
+    }
+
+    /// Pads to `datagram_end` at least (0: no padding), as far as the tag leaves room.
+    pub(crate) fn pad(&self, datagram_end: usize, out: &mut Vec<u8>) {
+        // "an endpoint [...] pads, so that the combined lengths of the encoded packet number and
+        // protected payload is at least 4 bytes longer than the sample"
+        // https://www.rfc-editor.org/rfc/rfc9001.html#section-5.4.2
+        let least = (self.number_at + 4).max(datagram_end.saturating_sub(TAG_LEN));
+        if out.len() < least {
+            out.resize(least, 0);
+        }
     }
 
     /// Pads to `datagram_end` at least (0: no padding), seals, and protects the header. Returns
@@ -349,13 +370,7 @@ impl Builder {
         datagram_end: usize,
         out: &mut Vec<u8>,
     ) -> Result<usize, rustls::Error> {
-        // "an endpoint [...] pads, so that the combined lengths of the encoded packet number and
-        // protected payload is at least 4 bytes longer than the sample"
-        // https://www.rfc-editor.org/rfc/rfc9001.html#section-5.4.2
-        let least = (self.number_at + 4).max(datagram_end.saturating_sub(TAG_LEN));
-        if out.len() < least {
-            out.resize(least, 0);
-        }
+        self.pad(datagram_end, out);
         if let Some(length_at) = self.length_at {
             let length = out.len() - self.number_at + TAG_LEN;
             // A datagram is far below 2^14 octets, so that two octets always do.

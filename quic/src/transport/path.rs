@@ -312,8 +312,8 @@ impl Path {
         stamp
     }
 
-    /// Packet `number` was acknowledged.
-    pub(crate) fn on_packet_acked(&mut self, now: Instant, number: u64, stamp: &Stamp) {
+    /// Packet `number` was acknowledged. Returns whether datagrams may be larger now.
+    pub(crate) fn on_packet_acked(&mut self, now: Instant, number: u64, stamp: &Stamp) -> bool {
         self.on_packet_gone(stamp);
         self.delivery.on_acked(now, stamp);
         self.congestion.on_acked(&congestion::Acked {
@@ -323,9 +323,11 @@ impl Path {
             rtt: self.rtt.smoothed(),
             app_limited: self.app_limited,
         });
-        if self.mtu.on_acked(number, stamp.size) {
+        let grew = self.mtu.on_acked(number, stamp.size);
+        if grew {
             self.congestion.set_datagram(self.mtu.current());
         }
+        grew
     }
 
     /// An ACK frame was taken that gave this sample of the round-trip time.
@@ -344,8 +346,8 @@ impl Path {
         });
     }
 
-    /// A packet is lost that was no MTU probe.
-    pub(crate) fn on_packet_lost(&mut self, now: Instant, stamp: &Stamp) {
+    /// A packet is lost that was no MTU probe. Returns whether datagrams have to be smaller now.
+    pub(crate) fn on_packet_lost(&mut self, now: Instant, stamp: &Stamp) -> bool {
         self.on_packet_gone(stamp);
         let lost = self.delivery.on_lost(stamp);
         self.congestion.on_lost(&congestion::Lost {
@@ -355,9 +357,11 @@ impl Path {
             lost,
             in_flight: stamp.in_flight(),
         });
-        if self.mtu.on_lost(now, stamp.size) {
+        let shrank = self.mtu.on_lost(now, stamp.size);
+        if shrank {
             self.congestion.set_datagram(self.mtu.current());
         }
+        shrank
     }
 
     /// MTU probe `number` is lost, which says nothing about congestion.

@@ -13,6 +13,7 @@ use super::{
     error::TransportError,
     frame::Ack,
     path::PathId,
+    record::LossReason,
     rtt::Rtt,
     stream_id::{Dir, StreamId},
 };
@@ -222,7 +223,7 @@ impl Sent {
         now: Instant,
         rtt: &Rtt,
         measured_since: Option<Instant>,
-        lost: &mut Vec<SentPacket>,
+        lost: &mut Vec<(SentPacket, LossReason)>,
     ) -> Option<LossRun> {
         self.loss_at = None;
         let largest_acked = self.largest_acked?;
@@ -243,11 +244,15 @@ impl Sent {
                 }
             };
             let due = packet.stamp.at + delay;
-            if due > now && largest_acked - number < PACKET_THRESHOLD {
+            let reason = if largest_acked - number >= PACKET_THRESHOLD {
+                LossReason::PacketThreshold
+            } else if due <= now {
+                LossReason::TimeThreshold
+            } else {
                 self.loss_at = Some(self.loss_at.map_or(due, |at| at.min(due)));
                 run = None;
                 continue;
-            }
+            };
             let counts = measured_since.is_some_and(|since| packet.stamp.at >= since);
             if packet.ack_eliciting && !packet.mtu_probe && counts {
                 let found =
@@ -258,7 +263,7 @@ impl Sent {
             }
             if let Slot::InFlight(packet) = std::mem::replace(slot, Slot::Lost(number)) {
                 self.eliciting -= usize::from(packet.ack_eliciting);
-                lost.push(packet);
+                lost.push((packet, reason));
             }
         }
         self.trim();
@@ -371,12 +376,12 @@ mod tests {
         Ok(acked.iter().map(|packet| packet.number).collect())
     }
 
-    fn lost(sent: &mut Sent, now: Instant) -> Vec<u64> {
+    fn lost(sent: &mut Sent, now: Instant) -> Vec<(u64, LossReason)> {
         let mut rtt = Rtt::new(INITIAL_RTT);
         rtt.sample(Duration::from_millis(80), Duration::ZERO);
         let mut lost = vec![];
         sent.detect_lost(now, &rtt, None, &mut lost);
-        lost.iter().map(|packet| packet.number).collect()
+        lost.iter().map(|(packet, reason)| (packet.number, *reason)).collect()
     }
 
     #[test]
@@ -387,10 +392,12 @@ mod tests {
             send(&mut sent, now);
         }
         assert_eq!(ack(&mut sent, [(4, 5)]).unwrap(), [4]);
-        assert_eq!(lost(&mut sent, now), [0, 1]);
+        let late = LossReason::TimeThreshold;
+        let overtaken = LossReason::PacketThreshold;
+        assert_eq!(lost(&mut sent, now), [(0, overtaken), (1, overtaken)]);
         assert_eq!(sent.loss_at(), Some(now + Duration::from_millis(90)));
-        assert_eq!(lost(&mut sent, now + Duration::from_millis(89)), [] as [u64; 0]);
-        assert_eq!(lost(&mut sent, now + Duration::from_millis(90)), [2, 3]);
+        assert_eq!(lost(&mut sent, now + Duration::from_millis(89)), []);
+        assert_eq!(lost(&mut sent, now + Duration::from_millis(90)), [(2, late), (3, late)]);
         assert_eq!(sent.loss_at(), None);
         assert_eq!(sent.packets.len(), 1);
     }

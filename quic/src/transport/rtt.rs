@@ -52,6 +52,14 @@ impl Rtt {
         self.smoothed
     }
 
+    pub(crate) const fn latest(&self) -> Duration {
+        self.latest
+    }
+
+    pub(crate) const fn variation(&self) -> Duration {
+        self.variation
+    }
+
     pub(crate) fn min(&self) -> Duration {
         self.min.unwrap_or(self.latest)
     }

@@ -4,9 +4,12 @@
 
 /// A packet number space. 0-RTT packets share the last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Space {
+pub enum Space {
+    /// Of Initial packets.
     Initial,
+    /// Of Handshake packets.
     Handshake,
+    /// Of 1-RTT packets.
     Data,
 }
 

@@ -11,6 +11,7 @@ use super::{Connection, Event};
 use crate::transport::{
     error::{Code, ConnectionError, PeerClose, TransportError},
     frame,
+    record::Record,
     space::Space,
 };
 
@@ -107,7 +108,7 @@ impl Connection {
         let answered = self.handshake.any_processed;
         let error = ConnectionError::HandshakeTimeout { answered };
         if !answered {
-            return self.vanish(error);
+            return self.vanish(now, error);
         }
         let close = TransportError::new(Code::NO_ERROR, "the handshake took too long");
         self.start_closing(now, OwnedClose::Transport(close), error);
@@ -120,7 +121,7 @@ impl Connection {
         // "The closing and draining connection states [...] SHOULD persist for at least three
         // times the current PTO interval" https://www.rfc-editor.org/rfc/rfc9000.html#section-10.2
         let until = now + 3 * self.pto(Space::Data);
-        self.events.push_back(Event::Closed(error.clone()));
+        self.tell_closed(now, &error);
         self.state =
             State::Closing(Closing { close, error, until, due: true, received: 0, answer_at: 1 });
     }
@@ -143,7 +144,7 @@ impl Connection {
         let until = now + 3 * self.pto(Space::Data);
         match &self.state {
             State::Open => {
-                self.events.push_back(Event::Closed(error.clone()));
+                self.tell_closed(now, &error);
                 self.state = State::Draining { until, error };
             }
             State::Closing(closing) => {
@@ -154,11 +155,16 @@ impl Connection {
     }
 
     /// Ends at once, without a word to the peer.
-    pub(super) fn vanish(&mut self, error: ConnectionError) {
+    pub(super) fn vanish(&mut self, now: Instant, error: ConnectionError) {
         if !self.is_over() {
-            self.events.push_back(Event::Closed(error.clone()));
+            self.tell_closed(now, &error);
         }
         self.state = State::Gone(error);
+    }
+
+    fn tell_closed(&mut self, now: Instant, error: &ConnectionError) {
+        self.events.push_back(Event::Closed(error.clone()));
+        self.journal.note(now, Record::Closed(error));
     }
 
     /// A datagram came while closing: the close goes out again, after the first, second, fourth,

@@ -20,6 +20,7 @@ use crate::{
         keys::OneRttKeys,
         packet::DropReason,
         parameters::TransportParameters,
+        record::Record,
         space::Space,
         stream_id::Side,
         tls::{KeyChange, Session, initial_keys},
@@ -121,6 +122,7 @@ impl Connection {
         let now = setup.now;
         let mut connection = Self::new(side, setup, handshake);
         connection.space(Space::Initial).keys = Some(keys);
+        connection.journal.note(now, Record::KeysInstalled(Space::Initial));
         connection
             .drive_tls(now)
             .map_err(|_| rustls::Error::General("the handshake cannot be started".into()))?;
@@ -217,11 +219,13 @@ impl Connection {
                 None => {}
                 Some(KeyChange::Handshake { keys }) => {
                     self.space(Space::Handshake).keys = Some(keys);
+                    self.journal.note(now, Record::KeysInstalled(Space::Handshake));
                     self.handshake.write_space = Space::Handshake;
                 }
                 Some(KeyChange::OneRtt { keys, next }) => {
                     let update_after = self.config.key_update_after;
                     self.one_rtt = Some(OneRttKeys::new(keys, next, update_after));
+                    self.journal.note(now, Record::KeysInstalled(Space::Data));
                     self.handshake.write_space = Space::Data;
                 }
             }
@@ -340,6 +344,7 @@ impl Connection {
         if self.space(space).discarded {
             return;
         }
+        self.journal.note(now, Record::KeysDiscarded(space));
         let gone: Vec<_> = self.space(space).sent.clear().collect();
         for packet in gone {
             self.forget_in_flight(&packet);
@@ -395,8 +400,9 @@ impl Connection {
             self.recycle(packet.frames);
         }
         self.pto_count = 0;
+        self.journal.note(now, Record::KeysInstalled(Space::Initial));
         // Section 6.3 of RFC 9002: the Retry may serve as a first sample.
-        if let Some(at) = sent_at.filter(|_| self.stats.probe_timeouts == 0) {
+        if let Some(at) = sent_at.filter(|_| self.journal.stats().probe_timeouts == 0) {
             self.paths[0].rtt.sample(now.saturating_duration_since(at), Duration::ZERO);
         }
         Ok(())
@@ -405,7 +411,11 @@ impl Connection {
     /// A Version Negotiation packet has come, with these `versions`.
     ///
     /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-6.2>
-    pub(super) fn on_version_negotiation(&mut self, versions: &[u8]) -> Result<(), DropReason> {
+    pub(super) fn on_version_negotiation(
+        &mut self,
+        now: Instant,
+        versions: &[u8],
+    ) -> Result<(), DropReason> {
         let handshake = &self.handshake;
         if self.side.is_server() || handshake.any_processed || handshake.retry_scid.is_some() {
             return Err(DropReason::UnexpectedNegotiation);
@@ -417,7 +427,7 @@ impl Connection {
         if offered.is_empty() || offered.contains(&self.version.to_wire()) {
             return Err(DropReason::UnexpectedNegotiation);
         }
-        self.vanish(ConnectionError::VersionMismatch(offered));
+        self.vanish(now, ConnectionError::VersionMismatch(offered));
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use crate::transport::{
     error::TransportError,
     frame::Ack,
     path::{Path, PathId},
+    record::{CongestionSign, CongestionState, Record, RecoveryMetrics},
     recovery::{SentFrame, SentPacket, persistent_congestion_after},
     space::Space,
 };
@@ -52,6 +53,7 @@ impl Connection {
             for path in &mut self.paths {
                 path.on_ack_end(now, rtt.filter(|_| path.id == active));
             }
+            self.note_recovery(now);
             if space == Space::Handshake {
                 self.handshake.server_knows_us = true;
             }
@@ -123,12 +125,16 @@ impl Connection {
         }
         if congested && let Some(largest) = acked.first() {
             self.paths[0].congestion.on_congestion(now, largest.stamp.at);
+            self.journal.note(now, Record::Congestion(CongestionSign::Ecn));
         }
     }
 
     fn on_acked(&mut self, now: Instant, space: Space, packet: SentPacket) {
-        if let Some(path) = path_by_id(&mut self.paths, packet.path) {
-            path.on_packet_acked(now, packet.number, &packet.stamp);
+        self.journal.note(now, Record::PacketAcked { space, number: packet.number });
+        if let Some(path) = path_by_id(&mut self.paths, packet.path)
+            && path.on_packet_acked(now, packet.number, &packet.stamp)
+        {
+            self.journal.note(now, Record::MtuUpdated { mtu: path.mtu.current() });
         }
         if let Some(number) = packet.reported {
             self.space(space).received.on_report_acked(number);
@@ -174,27 +180,35 @@ impl Connection {
         if lost.is_empty() {
             return;
         }
-        let mut latest: Option<(PathId, Instant)> = None;
-        for packet in lost {
+        let mut latest = None;
+        for (packet, reason) in lost {
+            self.journal.note(
+                now,
+                Record::PacketLost {
+                    space,
+                    number: packet.number,
+                    size: usize::from(packet.stamp.size),
+                    reason,
+                    mtu_probe: packet.mtu_probe,
+                },
+            );
             if let Some(path) = path_by_id(&mut self.paths, packet.path) {
                 if packet.mtu_probe {
                     path.on_mtu_probe_lost(packet.number, &packet.stamp);
-                } else {
-                    path.on_packet_lost(now, &packet.stamp);
+                } else if path.on_packet_lost(now, &packet.stamp) {
+                    self.journal.note(now, Record::MtuUpdated { mtu: path.mtu.current() });
                 }
             }
-            if !packet.mtu_probe {
-                self.stats.lost_packets += 1;
-                if packet.path == self.paths[0].id {
-                    latest = Some((packet.path, packet.stamp.at));
-                }
+            if !packet.mtu_probe && packet.path == self.paths[0].id {
+                latest = Some(packet.stamp.at);
             }
             self.resend(space, &packet.frames);
             self.recycle(packet.frames);
         }
-        let Some((_, at)) = latest else { return };
+        let Some(at) = latest else { return };
         let path = &mut self.paths[0];
         path.congestion.on_congestion(now, at);
+        self.journal.note(now, Record::Congestion(CongestionSign::Loss));
         let max_ack_delay = self.handshake.peer.as_ref().map(|peer| peer.max_ack_delay);
         let long = persistent_congestion_after(&rtt, max_ack_delay.unwrap_or_default());
         let Some(run) = run.map(|run| run.joined(self.loss_run, self.acked_after_run)) else {
@@ -204,6 +218,7 @@ impl Connection {
         self.acked_after_run = self.latest_acked.filter(|&at| run.is_before(at));
         if run.duration() > long {
             path.congestion.on_persistent_congestion();
+            self.journal.note(now, Record::Congestion(CongestionSign::Persistent));
             self.loss_run = None;
         }
     }
@@ -329,11 +344,12 @@ impl Connection {
             for space in lost {
                 self.detect_lost(now, space);
             }
+            self.note_recovery(now);
             return;
         }
         let Some((_, space)) = self.pto_deadline().filter(|&(at, _)| at <= now) else { return };
         self.pto_count += 1;
-        self.stats.probe_timeouts += 1;
+        self.journal.note(now, Record::ProbeTimeout { space, count: self.pto_count });
         // Both sides of a handshake get on faster when all of its spaces are probed; and one whose
         // packets are all lost may be kept waiting by those of another that fill the window.
         let others = Space::ALL.into_iter().filter(|&other| {
@@ -348,6 +364,30 @@ impl Connection {
         for space in spaces {
             self.probe(space);
         }
+    }
+
+    /// Tells an observer what loss detection and congestion control go by now.
+    fn note_recovery(&mut self, now: Instant) {
+        if !self.journal.is_observed() {
+            return;
+        }
+        let path = &self.paths[0];
+        let metrics = RecoveryMetrics {
+            smoothed_rtt: path.rtt.smoothed(),
+            latest_rtt: path.rtt.latest(),
+            min_rtt: path.rtt.min(),
+            rtt_variation: path.rtt.variation(),
+            pto_count: self.pto_count,
+            congestion_window: path.congestion.window(),
+            in_flight: path.in_flight,
+            pacing_rate: path.congestion.pacing_rate(),
+        };
+        let state = match path.congestion.in_slow_start() {
+            true => CongestionState::SlowStart,
+            false => CongestionState::CongestionAvoidance,
+        };
+        self.journal.note(now, Record::RecoveryUpdated(metrics));
+        self.journal.note_congestion_state(now, state);
     }
 
     /// Lets probes leave, with as much of what is oldest as fits them. Were it less, a small loss

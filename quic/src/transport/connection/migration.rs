@@ -15,6 +15,7 @@ use crate::{
         error::{Code, TransportError},
         packet::PacketKind,
         path::{Answer, Path, PathId},
+        record::Record,
         space::Space,
     },
 };
@@ -66,7 +67,8 @@ impl Connection {
         // The server is where it was; what has to be found out is whether this path works.
         path.set_validated();
         path.start_validation(now, self.validation_timeout());
-        self.stats.path_validations += 1;
+        self.journal.note(now, Record::PathValidationStarted { remote, again: false });
+        self.journal.note(now, Record::PathChanged { remote });
         self.paths.insert(0, path);
         for left in self.paths.split_off(1) {
             self.remote_cids.retire(left.cid);
@@ -99,7 +101,8 @@ impl Connection {
         let mut path = self.new_path(target, None, cid.sequence);
         path.set_chosen();
         path.start_validation(now, self.validation_timeout());
-        self.stats.path_validations += 1;
+        let started = Record::PathValidationStarted { remote: target, again: false };
+        self.journal.note(now, started);
         self.paths.push(path);
     }
 
@@ -158,7 +161,8 @@ impl Connection {
         let unproved = |path: &&mut Path| !path.is_validated() && !path.is_validating();
         for path in self.paths.iter_mut().filter(unproved) {
             path.start_validation(now, timeout);
-            self.stats.path_validations += 1;
+            let started = Record::PathValidationStarted { remote: path.remote, again: false };
+            self.journal.note(now, started);
         }
     }
 
@@ -199,6 +203,7 @@ impl Connection {
         if old.remote.ip() == path.remote.ip() && !path.rtt.is_measured() {
             path.inherit(old, &defaults);
         }
+        self.journal.note(now, Record::PathChanged { remote: path.remote });
         self.paths.insert(0, path);
         (self.pto_count, self.loss_run) = (0, None);
         if self.handshake.complete {
@@ -207,7 +212,10 @@ impl Connection {
             // lest a copy that overtook its original lead away a peer that is still there.
             // https://www.rfc-editor.org/rfc/rfc9000.html#section-9.3.3
             let timeout = self.validation_timeout();
-            self.paths[1].start_validation(now, timeout);
+            let former = &mut self.paths[1];
+            former.start_validation(now, timeout);
+            let started = Record::PathValidationStarted { remote: former.remote, again: true };
+            self.journal.note(now, started);
         }
     }
 
@@ -227,11 +235,15 @@ impl Connection {
         let answers = self.paths.iter_mut().map(|path| path.on_response(data));
         let answered = answers.enumerate().find(|(_, answer)| *answer != Answer::Unknown);
         let Some((mut index, answer)) = answered else { return };
+        if answer == Answer::Validated {
+            let remote = self.paths[index].remote;
+            self.journal.note(now, Record::PathValidated { remote });
+        }
         if self.side.is_client() && index > 0 && answer == Answer::Validated {
             // The only path a client has besides the active one.
             self.paths.swap(0, index);
             self.handshake.moved_to_preferred = true;
-            self.events.push_back(Event::PeerMoved(self.paths[0].remote));
+            self.tell_moved(now);
             (index, self.pto_count) = (0, 0);
         }
         if index == 0 && answer == Answer::Validated {
@@ -248,6 +260,10 @@ impl Connection {
         let mut index = 0;
         while index < self.paths.len() {
             let failed = self.paths[index].handle_deadline(now);
+            if failed {
+                let remote = self.paths[index].remote;
+                self.journal.note(now, Record::PathValidationFailed { remote });
+            }
             if failed && index > 0 && !self.paths[index].is_validated() {
                 self.drop_path(index);
                 continue;
@@ -273,7 +289,14 @@ impl Connection {
         while self.paths.len() > 1 {
             self.drop_path(1);
         }
-        self.events.push_back(Event::PeerMoved(self.paths[0].remote));
+        self.tell_moved(now);
+    }
+
+    /// The active path is another one than before, without a packet having come there just now.
+    fn tell_moved(&mut self, now: Instant) {
+        let remote = self.paths[0].remote;
+        self.events.push_back(Event::PeerMoved(remote));
+        self.journal.note(now, Record::PathChanged { remote });
     }
 
     fn drop_path(&mut self, index: usize) {

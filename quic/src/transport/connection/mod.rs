@@ -13,11 +13,13 @@
 //! | `migration.rs` | paths: validation, NAT rebinding, active migration |
 //! | `closing.rs` | closing, draining, and the end |
 //! | `timers.rs` | everything that comes due with time |
+//! | `journal.rs` | what is counted, and told to whoever observes |
 
 mod closing;
 #[cfg(any(test, fuzzing))]
 mod forge;
 mod handshake;
+mod journal;
 mod loss;
 mod migration;
 mod receive;
@@ -36,9 +38,9 @@ use std::{
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 
-use self::{closing::State, handshake::Handshake};
 #[cfg(test)]
-pub(crate) use self::{forge::Seen, timers::Timer};
+pub(crate) use self::forge::Seen;
+use self::{closing::State, handshake::Handshake, journal::Journal};
 pub(crate) use self::{receive::Arrival, transmit::Transmission};
 use super::{
     assembler::Assembler,
@@ -51,6 +53,7 @@ use super::{
     packet::DropReason,
     parameters::Preferred,
     path::{Path, PathId},
+    record::Subject,
     recovery::{LossRun, Sent, SentFrame, SentPacket},
     send_buffer::SendBuffer,
     space::Space,
@@ -232,8 +235,7 @@ pub struct Connection {
     /// Packets came or went since memory was last given back.
     stirred: bool,
     events: VecDeque<Event>,
-    drops: [u64; DropReason::COUNT],
-    stats: Stats,
+    journal: Journal,
     /// Spare vectors for the frames of packets, so that sending allocates nothing.
     spare_frames: Vec<Vec<SentFrame>>,
     scratch: Vec<SentPacket>,
@@ -266,6 +268,9 @@ impl Connection {
             path.set_validated();
         }
         let now = setup.now;
+        let subject = Subject { side, original_dcid: setup.original_dcid, remote: setup.remote };
+        let observers = setup.config.observers.as_ref();
+        let observer = observers.and_then(|observers| observers.observe(&subject));
         let mut local_cids = cids::Local::new(setup.local_cid, setup.reset_token);
         if let Some(preferred) = &setup.preferred {
             // The transport parameter announces it.
@@ -310,8 +315,7 @@ impl Connection {
             key_update_due: false,
             stirred: true,
             events: VecDeque::new(),
-            drops: [0; DropReason::COUNT],
-            stats: Stats::default(),
+            journal: Journal::new(observer),
             spare_frames: Vec::new(),
             scratch: Vec::new(),
             config: setup.config,
@@ -543,13 +547,13 @@ impl Connection {
     /// Figures so far.
     #[must_use]
     pub const fn stats(&self) -> Stats {
-        self.stats
+        self.journal.stats()
     }
 
     /// Packets dropped for this reason.
     #[must_use]
     pub const fn dropped(&self, reason: DropReason) -> u64 {
-        self.drops[reason as usize]
+        self.journal.dropped(reason)
     }
 
     /// Our connection IDs that the peer may use.
@@ -616,10 +620,6 @@ impl Connection {
     /// Whether the handshake is still going on.
     pub(crate) const fn is_half_open(&self) -> bool {
         !self.handshake.complete && matches!(self.state, State::Open)
-    }
-
-    fn drop_packet(&mut self, reason: DropReason) {
-        self.drops[reason as usize] += 1;
     }
 
     fn has_keys(&self, space: Space) -> bool {

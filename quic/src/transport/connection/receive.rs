@@ -16,6 +16,7 @@ use crate::{
         frame::{Frame, Frames},
         packet::{DropReason, Header, PacketKind, open},
         path::PathId,
+        record::Record,
         space::Space,
     },
 };
@@ -62,15 +63,14 @@ impl Connection {
         datagram: &mut [u8],
         dcid_len: usize,
     ) {
-        self.stats.received.datagrams += 1;
-        self.stats.received.octets += datagram.len() as u64;
+        self.journal.note(arrival.now, Record::DatagramReceived { size: datagram.len() });
         if self.is_over() {
-            self.drop_packet(DropReason::Closing);
+            self.drop_packet(arrival.now, datagram, DropReason::Closing);
             self.note_close(arrival, datagram, dcid_len);
             return self.answer_while_closing();
         }
         if !self.may_arrive_from(&arrival) {
-            return self.drop_packet(DropReason::UnexpectedAddress);
+            return self.drop_packet(arrival.now, datagram, DropReason::UnexpectedAddress);
         }
         if let Some(path) = self.path_of(&arrival) {
             path.on_datagram_received(datagram.len());
@@ -78,7 +78,7 @@ impl Connection {
         // Decryption in place may destroy the token of a stateless reset.
         let tail = datagram.last_chunk::<16>().copied();
         let mut authentic = false;
-        self.walk(datagram, dcid_len, &mut |connection, header, packet| {
+        self.walk(arrival.now, datagram, dcid_len, &mut |connection, header, packet| {
             let outcome = connection.handle_packet(&arrival, header, packet);
             authentic |= outcome;
         });
@@ -95,6 +95,7 @@ impl Connection {
     /// Walks over the packets of a datagram.
     fn walk(
         &mut self,
+        now: Instant,
         datagram: &mut [u8],
         dcid_len: usize,
         handle: &mut dyn FnMut(&mut Self, &Header, &mut [u8]),
@@ -104,7 +105,7 @@ impl Connection {
         while !rest.is_empty() && matches!(self.state, State::Open) {
             let header = match Header::read(rest, dcid_len) {
                 Ok(header) => header,
-                Err(reason) => return self.drop_packet(reason),
+                Err(reason) => return self.drop_packet(now, rest, reason),
             };
             let (packet, after) = rest.split_at_mut(header.len);
             rest = after;
@@ -112,7 +113,7 @@ impl Connection {
             // Connection ID than the first packet in the datagram."
             // https://www.rfc-editor.org/rfc/rfc9000.html#section-12.2
             if *first_dcid.get_or_insert(header.dcid) != header.dcid {
-                self.drop_packet(DropReason::OtherConnection);
+                self.drop_packet(now, packet, DropReason::OtherConnection);
                 continue;
             }
             handle(self, &header, packet);
@@ -129,7 +130,7 @@ impl Connection {
         let oldest = self.pto(Space::Initial);
         for mut waiting in std::mem::take(&mut self.waiting) {
             if now.saturating_duration_since(waiting.arrival.now) > oldest {
-                self.drop_packet(DropReason::NoKeys);
+                self.drop_packet(now, &waiting.packet, DropReason::NoKeys);
                 continue;
             }
             let dcid_len = self.handshake.local_cid.len();
@@ -144,7 +145,7 @@ impl Connection {
     /// Handles one packet; returns whether it was authentic.
     fn handle_packet(&mut self, arrival: &Arrival, header: &Header, packet: &mut [u8]) -> bool {
         if !self.may_carry(arrival, &header.kind) {
-            self.drop_packet(DropReason::UnexpectedAddress);
+            self.drop_packet(arrival.now, packet, DropReason::UnexpectedAddress);
             return false;
         }
         let result = match &header.kind {
@@ -161,7 +162,7 @@ impl Connection {
                 let ours = *scid == self.remote_cid();
                 let versions = packet.get(7 + header.dcid.len() + scid.len()..);
                 match versions {
-                    Some(versions) if ours => self.on_version_negotiation(versions),
+                    Some(versions) if ours => self.on_version_negotiation(arrival.now, versions),
                     _ => Err(DropReason::UnexpectedNegotiation),
                 }
             }
@@ -179,7 +180,7 @@ impl Connection {
         match result {
             Ok(()) => true,
             Err(reason) => {
-                self.drop_packet(reason);
+                self.drop_packet(arrival.now, packet, reason);
                 false
             }
         }
@@ -198,21 +199,24 @@ impl Connection {
         if let PacketKind::Initial { scid, .. } | PacketKind::Handshake { scid, .. } = &header.kind
             && self.handshake.remote_scid.is_some_and(|known| known != *scid)
         {
-            self.drop_packet(DropReason::OtherConnection);
+            self.drop_packet(arrival.now, packet, DropReason::OtherConnection);
             return false;
         }
         if self.must_wait(space) {
             if self.waiting.len() < MAX_WAITING {
                 self.waiting.push(Waiting { arrival: *arrival, packet: packet.to_vec() });
+                let size = packet.len();
+                self.journal.note(arrival.now, Record::PacketBuffered { space, size });
             } else {
-                self.drop_packet(DropReason::NoKeys);
+                self.drop_packet(arrival.now, packet, DropReason::NoKeys);
             }
             return false;
         }
+        let size = packet.len();
         let opened = match self.open_packet(header, space, packet) {
             Ok(opened) => opened,
             Err(reason) => {
-                self.drop_packet(reason);
+                self.journal.note(arrival.now, Record::PacketDropped { reason, size });
                 if self
                     .one_rtt
                     .as_ref()
@@ -225,6 +229,10 @@ impl Connection {
                 return false;
             }
         };
+        self.journal.note(
+            arrival.now,
+            Record::PacketReceived { space, number: opened.number, size, frames: opened.payload },
+        );
         if let Err(error) = self.on_packet(arrival, header, space, &opened) {
             match error {
                 ConnectionError::Peer(error) => self.close_for(arrival.now, error),
@@ -299,7 +307,7 @@ impl Connection {
             if let Some(keys) = &mut self.one_rtt {
                 if opened.next_phase {
                     keys.follow(opened.number, discard_at).map_err(ConnectionError::Peer)?;
-                    self.stats.key_updates += 1;
+                    self.journal.note(now, Record::KeysUpdated { by_peer: true });
                 }
                 keys.on_received(opened.number, opened.key_phase, discard_at);
             }
@@ -436,7 +444,7 @@ impl Connection {
             }
             Frame::NewToken(token) => self.on_new_token(token),
             Frame::HandshakeDone => self.on_handshake_done(now),
-            Frame::Datagram(data) => self.on_datagram_frame(data),
+            Frame::Datagram(data) => self.on_datagram_frame(now, data),
         };
         result.map_err(ConnectionError::Peer)
     }
@@ -461,17 +469,24 @@ impl Connection {
         Ok(())
     }
 
-    fn on_datagram_frame(&mut self, data: &[u8]) -> Result<(), TransportError> {
+    fn on_datagram_frame(&mut self, now: Instant, data: &[u8]) -> Result<(), TransportError> {
         if self.config.datagram_receive_buffer == 0 {
             return Err(TransportError::protocol_violation(
                 "a DATAGRAM frame that was not offered",
             ));
         }
-        self.stats.dropped_datagrams += self.incoming.push(Bytes::copy_from_slice(data));
+        let count = self.incoming.push(Bytes::copy_from_slice(data));
+        if count > 0 {
+            self.journal.note(now, Record::MessagesDropped { count });
+        }
         if !self.events.contains(&Event::DatagramReceived) {
             self.events.push_back(Event::DatagramReceived);
         }
         Ok(())
+    }
+
+    fn drop_packet(&mut self, now: Instant, packet: &[u8], reason: DropReason) {
+        self.journal.note(now, Record::PacketDropped { reason, size: packet.len() });
     }
 
     /// While closing, only the peer's own close is looked for, so that we can fall silent.

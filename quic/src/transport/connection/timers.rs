@@ -7,56 +7,14 @@
 use std::time::{Duration, Instant};
 
 use super::Connection;
-use crate::transport::{error::ConnectionError, keys::OneRttKeys, path::Path, space::Space};
+use crate::transport::{
+    error::ConnectionError, keys::OneRttKeys, path::Path, record::Record, space::Space,
+    timer::Timer,
+};
 
 /// Silence after which memory is given back that only traffic needs. Long enough that exchanges of
 /// requests and answers do not pay for it, and that a client gets the tickets of its handshake.
 const REST_AFTER: Duration = Duration::from_secs(1);
-
-/// What comes due with time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Timer {
-    /// The closing or draining period is over.
-    End,
-    /// Nothing was heard for too long.
-    Idle,
-    /// The handshake takes too long.
-    Handshake,
-    /// A path's challenge is to be repeated, or its validation has failed.
-    PathValidation,
-    /// Nothing was said for so long that the peer, or a NAT, might forget the connection.
-    KeepAlive,
-    /// Packets count as lost, or a probe is due.
-    Loss,
-    /// The pacer lets another datagram leave.
-    Pacing,
-    /// An acknowledgment has waited long enough.
-    Ack,
-    /// The path may carry larger datagrams than when that was last tried.
-    MtuSearch,
-    /// Keys of the former phase are of no more use.
-    KeyDiscard,
-    /// There was no traffic for so long that its memory is given back.
-    Rest,
-}
-
-impl Timer {
-    /// In the order in which they are looked at when several are due: first those that end a
-    /// connection, then what moves it to another path, by which the others go.
-    pub(crate) const ALL: [Self; 11] = [
-        Self::End,
-        Self::Idle,
-        Self::Handshake,
-        Self::PathValidation,
-        Self::KeepAlive,
-        Self::Loss,
-        Self::Pacing,
-        Self::Ack,
-        Self::MtuSearch,
-        Self::KeyDiscard,
-        Self::Rest,
-    ];
-}
 
 impl Connection {
     /// When [`Self::handle_deadline`] has something to do.
@@ -68,6 +26,7 @@ impl Connection {
     pub(crate) fn handle_deadline(&mut self, now: Instant) {
         for timer in Timer::ALL {
             if self.deadline_of(timer).is_some_and(|at| at <= now) {
+                self.journal.note(now, Record::TimerExpired(timer));
                 self.on_timer(now, timer);
             }
         }
@@ -95,7 +54,7 @@ impl Connection {
     fn on_timer(&mut self, now: Instant, timer: Timer) {
         match timer {
             Timer::End => self.state.handle_deadline(now),
-            Timer::Idle => self.on_idle(),
+            Timer::Idle => self.on_idle(now),
             Timer::Handshake => self.give_up_handshake(now),
             Timer::KeepAlive => self.ping(),
             Timer::Loss => self.on_loss_deadline(now),
@@ -131,12 +90,13 @@ impl Connection {
         Some(self.active_since + timeout.max(3 * backoff * self.pto(Space::Data)))
     }
 
-    fn on_idle(&mut self) {
+    fn on_idle(&mut self, now: Instant) {
         let answered = self.handshake.any_processed;
-        self.vanish(match self.handshake.complete {
+        let error = match self.handshake.complete {
             true => ConnectionError::IdleTimeout,
             false => ConnectionError::HandshakeTimeout { answered },
-        });
+        };
+        self.vanish(now, error);
     }
 
     fn handshake_deadline(&self) -> Option<Instant> {

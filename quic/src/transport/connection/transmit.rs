@@ -15,6 +15,7 @@ use crate::{
         packet::{Builder, Outgoing},
         parameters::MIN_UDP_PAYLOAD,
         path::PathId,
+        record::Record,
         recovery::{SentFrame, SentPacket},
         space::Space,
         tls::TAG_LEN,
@@ -81,13 +82,13 @@ impl Connection {
         // without sending a CONNECTION_CLOSE frame or any further packets."
         // https://www.rfc-editor.org/rfc/rfc9000.html#section-12.3
         if self.spaces.iter().any(|state| state.sent.next_number() >= varint::MAX) {
-            self.vanish(ConnectionError::Internal("the packet numbers are used up"));
+            self.vanish(now, ConnectionError::Internal("the packet numbers are used up"));
             return None;
         }
         if let Some(transmission) = self.transmit_off_path(now, out) {
             return Some(transmission);
         }
-        self.update_keys_when_due();
+        self.update_keys_when_due(now);
         let ecn = self.paths[0].mark();
         let start = out.len();
         let mut segment = None;
@@ -164,7 +165,7 @@ impl Connection {
         let pad_to = if pad { start + size.min(usize::from(MIN_UDP_PAYLOAD)) } else { 0 };
         self.seal(now, 0, packet, pad_to, ecn, out);
         let len = out.len() - start;
-        self.on_datagram_sent(0, len, ecn);
+        self.on_datagram_sent(now, 0, len, ecn);
         Some(len)
     }
 
@@ -201,7 +202,7 @@ impl Connection {
         self.pad_for_path = false;
         self.seal(now, index, packet, start + size, None, out);
         let len = out.len() - start;
-        self.on_datagram_sent(index, len, None);
+        self.on_datagram_sent(now, index, len, None);
         Some(self.transmission(index, None, len))
     }
 
@@ -221,7 +222,7 @@ impl Connection {
         self.paths[0].mtu.on_probe_sent(number, size);
         self.seal(now, 0, packet, end, None, out);
         let len = out.len() - start;
-        self.on_datagram_sent(0, len, None);
+        self.on_datagram_sent(now, 0, len, None);
         Some(self.transmission(0, None, len))
     }
 
@@ -257,7 +258,7 @@ impl Connection {
         if len == 0 {
             return None;
         }
-        self.on_datagram_sent(0, len, None);
+        self.on_datagram_sent(now, 0, len, None);
         Some(self.transmission(0, None, len))
     }
 
@@ -266,9 +267,8 @@ impl Connection {
         Transmission { remote: path.remote, local: path.local, ecn, segment }
     }
 
-    fn on_datagram_sent(&mut self, index: usize, len: usize, ecn: Option<Ecn>) {
-        self.stats.sent.datagrams += 1;
-        self.stats.sent.octets += len as u64;
+    fn on_datagram_sent(&mut self, now: Instant, index: usize, len: usize, ecn: Option<Ecn>) {
+        self.journal.note(now, Record::DatagramSent { size: len });
         let path = &mut self.paths[index];
         path.on_datagram_sent(len);
         if ecn.is_some() {
@@ -457,6 +457,17 @@ impl Connection {
             _ => self.spaces[space.index()].keys.as_ref().map(|keys| &keys.local),
         };
         let Some(keys) = keys else { return builder.abandon(out) };
+        builder.pad(pad_to, out);
+        self.journal.note(
+            now,
+            Record::PacketSent {
+                space,
+                number,
+                size: builder.sealed_len(out),
+                ack_eliciting,
+                frames: builder.frames(out),
+            },
+        );
         // Sealing fails only for payloads beyond the cipher's limit, far above a datagram.
         let sealed = builder.finish(&*keys.header, &*keys.packet, pad_to, out);
         let Ok(len) = sealed else { return builder.abandon(out) };
@@ -506,13 +517,13 @@ impl Connection {
         }
     }
 
-    fn update_keys_when_due(&mut self) {
+    fn update_keys_when_due(&mut self, now: Instant) {
         let Some(keys) = &mut self.one_rtt else { return };
         let wanted = self.key_update_due || keys.wants_update();
         if wanted && self.handshake.confirmed && keys.may_update() {
             keys.update();
             self.key_update_due = false;
-            self.stats.key_updates += 1;
+            self.journal.note(now, Record::KeysUpdated { by_peer: false });
         }
     }
 

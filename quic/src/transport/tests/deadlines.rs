@@ -2,7 +2,7 @@
 //! by itself, even when nothing can be sent just then. Otherwise whoever waits for a connection's
 //! deadline would wait for nothing, round and round.
 
-use super::{connection::Timer, *};
+use super::*;
 
 /// A new one has to be in the list that [`Connection::deadline`] and
 /// [`Connection::handle_deadline`] walk.

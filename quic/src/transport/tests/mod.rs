@@ -10,6 +10,7 @@ mod frames;
 mod handshake;
 mod packets;
 mod paths;
+mod records;
 mod recovery;
 mod vectors;
 
