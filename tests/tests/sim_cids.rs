@@ -257,7 +257,7 @@ impl quic_lb_tests::sim::Node for Balancer {
         out.append(&mut self.out);
     }
 
-    fn deadline(&self) -> Option<std::time::Instant> {
+    fn deadline(&mut self) -> Option<std::time::Instant> {
         None
     }
 }

@@ -37,7 +37,8 @@
 //! Everything that waits for the application is the core's, within its limits of streams, flow
 //! control and datagrams. What the driver adds: the datagrams of one batch each way (the core is
 //! asked for more only once the socket took those), connections that wait to be accepted, and
-//! datagrams on their way to another shard.
+//! datagrams on their way to another shard. While the socket takes nothing, what arrives is still
+//! received and told to the application, and deadlines are kept.
 //!
 //! # Dropping
 //!
@@ -56,6 +57,8 @@ mod sharding;
 mod socket;
 mod stream;
 mod task;
+#[cfg(test)]
+mod tests;
 
 pub use connection::{Connecting, Connection, Incoming};
 pub use endpoint::{Cids, Endpoint, Options};

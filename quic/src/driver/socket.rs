@@ -31,6 +31,8 @@ pub(super) struct Socket {
     io: tokio::net::UdpSocket,
     state: UdpSocketState,
     address: SocketAddr,
+    #[cfg(test)]
+    pub(super) full: std::sync::Arc<super::tests::Full>,
 }
 
 impl Socket {
@@ -55,7 +57,13 @@ impl Socket {
         let _ = reference.set_recv_buffer_size(SOCKET_BUFFER);
         let _ = reference.set_send_buffer_size(SOCKET_BUFFER);
         let address = socket.local_addr()?;
-        Ok(Self { io: tokio::net::UdpSocket::from_std(socket)?, state, address })
+        Ok(Self {
+            io: tokio::net::UdpSocket::from_std(socket)?,
+            state,
+            address,
+            #[cfg(test)]
+            full: std::sync::Arc::default(),
+        })
     }
 
     pub(super) const fn address(&self) -> SocketAddr {
@@ -77,6 +85,12 @@ impl Socket {
             }
             _ => Some(remote),
         }
+    }
+
+    fn try_send(&self, batch: &quinn_udp::Transmit<'_>) -> io::Result<()> {
+        #[cfg(test)]
+        self.full.check()?;
+        self.state.try_send((&self.io).into(), batch)
     }
 
     fn poll_io<R>(
@@ -191,9 +205,7 @@ impl Outbound {
                 segment_size: (len > segment).then_some(segment),
                 src_ip: transmit.local,
             };
-            let sent = socket.poll_io(cx, Interest::WRITABLE, || {
-                socket.state.try_send((&socket.io).into(), &batch)
-            });
+            let sent = socket.poll_io(cx, Interest::WRITABLE, || socket.try_send(&batch));
             if sent.is_pending() {
                 return false;
             }

@@ -9,10 +9,15 @@
 //!
 //! 1. Give **one** input: [`Endpoint::handle_datagram`], [`Endpoint::handle_deadline`], or a method
 //!    of a connection through [`Endpoint::connection_mut`]. Or through [`Endpoint::share`], by other
-//!    threads too; then [`Endpoint::look_at`] is the input.
+//!    threads too; then [`Endpoint::look_at`] is the input. Datagrams that arrive together may be
+//!    given together.
 //! 2. Call [`Endpoint::poll_transmit`] until it gives nothing more, then [`Endpoint::poll_event`]
 //!    likewise. Acting on an event is an input: go back to 1.
 //! 3. Wait for a datagram, or until [`Endpoint::deadline`].
+//!
+//! Where there is no room for datagrams, [`Endpoint::poll_transmit`] is left out until there is, and
+//! nothing else: events, connection IDs and deadlines follow every input, whether or not anything
+//! was sent.
 //!
 //! Time is whatever `now` says; it must not run backwards. Randomness comes from the seed given at
 //! construction, so that the same seed and inputs give the same octets, as far as TLS does: its

@@ -153,7 +153,7 @@ impl Node for Balancer {
         out.append(&mut self.out);
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&mut self) -> Option<Instant> {
         None
     }
 }

@@ -100,7 +100,7 @@ impl<A: App> Node for Host<A> {
         panic!("an endpoint that is never done");
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&mut self) -> Option<Instant> {
         [self.endpoint.deadline(), self.app.deadline()].into_iter().flatten().min()
     }
 }

@@ -62,7 +62,7 @@ pub trait Node: Any {
     fn drive(&mut self, now: Instant, out: &mut Vec<Packet>);
 
     /// When it has something to do.
-    fn deadline(&self) -> Option<Instant>;
+    fn deadline(&mut self) -> Option<Instant>;
 }
 
 /// Which node of a world.
@@ -381,8 +381,8 @@ impl World {
         self.queue.push(Scheduled { at, sequence: self.sequence, what });
     }
 
-    fn next_time(&self) -> Option<Duration> {
-        let deadlines = self.nodes.iter().filter_map(|node| node.deadline());
+    fn next_time(&mut self) -> Option<Duration> {
+        let deadlines = self.nodes.iter_mut().filter_map(|node| node.deadline());
         let deadlines = deadlines.map(|at| at.saturating_duration_since(self.start));
         let queued = self.queue.peek().map(|scheduled| scheduled.at);
         deadlines.chain(queued).min()

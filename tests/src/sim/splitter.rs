@@ -67,7 +67,7 @@ impl Node for Splitter {
         }
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&mut self) -> Option<Instant> {
         None
     }
 }

@@ -55,7 +55,8 @@ impl Endpoint {
             && self.by_first_dcid.is_empty()
             && self.by_reset_token.is_empty()
             && self.deadlines.is_empty()
-            && self.ready.is_empty()
+            && self.to_settle.is_empty()
+            && self.may_send.is_empty()
             && self.replies.is_empty()
             && self.events.is_empty()
     }

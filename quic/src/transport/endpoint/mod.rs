@@ -24,7 +24,7 @@ use issuer::Issuers;
 use rustls::pki_types::ServerName;
 pub use shared::SharedConnection;
 use strangers::{Reply, Stranger};
-use tables::{Entry, Keyed};
+use tables::{Entry, Keyed, Turns};
 use tokens::{SpentTokens, Tokens};
 pub use tokens::{TokenPolicy, TokenResult};
 
@@ -142,8 +142,10 @@ pub struct Endpoint {
     /// Connection IDs that clients drew, until their handshake is confirmed.
     by_first_dcid: HashMap<(SocketAddr, ConnectionId), usize, Keyed>,
     by_reset_token: HashMap<(SocketAddr, [u8; 16]), usize, Keyed>,
-    /// Connections to look at, each once.
-    ready: VecDeque<usize>,
+    /// Connections that were acted on since the tables and the application were told of them.
+    to_settle: Turns,
+    /// Connections that may have something to send.
+    may_send: Turns,
     deadlines: BTreeSet<(Instant, usize)>,
     replies: VecDeque<Reply>,
     events: VecDeque<(ConnectionHandle, Event)>,
@@ -175,7 +177,8 @@ impl Endpoint {
             by_cid: HashMap::with_hasher(hash),
             by_first_dcid: HashMap::with_hasher(hash),
             by_reset_token: HashMap::with_hasher(hash),
-            ready: VecDeque::new(),
+            to_settle: Turns::default(),
+            may_send: Turns::default(),
             deadlines: BTreeSet::new(),
             replies: VecDeque::new(),
             events: VecDeque::new(),
@@ -271,7 +274,8 @@ impl Endpoint {
         }
     }
 
-    /// Appends the next datagrams, at most `max_segments` of one size, to `out`.
+    /// Appends the next datagrams, at most `max_segments` of one size, to `out`. Whoever has no room
+    /// for them need not ask: nothing else depends on it.
     pub fn poll_transmit(
         &mut self,
         now: Instant,
@@ -284,18 +288,19 @@ impl Endpoint {
             let Reply { remote, local, .. } = reply;
             return Some(Transmit { remote, local, ecn: None, segment: len, len });
         }
-        while let Some(index) = self.ready.pop_front() {
+        while let Some(index) = self.may_send.next() {
             let Some(entry) = &self.connections[index] else { continue };
             let shared = entry.connection.clone();
             let mut connection = shared.lock();
             self.supply(now, index, &mut connection);
             let start = out.len();
             if let Some(sent) = connection.poll_transmit(now, max_segments, out) {
-                self.ready.push_back(index);
+                self.touch(index);
                 let len = out.len() - start;
                 let Transmission { remote, local, ecn, segment } = sent;
                 return Some(Transmit { remote, local, ecn, segment, len });
             }
+            // The lock is at hand, and sending is what moves deadlines last.
             self.settle(index, &mut connection);
         }
         None
@@ -303,6 +308,7 @@ impl Endpoint {
 
     /// The next event.
     pub fn poll_event(&mut self) -> Option<(ConnectionHandle, Event)> {
+        self.settle_all();
         self.events.pop_front()
     }
 
@@ -310,12 +316,13 @@ impl Endpoint {
     /// changed since they gave nothing more.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        !self.ready.is_empty() || !self.events.is_empty() || !self.replies.is_empty()
+        let connections = !self.may_send.is_empty() || !self.to_settle.is_empty();
+        connections || !self.events.is_empty() || !self.replies.is_empty()
     }
 
     /// When [`Self::handle_deadline`] has something to do.
-    #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&mut self) -> Option<Instant> {
+        self.settle_all();
         self.deadlines.first().map(|&(at, _)| at)
     }
 
@@ -381,7 +388,7 @@ impl Endpoint {
         self.entry(handle).map(|entry| entry.connection.clone())
     }
 
-    /// Has the next [`Self::poll_transmit`] look at a connection that was acted on.
+    /// Has the outputs follow what was done to a connection: its datagrams, events and deadlines.
     pub fn look_at(&mut self, handle: ConnectionHandle) {
         if self.entry(handle).is_some() {
             self.touch(handle.index);

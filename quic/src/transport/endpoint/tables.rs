@@ -1,6 +1,6 @@
 //! The tables by which an endpoint finds its connections, and what keeps them in step with those.
 
-use std::{hash::BuildHasher, net::SocketAddr, time::Instant};
+use std::{collections::VecDeque, hash::BuildHasher, net::SocketAddr, time::Instant};
 
 use siphasher::sip::SipHasher13;
 
@@ -14,8 +14,8 @@ use crate::connection_id::ConnectionId;
 pub(super) struct Entry {
     pub(super) connection: SharedConnection,
     pub(super) generation: u64,
-    /// In the queue of those to look at.
-    pub(super) ready: bool,
+    /// The tables do not follow it yet.
+    pub(super) unsettled: bool,
     pub(super) half_open: bool,
     /// The deadline it is registered with.
     pub(super) deadline: Option<Instant>,
@@ -30,6 +30,38 @@ impl Entry {
     /// Where the client is that speaks from `remote`, as far as a Retry token has told.
     pub(super) fn sealed_client(&self, remote: SocketAddr) -> Option<SocketAddr> {
         self.sealed_client.filter(|(seen, _)| *seen == remote).map(|(_, client)| client)
+    }
+}
+
+/// Connections in the order in which they get their turn, each once: there are never more of them
+/// than places in the table, whatever is added and however rarely they are taken.
+#[derive(Default)]
+pub(super) struct Turns {
+    order: VecDeque<usize>,
+    /// Whether a connection is in `order`, by its index.
+    waits: Vec<bool>,
+}
+
+impl Turns {
+    /// Gives a connection a turn after all others, if it waits for none.
+    pub(super) fn add(&mut self, index: usize) {
+        if index >= self.waits.len() {
+            self.waits.resize(index + 1, false);
+        }
+        if !std::mem::replace(&mut self.waits[index], true) {
+            self.order.push_back(index);
+        }
+    }
+
+    /// Whose turn it is; that connection may have gone meanwhile.
+    pub(super) fn next(&mut self) -> Option<usize> {
+        let index = self.order.pop_front()?;
+        self.waits[index] = false;
+        Some(index)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.order.is_empty()
     }
 }
 
@@ -59,7 +91,7 @@ impl Endpoint {
         let entry = Entry {
             connection: SharedConnection::new(connection),
             generation,
-            ready: false,
+            unsettled: false,
             half_open: true,
             deadline: None,
             first_dcid,
@@ -89,13 +121,12 @@ impl Endpoint {
         ConnectionHandle { index, generation }
     }
 
-    /// Has a connection looked at by the next [`Self::poll_transmit`].
+    /// Notes that a connection was acted on: outputs have to follow.
     pub(super) fn touch(&mut self, index: usize) {
-        if let Some(entry) = &mut self.connections[index]
-            && !entry.ready
-        {
-            entry.ready = true;
-            self.ready.push_back(index);
+        if let Some(entry) = &mut self.connections[index] {
+            entry.unsettled = true;
+            self.to_settle.add(index);
+            self.may_send.add(index);
         }
     }
 
@@ -122,10 +153,22 @@ impl Endpoint {
         }
     }
 
-    /// Brings the tables up to date after a connection was looked at.
+    /// Brings tables, events and deadlines up to date with all connections that were acted on.
+    pub(super) fn settle_all(&mut self) {
+        while let Some(index) = self.to_settle.next() {
+            let Some(entry) = self.connections[index].as_ref() else { continue };
+            // Most were settled when they had nothing more to send.
+            if entry.unsettled {
+                let shared = entry.connection.clone();
+                self.settle(index, &mut shared.lock());
+            }
+        }
+    }
+
+    /// Brings tables, events and deadlines up to date with one connection.
     pub(super) fn settle(&mut self, index: usize, connection: &mut Connection) {
         let Some(entry) = &mut self.connections[index] else { return };
-        entry.ready = false;
+        entry.unsettled = false;
         let handle = ConnectionHandle { index, generation: entry.generation };
         while let Some(event) = connection.poll_event() {
             self.events.push_back((handle, event));

@@ -12,6 +12,7 @@ mod packets;
 mod paths;
 mod records;
 mod recovery;
+mod unsent;
 mod vectors;
 
 use std::{
