@@ -48,7 +48,7 @@ Examples:
   backend-sim serve --config lb.yaml --backend a
   backend-sim serve --config lb.yaml --backend a --https 127.0.0.1:8443 --root public")]
     Serve(ServeArgs),
-    /// Make requests, change ports and addresses, and verify every octet that comes back.
+    /// Make requests, change ports and addresses, and verify every byte that comes back.
     ///
     /// First all connections are made, then the clock starts. Exit 0 if nothing was lost, misrouted
     /// or failed, 1 otherwise.
@@ -74,7 +74,7 @@ struct FloodArgs {
     #[arg(long, value_name = "ADDR")]
     target: SocketAddr,
     /// What: first flights from false senders, short headers that nobody knows, replayed and changed
-    /// tokens, random octets, or all in turns.
+    /// tokens, random bytes, or all in turns.
     #[arg(long, value_name = "KIND", default_value = "initials", value_parser = ["initials", "short", "tokens", "garbage", "mixed"])]
     kind: String,
     /// Datagrams in a second, 200000 at most.

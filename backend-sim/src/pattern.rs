@@ -95,7 +95,7 @@ mod tests {
             for at in 0..right.len() {
                 let mut wrong = right.clone();
                 wrong[at] ^= 0x10;
-                assert!(!matches(offset, &wrong), "octet {at} from {offset} on");
+                assert!(!matches(offset, &wrong), "byte {at} from {offset} on");
             }
             assert!(!matches(offset + 1, &right[..]));
         }

@@ -291,7 +291,7 @@ pub(crate) struct Identity(pub(crate) ServerId);
 
 impl Read for Identity {
     fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
-        let expected = "two hex digits for each octet that server_id_length says";
+        let expected = "two hex digits for each byte that server_id_length says";
         let text = text(node, place, expected, mistakes)?;
         let server_id = octets(text).and_then(|octets| ServerId::new(&octets));
         if server_id.is_none() {
@@ -363,7 +363,7 @@ inline_schema!((T: JsonSchema) PerConfig<T>, |generator| json_schema!({
     "additionalProperties": false,
 }));
 
-/// The octets of a key. They are never printed.
+/// The bytes of a key. They are never printed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Secret([u8; 16]);
 
@@ -448,7 +448,7 @@ fn config_id(text: &str) -> Option<ConfigId> {
     }
 }
 
-/// The octets that an even number of hex digits stands for.
+/// The bytes that an even number of hex digits stands for.
 fn octets(text: &str) -> Option<Vec<u8>> {
     let digits: Option<Vec<u8>> =
         text.chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();

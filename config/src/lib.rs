@@ -108,7 +108,7 @@ fn read_text(path: &Path) -> Result<String, Mistakes> {
             line: before.iter().filter(|octet| **octet == b'\n').count() + 1,
             column: String::from_utf8_lossy(&before[line_start..]).chars().count() + 1,
         };
-        mistakes.error(&place, "an octet that is not UTF-8", "text in UTF-8");
+        mistakes.error(&place, "a byte that is not UTF-8", "text in UTF-8");
         mistakes
     })
 }

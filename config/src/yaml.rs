@@ -51,7 +51,7 @@ pub(crate) enum Meaning {
 /// The one document in `text`; `None` after a mistake that leaves nothing to look at.
 pub(crate) fn parse(text: &str, mistakes: &mut Mistakes) -> Option<Node> {
     if text.len() > MAX_OCTETS {
-        let found = format!("{} octets", text.len());
+        let found = format!("{} bytes", text.len());
         mistakes.file_error(found, format!("at most {MAX_OCTETS}"));
         return None;
     }
@@ -389,7 +389,7 @@ mod tests {
         assert!(first_mistake(&"- ".repeat(MAX_DEPTH + 1)).contains("inside each other"));
         assert!(first_mistake("").contains("an empty file"));
         assert!(first_mistake("# nothing\n").contains("an empty file"));
-        assert!(first_mistake(&"#".repeat(MAX_OCTETS + 1)).contains("octets"));
+        assert!(first_mistake(&"#".repeat(MAX_OCTETS + 1)).contains("bytes"));
     }
 
     #[test]

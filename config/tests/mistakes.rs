@@ -239,9 +239,9 @@ fn lengths_fit_a_connection_id() {
     };
     let path = "pools[0].quic_lb[0].nonce_length";
     assert_eq!(places(&with(2, "17")), NONE);
-    one_mistake(&with(2, "§18"), path, "18 octets after 2 octets", "at most 19 octets");
+    one_mistake(&with(2, "§18"), path, "18 bytes after 2 bytes", "at most 19 bytes");
     assert_eq!(places(&with(15, "4")), NONE);
-    one_mistake(&with(15, "§5"), path, "5 octets after 15 octets", "at most 19 octets");
+    one_mistake(&with(15, "§5"), path, "5 bytes after 15 bytes", "at most 19 bytes");
     one_mistake(&with(2, "§3"), path, "the number 3", "a whole number from 4 to 18");
 }
 
@@ -261,15 +261,15 @@ pools:
 
 #[test]
 fn server_ids_are_hex_of_the_right_length() {
-    let digits = "two hex digits for each octet that server_id_length says";
+    let digits = "two hex digits for each byte that server_id_length says";
     for (server_id, found, expected) in [
         ("0001", "the number 0001", ", in quotes"),
         ("\"00011\"", "an odd number of hex digits, 5", digits),
         ("\"000g\"", "\"000g\"", digits),
         ("\"\"", "an empty text", digits),
         ("\"00000000000000000000000000000001\"", "32 hex digits, more than 30", digits),
-        ("\"01\"", "a server ID of 1 octet", "2 octets, as server_id_length says"),
-        ("\"000001\"", "a server ID of 3 octets", "2 octets, as server_id_length says"),
+        ("\"01\"", "a server ID of 1 byte", "2 bytes, as server_id_length says"),
+        ("\"000001\"", "a server ID of 3 bytes", "2 bytes, as server_id_length says"),
         ("[\"0001\"]", "a list", digits),
     ] {
         let text = contract_with("server_id: \"0001\"", &format!("server_id: §{server_id}"));
@@ -280,7 +280,7 @@ fn server_ids_are_hex_of_the_right_length() {
     one_mistake(&shared, "pools[0].backends[1].server_id", found, "of its own");
     let missing = contract_with("        server_id: \"0002\"\n", "");
     let missing = missing.replace("name: b", "§name: b");
-    let expected = "`server_id` or `server_ids`: 2 octets for config ID 0";
+    let expected = "`server_id` or `server_ids`: 2 bytes for config ID 0";
     one_mistake(&missing, "pools[0].backends[1]", "a backend without server ID", expected);
     let both = contract_with("weight: 2", "server_ids: §{0: '0002'}");
     one_mistake(&both, "pools[0].backends[1].server_ids", "`server_ids` beside", "one of the two");
@@ -320,9 +320,9 @@ pools:
     };
     assert_eq!(places(&text("server_ids: {1: '0102', 2: '010203'}")), NONE);
     for (ids, path, expected) in [
-        ("server_id: §'0102'", "server_id", "3 octets for config ID 2, 2 octets for config ID 1"),
-        ("server_ids: §{1: '0102'}", "server_ids", "2: a server ID of 3 octets"),
-        ("server_ids: {1: '0102', 2: §'0102'}", "server_ids.2", "3 octets, as server_id_length"),
+        ("server_id: §'0102'", "server_id", "3 bytes for config ID 2, 2 bytes for config ID 1"),
+        ("server_ids: §{1: '0102'}", "server_ids", "2: a server ID of 3 bytes"),
+        ("server_ids: {1: '0102', 2: §'0102'}", "server_ids.2", "3 bytes, as server_id_length"),
         ("server_ids: {1: '0102', 2: '010203', 3: §'01'}", "server_ids.3", "of the pool: 2, 1"),
         ("server_ids: {1: '0102', 2: '010203', §'1': ''}", "server_ids.1", "each config ID once"),
         ("server_ids: {1: '0102', 2: '010203', §7: ''}", "server_ids.7", "from 0 to 6"),
@@ -569,7 +569,7 @@ pools:
     };
     assert_eq!(places(&pool("", 256)), NONE);
     let path = "warning pools[0].quic_lb[0].server_id_length";
-    one_mistake(&pool("§", 257), path, "2 octets to tell 257 server IDs apart", "3 or more");
+    one_mistake(&pool("§", 257), path, "2 bytes to tell 257 server IDs apart", "3 or more");
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn text_that_is_not_utf_8_is_reported_where_it_begins() {
 #[test]
 fn files_beyond_all_measure_are_not_read_to_their_end() {
     let report = load("/dev/zero").expect_err("no configuration");
-    assert!(report.to_string().contains("octets"), "{report}");
+    assert!(report.to_string().contains("bytes"), "{report}");
     let deep = "[".repeat(1 << 20);
     assert_eq!(read(&deep).expect_err("too deep").mistakes.len(), 1);
     let wide = format!("pools: [{}]", "{}, ".repeat(1 << 20));

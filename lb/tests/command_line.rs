@@ -152,7 +152,7 @@ fn cid_decode_names_the_reason_of_what_is_unroutable() {
     for (cid, reason, config_id) in [
         ("e1020304", "config bits are 0b111", Value::Null),
         ("21020304", "no configuration with ID 1", 1.into()),
-        ("08010203", "more octets than there are", 0.into()),
+        ("08010203", "more bytes than there are", 0.into()),
         ("", "empty", Value::Null),
     ] {
         let rows = decode(&folder, &[cid]);
@@ -212,7 +212,7 @@ fn cid_encode_asks_back_where_it_would_have_to_guess() {
         (&["--backend", "web/v"], "choose one with --config-id: 0, 1, 2, 3"),
         (&["--backend", "web/v", "--config-id", "5"], "pool web has no configuration with ID 5"),
         (&["--backend", "x"], "there is no backend \"x\"; there is clear/v, web/v"),
-        (&["--backend", "clear/v", "--nonce", "00"], "wants a nonce of 4 octets, not 1"),
+        (&["--backend", "clear/v", "--nonce", "00"], "wants a nonce of 4 bytes, not 1"),
     ] {
         let complaint = folder.run(&["cid", "encode"], args).failed(1);
         assert!(complaint.contains(expected), "{complaint}");
@@ -310,7 +310,7 @@ fn explain_says_what_address_validation_and_limits_do() {
     assert_eq!(
         explain("192.0.2.7:50000", &hello[..100]),
         [
-            admission("an Initial in less than 1200 octets"),
+            admission("an Initial in less than 1200 bytes"),
             "verdict: drop, small_initial".to_owned()
         ]
     );

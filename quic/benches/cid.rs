@@ -67,10 +67,10 @@ fn cases() -> Vec<Case> {
         }),
     );
     let rows = [
-        ("clear text, 2 + 6 octets", "clear text, batched", 2, 6, false),
-        ("single pass, 8 + 8 octets", "single pass, batched", 8, 8, true),
-        ("four pass, 2 + 6 octets", "four pass, batched", 2, 6, true),
-        ("four pass, 10 + 5 octets (all passes)", "four pass, all passes, batched", 10, 5, true),
+        ("clear text, 2 + 6 bytes", "clear text, batched", 2, 6, false),
+        ("single pass, 8 + 8 bytes", "single pass, batched", 8, 8, true),
+        ("four pass, 2 + 6 bytes", "four pass, batched", 2, 6, true),
+        ("four pass, 10 + 5 bytes (all passes)", "four pass, all passes, batched", 10, 5, true),
     ];
     for (one, batched, server_id_len, nonce_len, encrypted) in rows {
         let key = encrypted.then(|| Key::new([7; 16]));

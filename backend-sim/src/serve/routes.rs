@@ -86,7 +86,7 @@ async fn page(State(shared): State<Arc<Shared>>, Extension(peer): Extension<Peer
          <style>body {{ font: 1.2rem system-ui, sans-serif; margin: 3rem }}</style></head>\n\
          <body><h1>Backend <span id=\"backend\">{backend}</span></h1>\n\
          <p>of pool {pool}, over <span id=\"protocol\">{protocol}</span>, to {client}.</p>\n\
-         <p><a href=\"/whoami\">whoami</a> · <a href=\"/bytes/1000\">1,000 octets</a> · \
+         <p><a href=\"/whoami\">whoami</a> · <a href=\"/bytes/1000\">1,000 bytes</a> · \
          <a href=\"/stream\">a stream that never ends</a></p></body></html>\n"
     ))
 }
@@ -203,7 +203,7 @@ fn with_last_octet_wrong(block: &[u8]) -> Bytes {
 struct TooLarge(u64);
 
 fn too_large(limit: u64) -> String {
-    format!("a body may have {limit} octets\n")
+    format!("a body may have {limit} bytes\n")
 }
 
 const fn protocol(peer: &Peer) -> &'static str {

@@ -102,7 +102,7 @@ fn layout<'a>(
         if server_id_len + nonce_len > MAX_ENCODED_LEN {
             let found = format!("{} after {}", octets(nonce_len), octets(server_id_len));
             let expected =
-                format!("at most {MAX_ENCODED_LEN} octets for server ID and nonce together");
+                format!("at most {MAX_ENCODED_LEN} bytes for server ID and nonce together");
             mistakes.error(&nonce.place, found, expected);
             mistakes.see_also(&server_id.place);
         }

@@ -53,7 +53,7 @@ pub(super) fn check_unique<'a, K: Eq + Hash + Display, T: 'a>(
 }
 
 pub(super) fn octets(count: usize) -> String {
-    if count == 1 { "1 octet".to_owned() } else { format!("{count} octets") }
+    if count == 1 { "1 byte".to_owned() } else { format!("{count} bytes") }
 }
 
 pub(super) fn non_zero(count: u32) -> Option<NonZeroUsize> {

@@ -414,7 +414,7 @@ impl fmt::Display for Why {
             Self::NoToken => f.write_str("no token: the client is asked to prove its address"),
             Self::Transition => f.write_str("no proof of the address, while validation begins"),
             Self::BrokenInitial => f.write_str("an Initial that ends inside its token"),
-            Self::SmallInitial => f.write_str("an Initial in less than 1200 octets"),
+            Self::SmallInitial => f.write_str("an Initial in less than 1200 bytes"),
             Self::Source(DropReason::ReflectorPort) => {
                 f.write_str("comes from a port of services that attackers reflect from")
             }

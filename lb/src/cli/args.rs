@@ -57,7 +57,7 @@ Examples:
     Explain(ExplainArgs),
     /// Show it all in one process: a balancer, origin servers and clients that move all the time.
     ///
-    /// Everything is on loopback, at ports that are free. Clients fetch over HTTP/3, check every octet,
+    /// Everything is on loopback, at ports that are free. Clients fetch over HTTP/3, check every byte,
     /// and change their ports and addresses. Half-way a backend is drained and the keys of connection
     /// IDs are rotated, by the admin interface and by the configuration file, as an operator would.
     /// Exit 0 if no connection was lost and no answer came from the wrong server, 1 otherwise.
@@ -233,7 +233,7 @@ impl FromStr for Hex {
             digits.push(digit.ok_or_else(|| format!("{character:?} is not a hex digit"))?);
         }
         let (octets, []) = digits.as_chunks::<2>() else {
-            return Err(format!("{} hex digits are half an octet too many", digits.len()));
+            return Err(format!("{} hex digits are half a byte too many", digits.len()));
         };
         Ok(Self(octets.iter().map(|[high, low]| high << 4 | low).collect()))
     }
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!("07:C4:60".parse(), octets);
         assert_eq!(" 07c4 60\n".parse(), octets);
         assert_eq!("".parse(), Ok(Hex(vec![])));
-        assert_eq!("07c".parse::<Hex>(), Err("3 hex digits are half an octet too many".into()));
+        assert_eq!("07c".parse::<Hex>(), Err("3 hex digits are half a byte too many".into()));
         assert_eq!("0g".parse::<Hex>(), Err("'g' is not a hex digit".into()));
     }
 

@@ -52,7 +52,7 @@ pub(super) fn explain(
                 None => 0..config.listeners.len(),
             };
             for listener in listeners {
-                let len = count(octets.len(), "octet");
+                let len = count(octets.len(), "byte");
                 let name = &config.listeners[listener].name;
                 writeln!(out, "{len} from {from} to listener {name}")?;
                 explainer.print(Duration::ZERO, listener, &Datagram { path, octets }, out)?;
@@ -122,7 +122,7 @@ impl<'a> Explainer<'a> {
         let time = time.saturating_sub(*self.first.get_or_insert(time));
         if let Some(listener) = self.listener_at(destination, wanted) {
             let name = &self.config.listeners[listener].name;
-            let (seconds, len) = (time.as_secs_f64(), count(wire_len, "octet"));
+            let (seconds, len) = (time.as_secs_f64(), count(wire_len, "byte"));
             write!(out, "frame {frame}, {seconds:.6} s: {len} from {source} to listener {name}")?;
             if octets.len() < wire_len {
                 write!(out, ", of which {} are in the capture", octets.len())?;
@@ -260,8 +260,8 @@ fn describe(packet: &Packet<'_>) -> String {
     let header = match packet {
         Packet::Short(header) => {
             return format!(
-                "short header, {} behind the first octet",
-                count(header.rest.len(), "octet")
+                "short header, {} behind the first byte",
+                count(header.rest.len(), "byte")
             );
         }
         Packet::Long(header) => header,

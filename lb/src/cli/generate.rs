@@ -46,7 +46,7 @@ pub(super) fn man(path: &[String], out: &mut impl Write) -> Result<(), Failure> 
 pub(super) fn random(octets: usize) -> Result<Hex, Failure> {
     let mut random = vec![0; octets];
     getrandom::fill(&mut random).map_err(|error| {
-        Failure::other(format_args!("the system gives no random octets: {error}"))
+        Failure::other(format_args!("the system gives no random bytes: {error}"))
     })?;
     Ok(Hex(random))
 }

@@ -53,7 +53,7 @@ fn joined_datagrams_keep_their_boundaries_in_both_families() {
             arrived.extend_from_slice(message);
         }
         assert_eq!(lengths, [[1_200; 10].as_slice(), &[300]].concat());
-        assert!(arrived == octets, "the octets changed");
+        assert!(arrived == octets, "the bytes changed");
     }
 }
 

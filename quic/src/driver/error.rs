@@ -53,7 +53,7 @@ pub enum ReadError {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ReadExactError {
     /// The stream has ended after so many octets.
-    #[error("the stream ended after {0} octets")]
+    #[error("the stream ended after {0} bytes")]
     FinishedEarly(usize),
     /// Reading failed.
     #[error(transparent)]
@@ -64,7 +64,7 @@ pub enum ReadExactError {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ReadToEndError {
     /// It is longer than the caller allows.
-    #[error("the stream is longer than {0} octets")]
+    #[error("the stream is longer than {0} bytes")]
     TooLong(usize),
     /// Reading failed.
     #[error(transparent)]

@@ -34,7 +34,7 @@ pub enum Unroutable {
     #[error("there is no configuration with ID {0}")]
     UnknownConfig(ConfigId),
     /// Fewer octets than the configuration needs.
-    #[error("configuration {0} needs more octets than there are")]
+    #[error("configuration {0} needs more bytes than there are")]
     TooShort(ConfigId),
 }
 

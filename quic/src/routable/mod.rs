@@ -127,13 +127,13 @@ impl fmt::Debug for Key {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidConfig {
     /// The server ID has no octets or more than fit.
-    #[error("a server ID has 1 to {MAX_SERVER_ID_LEN} octets, not {0}")]
+    #[error("a server ID has 1 to {MAX_SERVER_ID_LEN} bytes, not {0}")]
     ServerIdLength(usize),
     /// The nonce is too short.
-    #[error("a nonce has at least {MIN_NONCE_LEN} octets, not {0}")]
+    #[error("a nonce has at least {MIN_NONCE_LEN} bytes, not {0}")]
     NonceLength(usize),
     /// Together they exceed a connection ID.
-    #[error("server ID and nonce have at most {MAX_ENCODED_LEN} octets together, not {0}")]
+    #[error("server ID and nonce have at most {MAX_ENCODED_LEN} bytes together, not {0}")]
     EncodedLength(usize),
 }
 
@@ -141,7 +141,7 @@ pub enum InvalidConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     /// The server ID is not as long as the configuration says.
-    #[error("the configuration wants a server ID of {expected} octets, not {found}")]
+    #[error("the configuration wants a server ID of {expected} bytes, not {found}")]
     ServerIdLength {
         /// What the configuration says.
         expected: usize,
@@ -149,7 +149,7 @@ pub enum EncodeError {
         found: usize,
     },
     /// The nonce is not as long as the configuration says.
-    #[error("the configuration wants a nonce of {expected} octets, not {found}")]
+    #[error("the configuration wants a nonce of {expected} bytes, not {found}")]
     NonceLength {
         /// What the configuration says.
         expected: usize,

@@ -155,7 +155,7 @@ pub enum InvalidToken {
     #[error("the seal does not match")]
     Seal,
     /// The original connection ID is not one that a client draws.
-    #[error("the original connection ID does not have 8 to 20 octets")]
+    #[error("the original connection ID does not have 8 to 20 bytes")]
     OriginalDcidLength,
     /// Its time is over.
     #[error("the token has expired")]

@@ -411,10 +411,10 @@ impl<'a> Reader<'a> {
         }
         let len = usize::from(self.array::<1>()?[0]);
         if len == 0 {
-            return Err(Malformed("a new connection ID of no octets"));
+            return Err(Malformed("a new connection ID of no bytes"));
         }
         let id = ConnectionId::new(self.take(len)?)
-            .ok_or(Malformed("a new connection ID of more than 20 octets"))?;
+            .ok_or(Malformed("a new connection ID of more than 20 bytes"))?;
         Ok(NewConnectionId { sequence, retire_prior_to, id, reset_token: self.array()? })
     }
 

@@ -234,7 +234,7 @@ impl TransportParameters {
                 self.retry_source_connection_id = Some(connection_id(value)?);
             }
             ids::STATELESS_RESET_TOKEN => {
-                let token = value.try_into().map_err(|_| "a reset token has 16 octets")?;
+                let token = value.try_into().map_err(|_| "a reset token has 16 bytes")?;
                 self.stateless_reset_token = Some(token);
             }
             ids::PREFERRED_ADDRESS => {
@@ -327,7 +327,7 @@ impl Preferred {
 const OUT_OF_RANGE: &str = "a transport parameter is out of range";
 
 fn connection_id(value: &[u8]) -> Result<ConnectionId, &'static str> {
-    ConnectionId::new(value).ok_or("a connection ID of more than 20 octets")
+    ConnectionId::new(value).ok_or("a connection ID of more than 20 bytes")
 }
 
 fn integer(value: &[u8]) -> Result<u64, &'static str> {

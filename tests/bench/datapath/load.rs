@@ -282,7 +282,7 @@ impl Check {
             let flow = field(4) as usize;
             let number = u64::from(field(8)) << 32 | u64::from(field(12));
             let body = &datagram[LABEL..];
-            ensure!(body == body_of(pattern, flow, number, body.len()), "the octets have changed");
+            ensure!(body == body_of(pattern, flow, number, body.len()), "the bytes have changed");
             let next = self.next.get_mut(flow).context("a flow that nobody has")?;
             ensure!(number >= *next, "flow {flow}: {number} after {next}");
             *next = number + 1;

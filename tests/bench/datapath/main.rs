@@ -213,8 +213,8 @@ fn scale(options: &Options, scratch: &Path) -> Result<()> {
         }
     }
     println!(
-        "\n| flows, {WORKERS} workers, 1,200 octets | plain one-way, ns | ratio to floor | plain echo, \
-         ns | ratio | offload one-way, ns | ratio | octets of memory per flow |"
+        "\n| flows, {WORKERS} workers, 1,200 bytes | plain one-way, ns | ratio to floor | plain echo, \
+         ns | ratio | offload one-way, ns | ratio | bytes of memory per flow |"
     );
     println!("|---|---|---|---|---|---|---|---|");
     let least = subjects[0].1.resident()?;

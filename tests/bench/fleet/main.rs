@@ -52,7 +52,7 @@ const LINES: [Line; 4] = [
         load: &["--connections", "16", "--size", "4MiB"],
     },
     Line {
-        name: "requests of 1,000 octets, 16 connections × 8",
+        name: "requests of 1,000 bytes, 16 connections × 8",
         unit: Unit::Requests,
         load: &["--connections", "16", "--concurrency", "8", "--size", "1000B"],
     },
@@ -61,7 +61,7 @@ const LINES: [Line; 4] = [
 
 /// The line that tells latency: nothing waits for anything but its own answer.
 const ONE_BY_ONE: Line = Line {
-    name: "requests of 1,000 octets, one by one",
+    name: "requests of 1,000 bytes, one by one",
     unit: Unit::Requests,
     load: &["--connections", "1", "--size", "1000B"],
 };

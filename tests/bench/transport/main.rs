@@ -305,7 +305,7 @@ impl Content {
         loop {
             let count = recv.read(&mut piece).await?;
             if count == 0 {
-                ensure!(done == octets, "{done} octets instead of {octets}");
+                ensure!(done == octets, "{done} bytes instead of {octets}");
                 return Ok(());
             }
             ensure!(piece[..count] == self.at(done)[..count], "other content after {done}");

@@ -257,7 +257,7 @@ fn name(nth: usize) -> String {
 }
 
 fn key() -> Result<String, String> {
-    generate::random(16).map(|key| key.to_string()).map_err(|_| "no random octets".to_owned())
+    generate::random(16).map(|key| key.to_string()).map_err(|_| "no random bytes".to_owned())
 }
 
 const fn anywhere() -> SocketAddr {

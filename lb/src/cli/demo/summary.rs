@@ -104,7 +104,7 @@ impl fmt::Display for Summary {
         writeln!(f, "connections  {} ({})", report.connections, servers.join(", "))?;
         writeln!(
             f,
-            "requests     {}, every octet of {:.1} MB verified",
+            "requests     {}, every byte of {:.1} MB verified",
             report.requests,
             report.bytes_verified as f64 / 1e6
         )?;
