@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use super::Connection;
 #[cfg(test)]
+use super::closing::State;
+#[cfg(test)]
 use crate::transport::congestion::Controller;
 use crate::{
     connection_id::ConnectionId,
@@ -41,6 +43,18 @@ impl Seen {
         };
         self.frames().filter_map(crypto).collect()
     }
+}
+
+/// How far the end of a connection has come.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    Open,
+    /// Closing, and a CONNECTION_CLOSE is to be sent.
+    CloseDue,
+    Closing,
+    Draining,
+    Gone,
 }
 
 impl Connection {
@@ -113,6 +127,17 @@ impl Connection {
     #[cfg(test)]
     pub(crate) fn force_failures_left(&mut self, count: u64) {
         self.one_rtt.as_mut().expect("1-RTT keys").set_failures_left(count);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn life(&self) -> Life {
+        match &self.state {
+            State::Open => Life::Open,
+            State::Closing(_) if self.close_is_due() => Life::CloseDue,
+            State::Closing(_) => Life::Closing,
+            State::Draining { .. } => Life::Draining,
+            State::Gone(_) => Life::Gone,
+        }
     }
 
     /// Has `controller` decide about the active path.

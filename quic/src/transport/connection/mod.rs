@@ -39,7 +39,7 @@ use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 
 #[cfg(test)]
-pub(crate) use self::forge::Seen;
+pub(crate) use self::forge::{Life, Seen};
 use self::{closing::State, handshake::Handshake, journal::Journal};
 pub(crate) use self::{receive::Arrival, transmit::Transmission};
 use super::{

@@ -214,3 +214,194 @@ impl RecvStream {
         self.highest - self.assembler.read_offset()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where a stream may be of which the first half has come, and perhaps more; ten octets in all.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Is {
+        /// Its end is not known.
+        Open,
+        /// Its end is known, and something before it is missing.
+        SizeKnown,
+        AllReceived,
+        AllRead,
+        Reset,
+        /// The application wants no more of it, and its end is not known.
+        Stopped,
+        /// The application wants no more, and nothing more can come: it is gone.
+        Discarded,
+        /// The same, by a reset.
+        DiscardedByReset,
+    }
+
+    const STATES: [Is; 8] = [
+        Is::Open,
+        Is::SizeKnown,
+        Is::AllReceived,
+        Is::AllRead,
+        Is::Reset,
+        Is::Stopped,
+        Is::Discarded,
+        Is::DiscardedByReset,
+    ];
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Happens {
+        /// What is missing before the end of [`Is::SizeKnown`].
+        Gap,
+        Rest,
+        Beyond,
+        BeyondTheWindow,
+        ResetStream,
+        Read,
+        Stop,
+        StopLost,
+    }
+
+    const EVENTS: [Happens; 8] = [
+        Happens::Gap,
+        Happens::Rest,
+        Happens::Beyond,
+        Happens::BeyondTheWindow,
+        Happens::ResetStream,
+        Happens::Read,
+        Happens::Stop,
+        Happens::StopLost,
+    ];
+
+    /// Where it leads; `Err` for what a peer may not do.
+    fn next(is: Is, happens: Happens) -> Result<Is, Code> {
+        let ends = !matches!(is, Is::Open | Is::Stopped);
+        Ok(match (is, happens) {
+            (_, Happens::Beyond | Happens::BeyondTheWindow) if ends => {
+                return Err(Code::FINAL_SIZE_ERROR);
+            }
+            (_, Happens::BeyondTheWindow) => return Err(Code::FLOW_CONTROL_ERROR),
+            (Is::SizeKnown, Happens::Gap) => Is::AllReceived,
+            (Is::Open | Is::SizeKnown, Happens::Rest) => Is::AllReceived,
+            (Is::Stopped, Happens::Rest) => Is::Discarded,
+            (Is::Open | Is::SizeKnown | Is::AllReceived, Happens::ResetStream) => Is::Reset,
+            (Is::Stopped, Happens::ResetStream) => Is::DiscardedByReset,
+            (Is::Discarded, Happens::ResetStream) => Is::DiscardedByReset,
+            (Is::AllReceived, Happens::Read) => Is::AllRead,
+            (Is::Open, Happens::Stop) => Is::Stopped,
+            (Is::SizeKnown | Is::AllReceived | Is::AllRead, Happens::Stop) => Is::Discarded,
+            (Is::Reset, Happens::Stop) => Is::DiscardedByReset,
+            _ => is,
+        })
+    }
+
+    const CREDIT: u64 = 1000;
+
+    fn stream(is: Is) -> RecvStream {
+        let mut stream = RecvStream::new(Window::new(100, 100));
+        let first = stream.on_data(0, b"01234", false, CREDIT);
+        assert_eq!(first, Ok(Progress { received: 5, discarded: 0 }));
+        match is {
+            Is::Open => {}
+            Is::SizeKnown => {
+                stream.on_data(8, b"89", true, CREDIT).unwrap();
+            }
+            Is::AllReceived | Is::AllRead => {
+                stream.on_data(5, b"56789", true, CREDIT).unwrap();
+                if is == Is::AllRead {
+                    assert_eq!(stream.read(&mut [0; 100]), Ok(Read::Data(10)));
+                }
+            }
+            Is::Reset => {
+                let reset = stream.on_reset(7, 10, CREDIT);
+                assert_eq!(reset, Ok(Progress { received: 5, discarded: 10 }));
+            }
+            Is::Stopped => assert_eq!(stream.stop(9), 5),
+            Is::Discarded => {
+                assert_eq!(stream.stop(9), 5);
+                let rest = stream.on_data(5, b"56789", true, CREDIT);
+                assert_eq!(rest, Ok(Progress { received: 5, discarded: 5 }));
+            }
+            Is::DiscardedByReset => {
+                assert_eq!(stream.stop(9), 5);
+                let reset = stream.on_reset(7, 10, CREDIT);
+                assert_eq!(reset, Ok(Progress { received: 5, discarded: 5 }));
+            }
+        }
+        stream
+    }
+
+    fn state(stream: &RecvStream) -> Is {
+        match (stream.stopped, stream.reset, stream.final_size) {
+            (None, None, None) => Is::Open,
+            (None, None, Some(end)) if stream.assembler.read_offset() == end => Is::AllRead,
+            (None, None, Some(end)) => {
+                // Whatever can be read without a gap.
+                let left = usize::try_from(end - stream.assembler.read_offset()).unwrap();
+                match stream.assembler.peek().len() == left {
+                    true => Is::AllReceived,
+                    false => Is::SizeKnown,
+                }
+            }
+            (None, Some(_), _) => Is::Reset,
+            (Some(_), None, None) => Is::Stopped,
+            (Some(_), None, Some(_)) => Is::Discarded,
+            (Some(_), Some(_), _) => Is::DiscardedByReset,
+        }
+    }
+
+    #[test]
+    fn every_event_in_every_state_leads_where_it_should() {
+        for is in STATES {
+            for happens in EVENTS {
+                let mut stream = stream(is);
+                assert_eq!(state(&stream), is);
+                let unread = stream.highest - stream.assembler.read_offset();
+                let result = match happens {
+                    Happens::Gap => stream.on_data(5, b"567", false, CREDIT).map(drop),
+                    Happens::Rest => stream.on_data(5, b"56789", true, CREDIT).map(drop),
+                    Happens::Beyond => stream.on_data(9, b"9ab", false, CREDIT).map(drop),
+                    Happens::BeyondTheWindow => stream.on_data(100, b"x", false, CREDIT).map(drop),
+                    Happens::ResetStream => stream.on_reset(7, 10, CREDIT).map(drop),
+                    Happens::Read => {
+                        let expected = match is {
+                            Is::Open | Is::SizeKnown => Ok(Read::Data(5)),
+                            Is::AllReceived => Ok(Read::Data(10)),
+                            Is::AllRead => Ok(Read::Finished),
+                            Is::Reset | Is::DiscardedByReset => Err(7),
+                            Is::Stopped | Is::Discarded => Ok(Read::Blocked),
+                        };
+                        assert_eq!(stream.read(&mut [0; 100]), expected, "{is:?}");
+                        Ok(())
+                    }
+                    Happens::Stop => {
+                        // What is not read yet and was not given back before.
+                        let discarded = match is {
+                            Is::Open | Is::SizeKnown | Is::AllReceived => unread,
+                            _ => 0,
+                        };
+                        assert_eq!(stream.stop(8), discarded, "{is:?}");
+                        let frame = match is {
+                            Is::Open => Some(8),
+                            Is::Stopped => Some(9),
+                            _ => None,
+                        };
+                        assert_eq!(stream.poll_stop(), frame, "{is:?}");
+                        assert_eq!(stream.poll_stop(), None, "{is:?}: once");
+                        Ok(())
+                    }
+                    Happens::StopLost => {
+                        stream.on_stop_lost();
+                        let frame = (is == Is::Stopped).then_some(9);
+                        assert_eq!(stream.poll_stop(), frame, "{is:?}");
+                        Ok(())
+                    }
+                };
+                let expected = next(is, happens);
+                let found = result.map(|()| state(&stream)).map_err(|error| error.code);
+                assert_eq!(found, expected, "{is:?}, {happens:?}");
+                let gone = matches!(expected, Ok(Is::Discarded | Is::DiscardedByReset));
+                assert_eq!(stream.is_discarded() && expected.is_ok(), gone, "{is:?}, {happens:?}");
+            }
+        }
+    }
+}

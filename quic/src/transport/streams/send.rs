@@ -207,3 +207,161 @@ impl SendStream {
         matches!(self.state, State::Finishing { acked: true, .. }) && self.buffer.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where a stream of ten octets may be, all of them sent.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Is {
+        Open,
+        /// The FIN is still to be sent, or again.
+        FinDue,
+        FinSent,
+        /// The FIN has arrived before the data.
+        FinAcked,
+        /// Everything has arrived: the stream is gone.
+        Done,
+        ResetDue,
+        ResetSent,
+    }
+
+    const STATES: [Is; 6] =
+        [Is::Open, Is::FinDue, Is::FinSent, Is::FinAcked, Is::ResetDue, Is::ResetSent];
+
+    #[derive(Clone, Copy, Debug)]
+    enum Happens {
+        Finish,
+        Reset,
+        StopSending,
+        MaxStreamData,
+        Poll,
+        PollReset,
+        DataAcked,
+        FinAcked,
+        DataLost,
+        FinLost,
+        ResetLost,
+    }
+
+    const EVENTS: [Happens; 11] = [
+        Happens::Finish,
+        Happens::Reset,
+        Happens::StopSending,
+        Happens::MaxStreamData,
+        Happens::Poll,
+        Happens::PollReset,
+        Happens::DataAcked,
+        Happens::FinAcked,
+        Happens::DataLost,
+        Happens::FinLost,
+        Happens::ResetLost,
+    ];
+
+    /// Where it leads.
+    fn next(is: Is, happens: Happens) -> Is {
+        match (is, happens) {
+            (Is::Open, Happens::Finish) => Is::FinDue,
+            (Is::Open | Is::FinDue | Is::FinSent | Is::FinAcked, Happens::Reset) => Is::ResetDue,
+            (Is::FinDue, Happens::Poll) => Is::FinSent,
+            // It may be due once more, and arrive from the first time.
+            (Is::FinDue | Is::FinSent, Happens::FinAcked) => Is::FinAcked,
+            (Is::FinSent, Happens::FinLost) => Is::FinDue,
+            (Is::FinAcked, Happens::DataAcked) => Is::Done,
+            (Is::ResetDue, Happens::PollReset) => Is::ResetSent,
+            (Is::ResetSent, Happens::ResetLost) => Is::ResetDue,
+            _ => is,
+        }
+    }
+
+    fn stream(is: Is) -> SendStream {
+        let mut stream = SendStream::new(100);
+        stream.buffer.write(b"0123456789");
+        assert_eq!(stream.poll(100).unwrap().range, 0..10);
+        match is {
+            Is::Open => {}
+            Is::FinDue => assert!(stream.finish()),
+            Is::FinSent | Is::FinAcked | Is::Done => {
+                assert!(stream.finish());
+                let chunk = stream.poll(100).unwrap();
+                assert!(chunk.fin && chunk.range == (10..10));
+                if is != Is::FinSent {
+                    stream.on_acked(10..10, true);
+                }
+                if is == Is::Done {
+                    stream.on_acked(0..10, false);
+                }
+            }
+            Is::ResetDue => assert!(stream.reset(7)),
+            Is::ResetSent => {
+                assert!(stream.reset(7));
+                assert_eq!(stream.poll_reset(), Some((7, 10)));
+            }
+        }
+        stream
+    }
+
+    fn state(stream: &SendStream) -> Is {
+        match stream.state {
+            State::Open => Is::Open,
+            State::Finishing { due: true, acked: false } => Is::FinDue,
+            State::Finishing { due: false, acked: false } => Is::FinSent,
+            State::Finishing { due: false, acked: true } if stream.is_finished() => Is::Done,
+            State::Finishing { due: false, acked: true } => Is::FinAcked,
+            State::Finishing { due: true, acked: true } => panic!("due, and there already"),
+            State::Reset { due: true, .. } => Is::ResetDue,
+            State::Reset { due: false, .. } => Is::ResetSent,
+        }
+    }
+
+    #[test]
+    fn every_event_in_every_state_leads_where_it_should() {
+        for is in STATES {
+            for happens in EVENTS {
+                let mut stream = stream(is);
+                assert_eq!(state(&stream), is);
+                let expected = next(is, happens);
+                let reset = matches!(is, Is::ResetDue | Is::ResetSent);
+                match happens {
+                    Happens::Finish => assert_eq!(stream.finish(), is == Is::Open, "{is:?}"),
+                    Happens::Reset => assert_eq!(stream.reset(7), !reset, "{is:?}"),
+                    Happens::StopSending => {
+                        assert!(stream.stop(9) && !stream.stop(8), "{is:?}");
+                        assert_eq!(stream.stopped(), Some(9));
+                    }
+                    Happens::MaxStreamData => {
+                        assert!(!stream.set_limit(100) && stream.set_limit(101), "{is:?}");
+                    }
+                    Happens::Poll => {
+                        let chunk = stream.poll(100).map(|chunk| (chunk.range, chunk.fin));
+                        assert_eq!(chunk, (is == Is::FinDue).then_some((10..10, true)), "{is:?}");
+                    }
+                    Happens::PollReset => {
+                        let frame = stream.poll_reset();
+                        assert_eq!(frame, (is == Is::ResetDue).then_some((7, 10)), "{is:?}");
+                    }
+                    Happens::DataAcked => stream.on_acked(0..10, false),
+                    Happens::FinAcked => stream.on_acked(10..10, true),
+                    Happens::DataLost => {
+                        stream.on_lost(0..10, false);
+                        assert_eq!(stream.has_output(), !reset, "{is:?}: it is sent again");
+                    }
+                    Happens::FinLost => stream.on_lost(10..10, true),
+                    Happens::ResetLost => stream.on_reset_lost(),
+                }
+                assert_eq!(state(&stream), expected, "{is:?}, {happens:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_waits_to_leave_is_output() {
+        for is in [Is::Done, Is::ResetDue, Is::ResetSent].into_iter().chain(STATES) {
+            let mut stream = stream(is);
+            let output = stream.has_output();
+            assert_eq!(output, is == Is::FinDue, "{is:?}");
+            assert_eq!(stream.poll(100).is_some(), output, "{is:?}");
+        }
+    }
+}

@@ -3,6 +3,7 @@
 //! a million times costs no memory.
 
 mod ceilings;
+mod closing;
 mod controllers;
 mod deadlines;
 mod ends;
