@@ -104,7 +104,8 @@ pub struct Delivered {
     pub rate: Option<RateSample>,
 }
 
-/// Decides the congestion window of one path.
+/// Decides the congestion window of one path. What is in flight is told, not for it to add up: some
+/// packets leave the account without a word, as those do whose keys are gone.
 pub trait Controller: Send + std::fmt::Debug {
     /// A packet leaves that will be in flight.
     fn on_sent(&mut self, _sent: &Sent) {}
@@ -115,8 +116,9 @@ pub trait Controller: Send + std::fmt::Debug {
     /// All packets of an ACK frame were accounted for, acknowledged or lost.
     fn on_delivered(&mut self, _delivered: &Delivered) {}
 
-    /// A packet is lost. What follows for all that are lost at once is [`Self::on_congestion`], and
-    /// after that perhaps [`Self::on_persistent_congestion`].
+    /// A packet is lost, other than an MTU probe, which says nothing about congestion. What follows
+    /// for all that are lost at once is [`Self::on_congestion`], and after that perhaps
+    /// [`Self::on_persistent_congestion`].
     fn on_lost(&mut self, _lost: &Lost) {}
 
     /// Packets were lost or marked, the latest of them sent at `sent`.
