@@ -294,16 +294,21 @@ mod tests {
 
     #[test]
     fn acknowledgments_in_a_bunch_do_not_look_like_a_fast_path() {
-        // A packet each 10 ms; the acknowledgments of ten wait and arrive within a millisecond.
+        // A packet each 10 ms; the acknowledgments of ten wait for each other.
         let mut flight = Flight::new();
-        for step in 0..40u64 {
+        for step in 0..30 {
+            if step == 20 {
+                flight.ack(200, (0..10).rev());
+            }
             flight.send(10 * step);
         }
-        flight.ack(200, (0..10).rev());
         for (after, packet) in (10..20).enumerate() {
             let rate = flight.ack(300 + after as u64 / 10, [packet]).rate.unwrap();
             assert!(rate.rate() <= 100_000, "packet {packet}: {rate:?}");
         }
+        // Twenty were acknowledged in the last 120 ms. It took 200 to send them.
+        let rate = flight.ack(320, (20..30).rev()).rate.unwrap();
+        assert_eq!((rate.delivered, rate.interval), (20_000, ms(200)));
     }
 
     #[test]
