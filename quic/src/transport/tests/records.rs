@@ -30,7 +30,7 @@ struct Told {
     signs: Vec<CongestionSign>,
     states: Vec<CongestionState>,
     metrics: Option<RecoveryMetrics>,
-    mtu: Option<u16>,
+    mtus: Vec<u16>,
     timers: Vec<Timer>,
     validations: Vec<bool>,
     validated: Vec<SocketAddr>,
@@ -92,7 +92,7 @@ impl Told {
             Record::PathValidated { remote } => self.validated.push(remote),
             Record::PathValidationFailed { remote } => self.failed.push(remote),
             Record::PathChanged { remote } => self.moved.push(remote),
-            Record::MtuUpdated { mtu } => self.mtu = Some(mtu),
+            Record::MtuUpdated { mtu } => self.mtus.push(mtu),
             Record::MessagesDropped { count } => self.messages_dropped += count,
             Record::TimerExpired(timer) => self.timers.push(timer),
             Record::Closed(error) => {
@@ -247,7 +247,7 @@ fn a_handshake_and_a_transfer_with_losses_are_told_as_they_happened() {
     let metrics = server.metrics.unwrap();
     assert_eq!((metrics.smoothed_rtt, metrics.min_rtt), (path.rtt, path.min_rtt));
     assert_eq!((metrics.congestion_window, metrics.in_flight), (path.congestion_window, 0));
-    assert_eq!(server.mtu, Some(path.mtu));
+    assert!(server.mtus.last() == Some(&path.mtu) && server.mtus.is_sorted_by(|a, b| a < b));
     for told in [&client, &server] {
         assert_eq!(told.installed, [Space::Initial, Space::Handshake, Space::Data]);
         assert_eq!(told.discarded, [Space::Initial, Space::Handshake]);
@@ -304,10 +304,15 @@ fn moves_key_updates_drops_and_the_end_are_told() {
         observed.round(|_| true);
     }
     let now = observed.pair.now;
+    observed.pair.at_client().migrate(now, None).unwrap();
+    (0..2).for_each(|_| observed.round(|_| false));
+    let now = observed.pair.now;
     observed.pair.at_server().close(now, 7, "bye".into());
     observed.round(|_| false);
     let (client, server) = (observed.at_client.lock().unwrap(), observed.at_server.lock().unwrap());
     client.assert_counted(observed.pair.at_client());
+    server.assert_counted(observed.pair.at_server());
+    assert_eq!((&client.validations[..], client.moved.len()), (&[false][..], 1));
     assert_eq!((server.dropped[&(DropReason::Undecryptable as usize)], server.key_updates), (1, 1));
     assert_eq!((client.key_updates, server.messages_dropped), (1, 2));
     assert_eq!(server.validations, [false, true], "there, and again where it was");
