@@ -1,7 +1,7 @@
 //! What becomes of a datagram, in words that are metric labels, log words and test assertions at
 //! once.
 
-use quic::token::InvalidToken;
+use quic::{invariants::Malformed, token::InvalidToken};
 
 /// The forwarding rule that found the backend: the first that answers wins
 /// (draft-ietf-quic-load-balancers-21, section 4).
@@ -132,6 +132,15 @@ impl DropReason {
             Self::PortsExhausted => "ports_exhausted",
             Self::TooBig => "too_big",
             Self::SendFailed => "send_failed",
+        }
+    }
+}
+
+impl From<Malformed> for DropReason {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::Empty => Self::Empty,
+            Malformed::Truncated => Self::Malformed,
         }
     }
 }

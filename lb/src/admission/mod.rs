@@ -1,8 +1,8 @@
 //! Whether a packet that starts something may do so: address validation by Retry, limits, and
 //! sources and versions that are refused.
 //!
-//! It stands behind the routing rules and before the flow, and is asked about packets that begin a
-//! connection, or may: packets of connections whose server is known by their connection ID never
+//! It stands between the rules that know a packet's server and the one that chooses where none is
+//! known, and is asked about packets that begin a connection, or may: packets of connections whose server is known by their connection ID never
 //! get here, and nothing here keeps anything about a packet that it refuses.
 //!
 //! | part | what it is for |
@@ -142,8 +142,8 @@ pub(crate) struct Arrival<'a> {
     pub(crate) local: Option<std::net::IpAddr>,
     pub(crate) datagram_len: usize,
     pub(crate) packet: Packet<'a>,
-    /// The rule that found a backend for it.
-    pub(crate) rule: Rule,
+    /// The rule that knows its server, if one does.
+    pub(crate) known: Option<Rule>,
     /// Whether its destination connection ID is one of a server: decoded or learnt.
     pub(crate) to_server_cid: bool,
     /// What is remembered of its 4-tuple and source connection ID.
@@ -224,7 +224,7 @@ impl Gate {
         &self.limits
     }
 
-    /// Judges a packet that a backend was found for.
+    /// Judges a packet before a backend is chosen for it, if its server is not known.
     pub(crate) fn judge(&self, arrival: &Arrival<'_>) -> Judgement {
         let phase = self.phase(arrival.now);
         let header = match &arrival.packet {
@@ -240,7 +240,7 @@ impl Gate {
     }
 
     fn judge_short(&self, arrival: &Arrival<'_>, phase: Phase) -> Judgement {
-        if arrival.rule != Rule::Fallback {
+        if arrival.known.is_some() {
             return Judgement::new(Ruling::Pass, Why::NotAsked);
         }
         if let Some(refused) = self.refused_source(arrival) {
@@ -264,7 +264,7 @@ impl Gate {
         version: u32,
         phase: Phase,
     ) -> Judgement {
-        if !matches!(arrival.rule, Rule::FourTuple | Rule::Fallback) {
+        if !matches!(arrival.known, None | Some(Rule::FourTuple)) {
             return Judgement::new(Ruling::Pass, Why::NotAsked);
         }
         if let Some(refused) = self.refused_source(arrival) {

@@ -196,7 +196,7 @@ fn the_initial_after_a_retry_reaches_the_same_backend_through_any_balancer() {
             let client = SocketAddr::from(([192, 0, 2, 1], port));
             let datagram = Datagram { path: ClientPath { client, local: None }, octets: &octets };
             match bench.forwarder.explain(bench.now, ListenerIndex(0), &datagram).outcome {
-                Outcome::Forward { answer, retry: false } => answer,
+                Outcome::Forward { backend, rule, retry: false } => (backend, rule),
                 outcome => panic!("{outcome:?}"),
             }
         };
@@ -533,4 +533,40 @@ fn a_first_connection_id_that_happens_to_decode_changes_nothing() {
     let id = ServerId::new(&[0, 2]).unwrap();
     assert_eq!(cid_config().decode(&hit), Some(id));
     assert_eq!(bench.forwarder.flow_count(), 0);
+}
+
+/// Whether a backend takes connections is asked last: what admission answers or drops is answered
+/// or dropped although none does.
+#[test]
+fn admission_goes_before_the_choice_of_a_backend() {
+    let nobody = |config: &mut Config| {
+        for backend in &mut config.pools[0].backends {
+            backend.admission = quic_lb_config::Admission::Draining;
+        }
+    };
+    let mut bench = Bench::new(nobody);
+    assert_eq!(bench.initial(DCID, &[]), ("no_backend", None));
+    assert_eq!(bench.send(53, &initial(Version::V1, DCID, SCID, &[])).0, "reflector_port");
+    assert_eq!(bench.send(PORT, &initial(Version::V1, DCID, SCID, &[])[..100]).0, "small_initial");
+    bench.set_phase("active");
+    let (dcid, token) = bench.retried(PORT, SCID);
+    assert_eq!(bench.initial(&dcid, &token), ("no_backend", None));
+    assert_eq!(bench.send(PORT + 1, &initial(Version::V1, &dcid, SCID, &token)).0, "invalid_token");
+    assert_eq!(bench.send(PORT, &[0x40; 60]).0, "no_backend");
+
+    // A Retry takes nothing of the limits, and what is let through has taken its part when no
+    // backend is found.
+    let mut bench = Bench::new(|config| {
+        nobody(config);
+        config.limits.new_connections.per_address = 1.try_into().ok();
+    });
+    bench.set_phase("active");
+    for _ in 0..3 {
+        assert_eq!(bench.initial(DCID, &[]).0, "reply");
+    }
+    let (dcid, token) = bench.retried(PORT, SCID);
+    assert_eq!(bench.initial(&dcid, &token).0, "no_backend");
+    let (dcid, token) = bench.retried(PORT + 1, SCID);
+    let again = initial(Version::V1, &dcid, SCID, &token);
+    assert_eq!(bench.send(PORT + 1, &again).0, "address_limit");
 }

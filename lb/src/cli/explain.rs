@@ -181,11 +181,14 @@ impl<'a> Explainer<'a> {
             };
             writeln!(out, "  packet {nth}: {packet}")?;
         }
-        let Explanation { steps, admission, outcome } =
+        let Explanation { known, admission, choice, outcome } =
             self.forwarder.explain(self.epoch + time, ListenerIndex(listener), datagram);
         for (nth, rule) in (1..).zip(Rule::ALL) {
             let label = rule.label();
-            match steps.iter().find(|step| step.rule == rule) {
+            if rule == Rule::Fallback {
+                print_admission(admission.as_ref(), out)?;
+            }
+            match known.iter().chain(&choice).find(|step| step.rule == rule) {
                 Some(step) => {
                     let answer = match step.backend.and_then(|id| self.routing.backend(id)) {
                         Some(backend) => format!("backend {}", backend.name),
@@ -196,17 +199,11 @@ impl<'a> Explainer<'a> {
                 None => writeln!(out, "  rule {nth} {label:<15} not asked")?,
             }
         }
-        match admission {
-            Some(AdmissionStep { phase, saw }) => {
-                writeln!(out, "  admission              {saw} (address validation: {phase})")?;
-            }
-            None => writeln!(out, "  admission              not asked")?,
-        }
         match outcome {
-            Outcome::Forward { answer, retry } => {
-                let Some(backend) = self.routing.backend(answer.backend) else { return Ok(()) };
+            Outcome::Forward { backend, rule, retry } => {
+                let Some(backend) = self.routing.backend(backend) else { return Ok(()) };
                 let pool = &self.routing.pool(backend.pool).name;
-                let (name, address, rule) = (&backend.name, backend.address, answer.rule.label());
+                let (name, address, rule) = (&backend.name, backend.address, rule.label());
                 let besides = if retry { ", and answer with a Retry" } else { "" };
                 writeln!(
                     out,
@@ -246,6 +243,16 @@ impl<'a> Explainer<'a> {
             self.forwarder.returned(self.epoch + time, flow, octets);
         }
     }
+}
+
+fn print_admission(admission: Option<&AdmissionStep>, out: &mut impl Write) -> Result<(), Failure> {
+    match admission {
+        Some(AdmissionStep { phase, saw }) => {
+            writeln!(out, "  admission              {saw} (address validation: {phase})")?;
+        }
+        None => writeln!(out, "  admission              not asked")?,
+    }
+    Ok(())
 }
 
 fn listener(config: &Config, name: &str) -> Result<usize, Failure> {

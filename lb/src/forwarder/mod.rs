@@ -1,61 +1,70 @@
 //! The decision about each datagram, pure: time comes in, a verdict goes out.
 //!
 //! ```text
-//! invariants ──► the five rules, in order ──► admission of what begins ──► flow
+//! invariants ──► known ──────────────► admit ────────────► choose ──────────► flow
+//!                rules 1 to 4:         may what begins     rule 5, where      client path
+//!                whose is it?          something begin?    nobody is known    and backend
 //! ```
 //!
 //! The worker that owns a forwarder carries its verdicts out; the simulator and `explain` run the
 //! same code. Nothing here reads a clock, draws from the system's randomness, opens a socket or
 //! allocates per datagram.
 //!
+//! Admission stands between the rules that know and the one that chooses: a packet that it answers or
+//! drops gets that verdict although no backend may take connections, and one that it lets through has
+//! taken its limits when it turns out that none does.
+//!
+//! | part | what it is for |
+//! | --- | --- |
+//! | `rules` | which server is known, which one is chosen |
+//! | `admit` | what admission is told |
+//! | `replies` | what the balancer answers by itself |
+//! | `explain` | the decision told and not taken |
+//! | `trace` | what the rules saw, in words |
+//! | `clock` | the time, on both clocks |
+//!
 //! The rules are those of draft-ietf-quic-load-balancers-21, section 4: routable connection ID;
 //! remembered (4-tuple, source connection ID) of a long header; remembered connection ID;
 //! remembered 4-tuple; consistent hashing. An unroutable connection ID is never a reason to drop.
 
+mod admit;
+mod clock;
+mod explain;
 mod replies;
+mod rules;
 mod trace;
 
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
 use quic::{
-    header::{Kind, LongType, Version},
-    invariants::{LongHeader, Malformed, Packet},
+    header::Version,
+    invariants::{Malformed, Packet},
     random::Random,
-    routable::{Decoded, Unroutable},
+    routable::Unroutable,
 };
 
 pub use crate::flows::{Flow, FlowLimits};
 use crate::{
-    admission::{Arrival, Judgement, Ruling},
-    backend::{BackendId, BackendState},
-    client_path::{ClientPath, ListenerIndex},
+    admission::Ruling,
+    backend::BackendId,
+    client_path::ListenerIndex,
     flows::{Claim, FlowTable},
     memory::Memory,
-    routing::{FallbackKey, ListenerRoute, PoolRoute, Routing},
+    routing::Routing,
     verdict::{DropReason, FlowId, Opening, ReplyKind, Rule, TokenResult, Verdict},
 };
+pub use clock::Clock;
+pub use explain::{AdmissionStep, Explanation, Outcome};
 use replies::Replies;
 pub use replies::{BATCH, Reply};
+pub use rules::Datagram;
+use rules::{Known, Question, Rules};
 pub use trace::Step;
-use trace::{Trace, Untraced};
-
-/// The shortest connection ID that a client may draw for its first flight
-/// (<https://www.rfc-editor.org/rfc/rfc9000.html#section-7.2>); shorter ones are not random enough
-/// to hash by.
-const MIN_FIRST_DCID_LEN: usize = 8;
-
-/// One UDP datagram from a client.
-#[derive(Clone, Copy, Debug)]
-pub struct Datagram<'a> {
-    /// Where it came from and was sent to.
-    pub path: ClientPath,
-    /// The UDP payload.
-    pub octets: &'a [u8],
-}
+use trace::Untraced;
 
 /// Where the datagrams of a new flow go.
 #[derive(Clone, Copy, Debug)]
@@ -75,22 +84,6 @@ pub struct Birth {
     pub clock: Clock,
     /// What its randomness comes from: a secret that no two forwarders share.
     pub seed: [u8; 32],
-}
-
-/// The same moment on the clock that only goes forward and on the one that tokens are dated by.
-#[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    /// The former.
-    pub now: Instant,
-    /// The latter.
-    pub unix: SystemTime,
-}
-
-impl Clock {
-    fn unix_at(&self, now: Instant) -> SystemTime {
-        let since = now.saturating_duration_since(self.now);
-        self.unix.checked_add(since).unwrap_or(self.unix)
-    }
 }
 
 /// What admission saw of a batch.
@@ -184,16 +177,15 @@ impl Forwarder {
         let route = routing.listener(listener);
         route.decoder.decode_batch(&cids[..count], &mut decoded[..count]);
         for index in 0..count {
-            let question = Question {
-                now,
-                listener,
-                route,
-                path: &datagrams[index].path,
-                len: datagrams[index].octets.len(),
-                packet: packets[index],
-                decoded: decoded[index],
+            verdicts[index] = match packets[index] {
+                Ok(packet) => {
+                    let Datagram { path, octets } = &datagrams[index];
+                    let (len, decoded) = (octets.len(), decoded[index]);
+                    let question = Question { now, listener, route, path, len, packet, decoded };
+                    self.decide(&routing, &question, index)
+                }
+                Err(malformed) => Verdict::Drop(malformed.into()),
             };
-            verdicts[index] = self.decide(&routing, &question, index);
         }
     }
 
@@ -218,39 +210,7 @@ impl Forwarder {
         listener: ListenerIndex,
         datagram: &Datagram<'_>,
     ) -> Explanation {
-        let packet = Packet::read(datagram.octets);
-        let route = self.routing.listener(listener);
-        let decoded = match &packet {
-            Ok(Packet::Long(header)) => route.decoder.decode(header.dcid),
-            Ok(Packet::Short(header)) => route.decoder.decode(header.rest),
-            Err(_) => Err(Unroutable::Empty),
-        };
-        let mut steps = Vec::new();
-        let len = datagram.octets.len();
-        let question =
-            Question { now, listener, route, path: &datagram.path, len, packet, decoded };
-        let routing = &self.routing;
-        let answer = match self.route(routing, &question, &mut steps) {
-            Ok(answer) => answer,
-            Err(reason) => {
-                return Explanation { steps, admission: None, outcome: Outcome::Drop(reason) };
-            }
-        };
-        let judgement = self.judge(routing, &question, &answer);
-        let limits = route.gate.limits();
-        let forward = Outcome::Forward { answer, retry: false };
-        let outcome = match judgement.ruling {
-            Ruling::Pass => forward,
-            Ruling::Retry(_) => Outcome::Reply(ReplyKind::Retry),
-            Ruling::Drop(reason) => Outcome::Drop(reason),
-            Ruling::Begin { retry, .. } => match limits.peek(now, datagram.path.client.ip()) {
-                Ok(()) => Outcome::Forward { answer, retry: retry.is_some() },
-                Err(reason) => Outcome::Drop(reason),
-            },
-        };
-        let phase = route.gate.phase(now).label();
-        let saw = judgement.why.to_string();
-        Explanation { steps, admission: Some(AdmissionStep { phase, saw }), outcome }
+        explain::explain(&self.rules(&self.routing), &self.clock, now, listener, datagram)
     }
 
     /// Takes note of a datagram that the backend of `flow` has sent to the client.
@@ -301,40 +261,70 @@ impl Forwarder {
         self.flows.len()
     }
 
+    /// Decides about datagram number `index` of its batch.
     fn decide(&mut self, routing: &Routing, question: &Question<'_>, index: usize) -> Verdict {
-        let answer = match self.route(routing, question, &mut Untraced) {
-            Ok(answer) => answer,
-            Err(reason) => return Verdict::Drop(reason),
+        let known = self.rules(routing).known(question, &mut Untraced);
+        let admitted = match (known, &question.packet) {
+            (Some(_), Packet::Short(_)) => Admitted { begins: false, validated: false },
+            _ => match self.admit(routing, question, known, index) {
+                Ok(admitted) => admitted,
+                Err(verdict) => return verdict,
+            },
         };
-        let Answer { backend, rule } = answer;
-        let &Question { now, listener, route, path, .. } = question;
-        let judgement = self.judge(routing, question, &answer);
+        let found = known.or_else(|| {
+            let backend = self.rules(routing).choose(question, &mut Untraced)?;
+            Some(Known { rule: Rule::Fallback, backend })
+        });
+        match found {
+            Some(Known { rule, backend }) => self.forward(question, backend, rule, admitted),
+            None => Verdict::Drop(DropReason::NoBackend),
+        }
+    }
+
+    /// Whether a packet may go on. What admission says of it is counted, whatever limits it takes
+    /// part in are taken, and a Retry is written where one is due.
+    fn admit(
+        &mut self,
+        routing: &Routing,
+        question: &Question<'_>,
+        known: Option<Known>,
+        index: usize,
+    ) -> Result<Admitted, Verdict> {
+        let judgement = self.rules(routing).judge(question, known, &self.clock);
         self.tally.attempts += u64::from(judgement.attempt);
         if let Some(token) = judgement.token {
             self.tally.tokens[token as usize] += 1;
         }
-        let (begins, validated) = match judgement.ruling {
-            Ruling::Pass => (false, false),
+        match judgement.ruling {
+            Ruling::Pass => Ok(Admitted { begins: false, validated: false }),
             Ruling::Begin { validated, retry } => {
-                let limits = route.gate.limits();
-                if let Err(reason) = limits.take(now, path.client.ip()) {
-                    return Verdict::Drop(reason);
-                }
+                let limits = question.route.gate.limits();
+                limits.take(question.now, question.path.client.ip()).map_err(Verdict::Drop)?;
                 if let Some(version) = retry {
                     // Without a Retry it is forwarded all the same.
                     let _ = self.reply_retry(question, version, index);
                 }
-                (true, validated)
+                Ok(Admitted { begins: true, validated })
             }
-            Ruling::Retry(version) => {
-                return match self.reply_retry(question, version, index) {
-                    Ok(()) => Verdict::Reply(ReplyKind::Retry),
-                    Err(reason) => Verdict::Drop(reason),
-                };
-            }
-            Ruling::Drop(reason) => return Verdict::Drop(reason),
-        };
-        if let Ok(Packet::Long(header)) = &question.packet
+            Ruling::Retry(version) => Err(match self.reply_retry(question, version, index) {
+                Ok(()) => Verdict::Reply(ReplyKind::Retry),
+                Err(reason) => Verdict::Drop(reason),
+            }),
+            Ruling::Drop(reason) => Err(Verdict::Drop(reason)),
+        }
+    }
+
+    /// The flow of a packet that goes to `backend`, which is a new one where there is none.
+    fn forward(
+        &mut self,
+        question: &Question<'_>,
+        backend: BackendId,
+        rule: Rule,
+        admitted: Admitted,
+    ) -> Verdict {
+        let &Question { now, listener, path, .. } = question;
+        let Admitted { begins, validated } = admitted;
+        if let Packet::Long(header) = &question.packet
             && (validated || matches!(rule, Rule::FourTuple | Rule::Fallback))
         {
             self.memory.remember_handshake(now, listener, path, header, backend, validated);
@@ -343,7 +333,7 @@ impl Forwarder {
             return Verdict::Forward { flow, rule, opening: Opening::Existing };
         }
         let opening = match question.packet {
-            Ok(Packet::Short(_)) if rule == Rule::Cid => Opening::PathChange,
+            Packet::Short(_) if rule == Rule::Cid => Opening::PathChange,
             _ => Opening::New,
         };
         let claim = match rule {
@@ -357,41 +347,9 @@ impl Forwarder {
         }
     }
 
-    /// Whether a packet that a backend was found for may go there. Packets of connections that
-    /// exist are let through on sight.
-    fn judge(&self, routing: &Routing, question: &Question<'_>, answer: &Answer) -> Judgement {
-        let &Question { now, listener, route, path, len, packet, .. } = question;
-        let packet = match packet {
-            Ok(Packet::Short(_)) if answer.rule != Rule::Fallback => return Judgement::NOT_ASKED,
-            Ok(packet) => packet,
-            Err(_) => return Judgement::NOT_ASKED,
-        };
-        let initial = match &packet {
-            Packet::Long(header) if is_initial(header) => Some(header),
-            _ => None,
-        };
-        let to_server_cid = match answer.rule {
-            Rule::Cid | Rule::Dcid => true,
-            Rule::FourTupleScid => initial.is_some_and(|header| {
-                let mut pools = routing.pools_behind(route);
-                pools.any(|pool| self.memory.connection_id(now, pool, header.dcid).is_some())
-            }),
-            Rule::FourTuple | Rule::Fallback => false,
-        };
-        let handshake = initial.and_then(|header| {
-            self.memory.handshake_state(now, listener, path, header.dcid, header.scid)
-        });
-        route.gate.judge(&Arrival {
-            now,
-            unix: self.clock.unix_at(now),
-            client: path.client,
-            local: path.local,
-            datagram_len: len,
-            packet,
-            rule: answer.rule,
-            to_server_cid,
-            handshake,
-        })
+    #[inline]
+    fn rules<'a>(&'a self, routing: &'a Routing) -> Rules<'a> {
+        Rules { routing, memory: &self.memory, flows: &self.flows }
     }
 
     /// Adds the Retry that answers datagram number `index` to the replies.
@@ -401,7 +359,7 @@ impl Forwarder {
         version: Version,
         index: usize,
     ) -> Result<(), DropReason> {
-        let Ok(Packet::Long(initial)) = &question.packet else { return Err(DropReason::Malformed) };
+        let Packet::Long(initial) = &question.packet else { return Err(DropReason::Malformed) };
         let client = question.path.client;
         let unix = self.clock.unix_at(question.now);
         let tokens = question.route.gate.tokens();
@@ -411,63 +369,6 @@ impl Forwarder {
             let room = out.len().min(question.len);
             tokens.write_retry(random, version, initial, client, unix, &mut out[..room])
         })
-    }
-
-    /// The five rules.
-    fn route(
-        &self,
-        routing: &Routing,
-        question: &Question<'_>,
-        trace: &mut impl Trace,
-    ) -> Result<Answer, DropReason> {
-        let &Question { now, listener, route, path, packet, decoded, .. } = question;
-        let packet = packet.map_err(|malformed| match malformed {
-            Malformed::Empty => DropReason::Empty,
-            Malformed::Truncated => DropReason::Malformed,
-        })?;
-        // Whoever is in the table is in the snapshot.
-        let present = decoded.ok().and_then(|decoded| route.server(&decoded));
-        trace.step(Rule::Cid, present, || trace::decoded(routing, route, decoded, present));
-        if let Some(backend) = present {
-            return Ok(Answer { backend, rule: Rule::Cid });
-        }
-
-        let remembered = match packet {
-            Packet::Long(header) => self.memory.handshake(now, listener, path, header.scid),
-            Packet::Short(_) => None,
-        };
-        // What still comes this way has had no answer with a connection ID that leads to its
-        // server; a server that is down is not going to give one, another may.
-        let may_answer = |id| routing.backend(id).is_some_and(|b| b.state != BackendState::Down);
-        let present = remembered.filter(|&id| may_answer(id));
-        trace.step(Rule::FourTupleScid, present, || trace::handshake(packet, remembered, present));
-        if let Some(backend) = present {
-            return Ok(Answer { backend, rule: Rule::FourTupleScid });
-        }
-
-        let remembered = routing.pools_behind(route).find_map(|pool| match packet {
-            Packet::Long(header) => self.memory.connection_id(now, pool, header.dcid),
-            Packet::Short(header) => self.memory.connection_id_in_front(now, pool, header.rest),
-        });
-        let present = remembered.filter(|&id| routing.backend(id).is_some());
-        trace.step(Rule::Dcid, present, || trace::learnt(remembered));
-        if let Some(backend) = present {
-            return Ok(Answer { backend, rule: Rule::Dcid });
-        }
-
-        let remembered = self.flows.of_path(listener, path);
-        let present = remembered.filter(|&id| may_keep(routing, packet, id));
-        trace.step(Rule::FourTuple, present, || trace::four_tuple(remembered, present));
-        if let Some(backend) = present {
-            return Ok(Answer { backend, rule: Rule::FourTuple });
-        }
-
-        let pool = routing.pool(route.default_pool);
-        let key = fallback_key(pool, packet, path);
-        let present = pool.fallback(key);
-        trace.step(Rule::Fallback, present, || trace::fallback(key));
-        let backend = present.ok_or(DropReason::NoBackend)?;
-        Ok(Answer { backend, rule: Rule::Fallback })
     }
 
     /// Learns the connection ID of a server that has no routable ones from the long headers that
@@ -493,89 +394,13 @@ impl Forwarder {
     }
 }
 
-/// Whether the 4-tuple's memory decides about this packet.
-fn may_keep(routing: &Routing, packet: Packet<'_>, id: BackendId) -> bool {
-    let Some(backend) = routing.backend(id) else { return false };
-    match packet {
-        Packet::Short(_) => true,
-        // A long header that got here begins a connection, which has no claim on the backend of
-        // another one: where connection IDs are routable it is free to go elsewhere, and a backend
-        // that takes no new connections does not get it.
-        Packet::Long(_) => {
-            !routing.pool(backend.pool).routable && backend.state == BackendState::Active
-        }
-    }
-}
-
-fn fallback_key<'a>(pool: &PoolRoute, packet: Packet<'a>, path: &ClientPath) -> FallbackKey<'a> {
-    match packet {
-        Packet::Long(header) if pool.routable && header.dcid.len() >= MIN_FIRST_DCID_LEN => {
-            FallbackKey::ConnectionId(header.dcid)
-        }
-        _ => FallbackKey::Client(path.client),
-    }
-}
-
-fn is_initial(header: &LongHeader<'_>) -> bool {
-    matches!(header.kind(), Kind::Known(_, LongType::Initial))
-}
-
-/// All that a decision depends on besides what is remembered.
-struct Question<'a> {
-    now: Instant,
-    listener: ListenerIndex,
-    /// What the listener leads to.
-    route: &'a ListenerRoute,
-    path: &'a ClientPath,
-    /// Octets of the datagram.
-    len: usize,
-    packet: Result<Packet<'a>, Malformed>,
-    decoded: Result<Decoded, Unroutable>,
-}
-
-/// The backend of a packet, and the rule that found it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The backend.
-    pub backend: BackendId,
-    /// The rule.
-    pub rule: Rule,
-}
-
-/// How a decision came about.
-#[derive(Clone, Debug)]
-pub struct Explanation {
-    /// The rules that were asked, in order; the last one answered, if any did.
-    pub steps: Vec<Step>,
-    /// What admission saw, if a backend was found.
-    pub admission: Option<AdmissionStep>,
-    /// What came out.
-    pub outcome: Outcome,
-}
-
-/// What comes out of a decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is forwarded.
-    Forward {
-        /// Where to, and why.
-        answer: Answer,
-        /// Whether the client gets a Retry besides.
-        retry: bool,
-    },
-    /// It is answered and not forwarded.
-    Reply(ReplyKind),
-    /// Neither.
-    Drop(DropReason),
-}
-
-/// The step of admission.
-#[derive(Clone, Debug)]
-pub struct AdmissionStep {
-    /// Whether addresses are being validated: a label of [`crate::admission::mode::Phase`].
-    pub phase: &'static str,
-    /// What it saw, for people.
-    pub saw: String,
+/// What admission made of a packet that goes on.
+#[derive(Clone, Copy)]
+struct Admitted {
+    /// Whether it begins something.
+    begins: bool,
+    /// Whether its client has proved its address.
+    validated: bool,
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use quic::routable::{CidConfig, ConfigId, Key};
 
 use super::*;
 use crate::{
-    backend::PoolIndex,
+    backend::{BackendState, PoolIndex},
+    client_path::ClientPath,
     fixtures::{self, cid_config, server_id},
     registry::Registry,
 };
@@ -451,14 +452,15 @@ fn explain_says_what_the_packet_path_does_and_changes_nothing() {
     let hello = long(V1, b"client drawn", b"client");
     let datagram = Datagram { path: path(1), octets: &hello };
     let explained = bench.forwarder.explain(bench.now, EDGE, &datagram);
-    assert_eq!(explained.steps.len(), 5);
+    assert_eq!(explained.known.len(), 4);
+    assert_eq!(explained.choice.as_ref().map(|step| step.rule), Some(Rule::Fallback));
     assert_eq!(bench.forwarder.flow_count(), 0);
     let (_, rule, flow) = bench.forwarded(1, &hello);
     let backend = bench.forwarder.flow(flow).backend;
-    let answer = Answer { backend, rule };
-    assert_eq!(explained.outcome, Outcome::Forward { answer, retry: false });
+    assert_eq!(explained.outcome, Outcome::Forward { backend, rule, retry: false });
     let explained = bench.forwarder.explain(bench.now, EDGE, &datagram);
-    assert_eq!(explained.steps.last().map(|step| step.rule), Some(Rule::FourTupleScid));
+    assert_eq!(explained.known.last().map(|step| step.rule), Some(Rule::FourTupleScid));
+    assert!(explained.choice.is_none());
 }
 
 /// Two listeners: `edge` in front of the pools `web` and `api`, `inner` in front of `api` alone.

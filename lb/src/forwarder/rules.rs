@@ -1,0 +1,180 @@
+//! The five rules that find the backend of a packet. Rules 1 to 4 say which server is known to hold
+//! its connection; rule 5 chooses one where none is.
+//!
+//! Between the two stands admission, which asks whether the server is known and by which rule, and
+//! never which backend would be chosen: choosing is work, and a packet that is answered by a Retry
+//! or dropped is not worth it.
+
+use std::time::Instant;
+
+use quic::{
+    invariants::Packet,
+    routable::{Decoded, Unroutable},
+};
+
+use super::trace::{self, Trace};
+use crate::{
+    backend::{BackendId, BackendState},
+    client_path::{ClientPath, ListenerIndex},
+    flows::FlowTable,
+    memory::Memory,
+    routing::{FallbackKey, ListenerRoute, PoolRoute, Routing},
+    verdict::Rule,
+};
+
+/// The shortest connection ID that a client may draw for its first flight
+/// (<https://www.rfc-editor.org/rfc/rfc9000.html#section-7.2>); shorter ones are not random enough
+/// to hash by.
+const MIN_FIRST_DCID_LEN: usize = 8;
+
+/// One UDP datagram from a client.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram<'a> {
+    /// Where it came from and was sent to.
+    pub path: ClientPath,
+    /// The UDP payload.
+    pub octets: &'a [u8],
+}
+
+/// All that a decision depends on besides what is remembered.
+pub(super) struct Question<'a> {
+    pub(super) now: Instant,
+    pub(super) listener: ListenerIndex,
+    /// What the listener leads to.
+    pub(super) route: &'a ListenerRoute,
+    pub(super) path: &'a ClientPath,
+    /// Octets of the datagram.
+    pub(super) len: usize,
+    /// The first packet of the datagram.
+    pub(super) packet: Packet<'a>,
+    pub(super) decoded: Result<Decoded, Unroutable>,
+}
+
+/// The server that is known to hold the connection of a packet, and the rule that knows it: one of
+/// the first four.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) rule: Rule,
+    pub(super) backend: BackendId,
+}
+
+/// What the rules go by.
+#[derive(Clone, Copy)]
+pub(super) struct Rules<'a> {
+    pub(super) routing: &'a Routing,
+    pub(super) memory: &'a Memory,
+    pub(super) flows: &'a FlowTable,
+}
+
+impl Rules<'_> {
+    /// Rules 1 to 4, in order: the first that answers wins.
+    #[inline]
+    pub(super) fn known(&self, question: &Question<'_>, trace: &mut impl Trace) -> Option<Known> {
+        let known = |rule| move |backend| Known { rule, backend };
+        let cid = self.cid(question, trace);
+        if cid.is_some() {
+            return cid.map(known(Rule::Cid));
+        }
+        let scid = self.four_tuple_scid(question, trace);
+        if scid.is_some() {
+            return scid.map(known(Rule::FourTupleScid));
+        }
+        let dcid = self.dcid(question, trace);
+        if dcid.is_some() {
+            return dcid.map(known(Rule::Dcid));
+        }
+        self.four_tuple(question, trace).map(known(Rule::FourTuple))
+    }
+
+    /// Rule 5: the backend of a packet whose server nobody knows; `None` when no backend takes
+    /// connections.
+    pub(super) fn choose(
+        &self,
+        question: &Question<'_>,
+        trace: &mut impl Trace,
+    ) -> Option<BackendId> {
+        let pool = self.routing.pool(question.route.default_pool);
+        let key = fallback_key(pool, question.packet, question.path);
+        let chosen = pool.fallback(key);
+        trace.step(Rule::Fallback, chosen, || trace::fallback(key));
+        chosen
+    }
+
+    /// The backend that was seen to use the destination connection ID of a packet: rule 3, and what
+    /// admission wants to know of an Initial.
+    pub(super) fn learnt(&self, question: &Question<'_>) -> Option<BackendId> {
+        let &Question { now, route, packet, .. } = question;
+        self.routing.pools_behind(route).find_map(|pool| match packet {
+            Packet::Long(header) => self.memory.connection_id(now, pool, header.dcid),
+            Packet::Short(header) => self.memory.connection_id_in_front(now, pool, header.rest),
+        })
+    }
+
+    #[inline]
+    fn cid(&self, question: &Question<'_>, trace: &mut impl Trace) -> Option<BackendId> {
+        let &Question { route, decoded, .. } = question;
+        // Whoever is in the table of servers is in the snapshot.
+        let present = decoded.ok().and_then(|decoded| route.server(&decoded));
+        trace.step(Rule::Cid, present, || trace::decoded(self.routing, route, decoded, present));
+        present
+    }
+
+    fn four_tuple_scid(
+        &self,
+        question: &Question<'_>,
+        trace: &mut impl Trace,
+    ) -> Option<BackendId> {
+        let &Question { now, listener, path, packet, .. } = question;
+        let remembered = match packet {
+            Packet::Long(header) => self.memory.handshake(now, listener, path, header.scid),
+            Packet::Short(_) => None,
+        };
+        // The handshake of such a packet has had no answer with a connection ID that leads to its
+        // server: one that is down is not going to give one, another may.
+        let may_answer = |id| {
+            let backend = self.routing.backend(id);
+            backend.is_some_and(|backend| backend.state != BackendState::Down)
+        };
+        let present = remembered.filter(|&id| may_answer(id));
+        trace.step(Rule::FourTupleScid, present, || trace::handshake(packet, remembered, present));
+        present
+    }
+
+    fn dcid(&self, question: &Question<'_>, trace: &mut impl Trace) -> Option<BackendId> {
+        let remembered = self.learnt(question);
+        let present = remembered.filter(|&id| self.routing.backend(id).is_some());
+        trace.step(Rule::Dcid, present, || trace::learnt(remembered));
+        present
+    }
+
+    fn four_tuple(&self, question: &Question<'_>, trace: &mut impl Trace) -> Option<BackendId> {
+        let &Question { listener, path, packet, .. } = question;
+        let remembered = self.flows.of_path(listener, path);
+        let present = remembered.filter(|&id| may_keep(self.routing, packet, id));
+        trace.step(Rule::FourTuple, present, || trace::four_tuple(remembered, present));
+        present
+    }
+}
+
+/// Whether the 4-tuple's memory decides about this packet.
+fn may_keep(routing: &Routing, packet: Packet<'_>, id: BackendId) -> bool {
+    let Some(backend) = routing.backend(id) else { return false };
+    match packet {
+        Packet::Short(_) => true,
+        // A long header that got here begins a connection, which has no claim on the backend of
+        // another one: where connection IDs are routable it is free to go elsewhere, and a backend
+        // that takes no new connections does not get it.
+        Packet::Long(_) => {
+            !routing.pool(backend.pool).routable && backend.state == BackendState::Active
+        }
+    }
+}
+
+fn fallback_key<'a>(pool: &PoolRoute, packet: Packet<'a>, path: &ClientPath) -> FallbackKey<'a> {
+    match packet {
+        Packet::Long(header) if pool.routable && header.dcid.len() >= MIN_FIRST_DCID_LEN => {
+            FallbackKey::ConnectionId(header.dcid)
+        }
+        _ => FallbackKey::Client(path.client),
+    }
+}
