@@ -18,7 +18,7 @@ use crate::{
     admission::Handshake,
     backend::BackendId,
     client_path::{ClientPath, ListenerIndex},
-    routing::PoolRoute,
+    routing::{Lifetimes, PoolRoute},
 };
 
 /// How long a handshake is remembered after its last packet: longer than any client goes on trying
@@ -39,19 +39,26 @@ pub struct Memory {
     learnt_lengths: AtomicU32,
 }
 
+/// When something is looked up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lookup {
+    pub(crate) now: Instant,
+    /// How long a learnt connection ID is kept after its last use.
+    pub(crate) learnt: Duration,
+}
+
 impl Memory {
-    /// Room for `capacity` entries, half of them handshakes. `connection_id_lifetime` is how long
-    /// a learnt connection ID is kept after its last use.
+    /// Room for `capacity` entries, half of them handshakes.
     #[must_use]
-    pub fn new(capacity: usize, connection_id_lifetime: Duration, epoch: Instant) -> Self {
+    pub fn new(capacity: usize, epoch: Instant) -> Self {
         let half = capacity.div_ceil(2);
         Self {
             // Seeded by the operating system: nobody outside can aim at a shard or collide keys.
             hash: ahash::RandomState::new(),
             epoch,
             // Forged senders must not crowd out those who prove to be none.
-            handshakes: Bounded::new(half, half / 2, HANDSHAKE_LIFETIME),
-            connection_ids: Bounded::new(half, 0, connection_id_lifetime),
+            handshakes: Bounded::new(half, half / 2),
+            connection_ids: Bounded::new(half, 0),
             learnt_lengths: AtomicU32::new(0),
         }
     }
@@ -59,12 +66,13 @@ impl Memory {
     /// The backend that holds the handshake with this 4-tuple and source connection ID.
     pub(crate) fn handshake(
         &self,
-        now: Instant,
+        lookup: &Lookup,
         listener: ListenerIndex,
         path: &ClientPath,
         scid: &[u8],
     ) -> Option<BackendId> {
-        self.handshakes.get(self.handshake_key(listener, path, scid), self.seconds(now))
+        let key = self.handshake_key(listener, path, scid);
+        self.handshakes.get(key, self.moment(lookup.now, HANDSHAKE_LIFETIME))
     }
 
     /// What is remembered of the handshake that an Initial towards `dcid` belongs to.
@@ -77,7 +85,7 @@ impl Memory {
         scid: &[u8],
     ) -> Option<Handshake> {
         let key = self.handshake_key(listener, path, scid);
-        let note = self.handshakes.note(key, self.seconds(now))?;
+        let note = self.handshakes.note(key, self.moment(now, HANDSHAKE_LIFETIME))?;
         let same_dcid = note & !VALIDATED == self.dcid_note(dcid);
         Some(Handshake { validated: note & VALIDATED != 0, same_dcid })
     }
@@ -96,13 +104,13 @@ impl Memory {
         let key = self.handshake_key(listener, path, header.scid);
         let flag = if validated { VALIDATED } else { 0 };
         let note = self.dcid_note(header.dcid) | flag;
-        self.handshakes.insert(key, backend, note, self.seconds(now));
+        self.handshakes.insert(key, backend, note, self.moment(now, HANDSHAKE_LIFETIME));
     }
 
     /// The backend that was seen to use the connection ID of a long header.
     pub(crate) fn connection_id(
         &self,
-        now: Instant,
+        lookup: &Lookup,
         pool: &PoolRoute,
         dcid: &[u8],
     ) -> Option<BackendId> {
@@ -112,14 +120,15 @@ impl Memory {
         if !possible {
             return None;
         }
-        self.connection_ids.get(self.connection_id_key(pool, dcid), self.seconds(now))
+        let key = self.connection_id_key(pool, dcid);
+        self.connection_ids.get(key, self.moment(lookup.now, lookup.learnt))
     }
 
     /// The backend that was seen to use the connection ID at the start of `rest`, the octets after
     /// the first one of a short header. Every length that a server has used is tried.
     pub(crate) fn connection_id_in_front(
         &self,
-        now: Instant,
+        lookup: &Lookup,
         pool: &PoolRoute,
         rest: &[u8],
     ) -> Option<BackendId> {
@@ -128,7 +137,7 @@ impl Memory {
             let len = lengths.trailing_zeros();
             lengths &= lengths - 1;
             if let Some(dcid) = rest.get(..len as usize)
-                && let Some(backend) = self.connection_id(now, pool, dcid)
+                && let Some(backend) = self.connection_id(lookup, pool, dcid)
             {
                 return Some(backend);
             }
@@ -140,7 +149,7 @@ impl Memory {
     /// octets, and those longer than versions 1 and 2 allow, are not remembered.
     pub(crate) fn learn_connection_id(
         &self,
-        now: Instant,
+        lookup: &Lookup,
         pool: &PoolRoute,
         cid: &[u8],
         backend: BackendId,
@@ -148,14 +157,13 @@ impl Memory {
         let Some(cid) = ConnectionId::new(cid).filter(|cid| !cid.is_empty()) else { return };
         self.learnt_lengths.fetch_or(1 << cid.len(), Relaxed);
         let key = self.connection_id_key(pool, &cid);
-        self.connection_ids.insert(key, backend, 0, self.seconds(now));
+        self.connection_ids.insert(key, backend, 0, self.moment(lookup.now, lookup.learnt));
     }
 
     /// Forgets what has not been used for long. To be called every few seconds, by no worker.
-    pub fn sweep(&self, now: Instant) {
-        let now = self.seconds(now);
-        self.handshakes.sweep(now);
-        self.connection_ids.sweep(now);
+    pub fn sweep(&self, now: Instant, lifetimes: &Lifetimes) {
+        self.handshakes.sweep(self.moment(now, HANDSHAKE_LIFETIME));
+        self.connection_ids.sweep(self.moment(now, lifetimes.learnt));
     }
 
     /// Remembered handshakes and learnt connection IDs.
@@ -179,8 +187,23 @@ impl Memory {
         self.hash.hash_one((pool.tag, cid))
     }
 
-    fn seconds(&self, now: Instant) -> u32 {
-        u32::try_from(now.saturating_duration_since(self.epoch).as_secs()).unwrap_or(u32::MAX)
+    fn moment(&self, now: Instant, lifetime: Duration) -> Moment {
+        let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        let since_epoch = now.saturating_duration_since(self.epoch);
+        Moment { now: seconds(since_epoch), lifetime: seconds(lifetime) }
+    }
+}
+
+/// The time in whole seconds, and for how many an entry is kept after its last use.
+#[derive(Clone, Copy)]
+struct Moment {
+    now: u32,
+    lifetime: u32,
+}
+
+impl Moment {
+    const fn is_stale(self, last_used: u32) -> bool {
+        self.now.saturating_sub(last_used) > self.lifetime
     }
 }
 
@@ -193,7 +216,6 @@ struct Bounded {
     capacity: usize,
     /// How much of that is for handshakes whose clients have proved their address.
     reserve: usize,
-    lifetime: u32,
 }
 
 #[derive(Debug)]
@@ -209,43 +231,42 @@ struct Remembered {
 const VALIDATED: u32 = 1 << 31;
 
 impl Bounded {
-    fn new(capacity: usize, reserve: usize, lifetime: Duration) -> Self {
+    fn new(capacity: usize, reserve: usize) -> Self {
         let map = DashMap::with_capacity_and_hasher_and_shard_amount(
             capacity,
             BuildHasherDefault::default(),
             SHARDS,
         );
-        let lifetime = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX);
-        Self { map, len: AtomicUsize::new(0), capacity, reserve, lifetime }
+        Self { map, len: AtomicUsize::new(0), capacity, reserve }
     }
 
-    fn get(&self, key: u64, now: u32) -> Option<BackendId> {
+    fn get(&self, key: u64, moment: Moment) -> Option<BackendId> {
         let entry = self.map.get(&key)?;
-        if self.is_stale(entry.last_used.load(Relaxed), now) {
+        if moment.is_stale(entry.last_used.load(Relaxed)) {
             return None;
         }
-        entry.last_used.store(now, Relaxed);
+        entry.last_used.store(moment.now, Relaxed);
         Some(entry.backend)
     }
 
-    fn note(&self, key: u64, now: u32) -> Option<u32> {
+    fn note(&self, key: u64, moment: Moment) -> Option<u32> {
         let entry = self.map.get(&key)?;
-        let stale = self.is_stale(entry.last_used.load(Relaxed), now);
+        let stale = moment.is_stale(entry.last_used.load(Relaxed));
         (!stale).then(|| entry.note.load(Relaxed))
     }
 
-    fn insert(&self, key: u64, backend: BackendId, note: u32, now: u32) {
+    fn insert(&self, key: u64, backend: BackendId, note: u32, moment: Moment) {
         let fresh = || {
-            let (last_used, note) = (AtomicU32::new(now), AtomicU32::new(note));
+            let (last_used, note) = (AtomicU32::new(moment.now), AtomicU32::new(note));
             Remembered { backend, last_used, note }
         };
         match self.map.entry(key) {
             Entry::Occupied(mut entry) => {
-                let stale = self.is_stale(entry.get().last_used.load(Relaxed), now);
+                let stale = moment.is_stale(entry.get().last_used.load(Relaxed));
                 if stale {
                     entry.insert(fresh());
                 } else {
-                    entry.get().last_used.store(now, Relaxed);
+                    entry.get().last_used.store(moment.now, Relaxed);
                     // The backend stays; that its client is who it says may become known.
                     if note & VALIDATED != 0 {
                         entry.get().note.store(note, Relaxed);
@@ -266,18 +287,14 @@ impl Bounded {
         }
     }
 
-    fn sweep(&self, now: u32) {
+    fn sweep(&self, moment: Moment) {
         let mut gone = 0;
         self.map.retain(|_, entry| {
-            let stale = self.is_stale(entry.last_used.load(Relaxed), now);
+            let stale = moment.is_stale(entry.last_used.load(Relaxed));
             gone += usize::from(stale);
             !stale
         });
         self.len.fetch_sub(gone, Relaxed);
-    }
-
-    const fn is_stale(&self, last_used: u32, now: u32) -> bool {
-        now.saturating_sub(last_used) > self.lifetime
     }
 }
 
@@ -313,18 +330,28 @@ mod tests {
         (routing, ids)
     }
 
+    const LIFETIMES: Lifetimes = Lifetimes {
+        flow_idle: Duration::from_secs(180),
+        flow_unanswered: Duration::from_secs(10),
+        learnt: Duration::from_secs(180),
+    };
+
+    fn at(now: Instant) -> Lookup {
+        Lookup { now, learnt: LIFETIMES.learnt }
+    }
+
     #[test]
     fn an_entry_is_never_moved_to_another_backend_while_it_lives() {
         let (routing, ids) = backends();
         let pool = routing.pool(PoolIndex(0));
         let start = Instant::now();
-        let memory = Memory::new(100, Duration::from_secs(180), start);
-        memory.learn_connection_id(start, pool, b"12345678", ids[0]);
-        memory.learn_connection_id(start, pool, b"12345678", ids[1]);
-        assert_eq!(memory.connection_id(start, pool, b"12345678"), Some(ids[0]));
+        let memory = Memory::new(100, start);
+        memory.learn_connection_id(&at(start), pool, b"12345678", ids[0]);
+        memory.learn_connection_id(&at(start), pool, b"12345678", ids[1]);
+        assert_eq!(memory.connection_id(&at(start), pool, b"12345678"), Some(ids[0]));
         let later = start + Duration::from_secs(182);
-        memory.learn_connection_id(later, pool, b"12345678", ids[1]);
-        assert_eq!(memory.connection_id(later, pool, b"12345678"), Some(ids[1]));
+        memory.learn_connection_id(&at(later), pool, b"12345678", ids[1]);
+        assert_eq!(memory.connection_id(&at(later), pool, b"12345678"), Some(ids[1]));
     }
 
     #[test]
@@ -332,14 +359,14 @@ mod tests {
         let (routing, ids) = backends();
         let pool = routing.pool(PoolIndex(0));
         let start = Instant::now();
-        let memory = Memory::new(100, Duration::from_secs(180), start);
-        memory.learn_connection_id(start, pool, b"12345678", ids[0]);
+        let memory = Memory::new(100, start);
+        memory.learn_connection_id(&at(start), pool, b"12345678", ids[0]);
         for minutes in 1..10 {
             let now = start + Duration::from_secs(minutes * 150);
-            memory.sweep(now);
-            assert_eq!(memory.connection_id(now, pool, b"12345678"), Some(ids[0]));
+            memory.sweep(now, &LIFETIMES);
+            assert_eq!(memory.connection_id(&at(now), pool, b"12345678"), Some(ids[0]));
         }
-        memory.sweep(start + Duration::from_secs(9 * 150 + 181));
+        memory.sweep(start + Duration::from_secs(9 * 150 + 181), &LIFETIMES);
         assert_eq!(memory.sizes(), (0, 0));
     }
 
@@ -348,32 +375,32 @@ mod tests {
         let (routing, ids) = backends();
         let pool = routing.pool(PoolIndex(0));
         let start = Instant::now();
-        let memory = Memory::new(20, Duration::from_secs(180), start);
+        let memory = Memory::new(20, start);
         for n in 0..1000u64 {
-            memory.learn_connection_id(start, pool, &n.to_be_bytes(), ids[0]);
+            memory.learn_connection_id(&at(start), pool, &n.to_be_bytes(), ids[0]);
         }
         assert_eq!(memory.sizes().1, 10);
         for n in 0..10u64 {
-            assert_eq!(memory.connection_id(start, pool, &n.to_be_bytes()), Some(ids[0]));
+            assert_eq!(memory.connection_id(&at(start), pool, &n.to_be_bytes()), Some(ids[0]));
         }
-        memory.sweep(start + Duration::from_secs(200));
+        memory.sweep(start + Duration::from_secs(200), &LIFETIMES);
         let later = start + Duration::from_secs(200);
-        memory.learn_connection_id(later, pool, b"another!", ids[1]);
-        assert_eq!(memory.connection_id(later, pool, b"another!"), Some(ids[1]));
+        memory.learn_connection_id(&at(later), pool, b"another!", ids[1]);
+        assert_eq!(memory.connection_id(&at(later), pool, b"another!"), Some(ids[1]));
     }
 
     #[test]
     fn forged_handshakes_leave_room_for_validated_ones() {
         let (_, ids) = backends();
         let now = Instant::now();
-        let memory = Memory::new(40, Duration::from_secs(180), now);
+        let memory = Memory::new(40, now);
         let path = ClientPath { client: ([192, 0, 2, 1], 50_000).into(), local: None };
         let remember = |n: u64, validated| {
             let scid = n.to_be_bytes();
             let octets = crate::fixtures::initial(Version::V1, &[1; 8], &scid, &[]);
             let Ok(Packet::Long(header)) = Packet::read(&octets) else { panic!("a long header") };
             memory.remember_handshake(now, ListenerIndex(0), &path, &header, ids[0], validated);
-            memory.handshake(now, ListenerIndex(0), &path, &scid).is_some()
+            memory.handshake(&at(now), ListenerIndex(0), &path, &scid).is_some()
         };
         assert_eq!((0..100).filter(|&n| remember(n, false)).count(), 10);
         assert_eq!((100..200).filter(|&n| remember(n, true)).count(), 10);
@@ -386,17 +413,17 @@ mod tests {
         let (routing, ids) = backends();
         let pool = routing.pool(PoolIndex(0));
         let now = Instant::now();
-        let memory = Memory::new(20, Duration::from_secs(180), now);
-        memory.learn_connection_id(now, pool, b"fourteen octet", ids[0]);
-        memory.learn_connection_id(now, pool, b"eight oc", ids[1]);
+        let memory = Memory::new(20, now);
+        memory.learn_connection_id(&at(now), pool, b"fourteen octet", ids[0]);
+        memory.learn_connection_id(&at(now), pool, b"eight oc", ids[1]);
         assert_eq!(
-            memory.connection_id_in_front(now, pool, b"fourteen octets and a payload"),
+            memory.connection_id_in_front(&at(now), pool, b"fourteen octets and a payload"),
             Some(ids[0])
         );
         assert_eq!(
-            memory.connection_id_in_front(now, pool, b"eight octets and a payload"),
+            memory.connection_id_in_front(&at(now), pool, b"eight octets and a payload"),
             Some(ids[1])
         );
-        assert_eq!(memory.connection_id_in_front(now, pool, b"neither"), None);
+        assert_eq!(memory.connection_id_in_front(&at(now), pool, b"neither"), None);
     }
 }

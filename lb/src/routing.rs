@@ -4,11 +4,12 @@
 use std::{
     hash::Hasher,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use hashbrown::HashMap;
 use quic::routable::{Decoded, Decoder};
-use quic_lb_config::{Admission, Config, Listener, Pool};
+use quic_lb_config::{Admission, Config, Listener, Pool, Timeouts};
 use siphasher::sip::SipHasher13;
 
 use crate::{
@@ -22,9 +23,29 @@ use crate::{
 /// The snapshot.
 #[derive(Debug)]
 pub struct Routing {
+    /// How long what is remembered lives.
+    pub lifetimes: Lifetimes,
     listeners: Vec<ListenerRoute>,
     pools: Vec<PoolRoute>,
     backends: Vec<Option<BackendRoute>>,
+}
+
+/// How long what is remembered of clients and servers lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// A flow without a datagram either way.
+    pub flow_idle: Duration,
+    /// A flow whose backend has not answered.
+    pub flow_unanswered: Duration,
+    /// A learnt connection ID that nobody uses: as long as the flow of its connection.
+    pub learnt: Duration,
+}
+
+impl From<&Timeouts> for Lifetimes {
+    fn from(timeouts: &Timeouts) -> Self {
+        let &Timeouts { flow_idle, flow_unanswered, .. } = timeouts;
+        Self { flow_idle, flow_unanswered, learnt: flow_idle }
+    }
 }
 
 /// What a listener leads to, and whom it lets in.
@@ -119,7 +140,8 @@ impl Routing {
         let listeners = config.listeners.iter().zip(gates).map(|(listener, gate)| {
             ListenerRoute::new(pools_of(listener), &config.pools, &servers, gate)
         });
-        Self { listeners: listeners.collect(), pools, backends }
+        let lifetimes = Lifetimes::from(&config.timeouts);
+        Self { lifetimes, listeners: listeners.collect(), pools, backends }
     }
 
     /// What `listener` leads to.

@@ -73,6 +73,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct Balancer {
     workers: Workers,
     routing: Arc<Routing>,
+    registry: Registry,
+    snapshot: Arc<ArcSwap<Routing>>,
 }
 
 impl Balancer {
@@ -81,12 +83,20 @@ impl Balancer {
     }
 
     fn try_start(config: &Config) -> Result<Self, StartError> {
+        let mut registry = Registry::default();
         let state = |_: &str, _: &str| BackendState::Active;
-        let routing = Arc::new(Routing::new(config, &mut Registry::default(), state));
-        let memory =
-            Memory::new(config.limits.remembered.get(), Duration::from_secs(60), Instant::now());
-        let swap = Arc::new(ArcSwap::new(Arc::clone(&routing)));
-        Ok(Self { workers: Workers::start(config, swap, Arc::new(memory))?, routing })
+        let routing = Arc::new(Routing::new(config, &mut registry, state));
+        let memory = Arc::new(Memory::new(config.limits.remembered.get(), Instant::now()));
+        let snapshot = Arc::new(ArcSwap::new(Arc::clone(&routing)));
+        let workers = Workers::start(config, Arc::clone(&snapshot), memory)?;
+        Ok(Self { workers, routing, registry, snapshot })
+    }
+
+    /// Gives the running workers another snapshot.
+    fn reload(&mut self, config: &Config) {
+        let state = |_: &str, _: &str| BackendState::Active;
+        self.routing = Arc::new(Routing::new(config, &mut self.registry, state));
+        self.snapshot.store(Arc::clone(&self.routing));
     }
 
     fn address(&self) -> SocketAddr {
@@ -515,6 +525,21 @@ fn idle_flows_end_and_their_sockets_close() {
     let again = client(balancer.address());
     again.send(&packet(0, 2, 100)).unwrap();
     assert_eq!(receive(&again), packet(0, 2, 100));
+}
+
+#[test]
+fn a_reload_with_a_shorter_idle_time_ends_flows_of_running_workers() {
+    let _alone = alone();
+    let echo = Echo::start("127.0.0.1:0");
+    let mut config = config("127.0.0.1:0", &[echo.address]);
+    let mut balancer = Balancer::start(&config);
+    let client = client(balancer.address());
+    client.send(&packet(0, 1, 100)).unwrap();
+    receive(&client);
+    wait_until("there is a flow", || balancer.flows() == 1);
+    config.timeouts.flow_idle = Duration::from_millis(100);
+    balancer.reload(&config);
+    wait_until("it ends", || balancer.flows() == 0);
 }
 
 #[test]

@@ -22,9 +22,7 @@ use super::{
 use crate::{
     backend::BackendState,
     client_path::{ClientPath, ListenerIndex},
-    forwarder::{
-        AdmissionStep, Birth, Clock, Datagram, Explanation, FlowLimits, Forwarder, Outcome,
-    },
+    forwarder::{AdmissionStep, Birth, Clock, Datagram, Explanation, Forwarder, Outcome},
     memory::Memory,
     registry::Registry,
     routing::Routing,
@@ -97,16 +95,11 @@ impl<'a> Explainer<'a> {
         let mut registry = Registry::default();
         let routing = Routing::new(config, &mut registry, |_, _| BackendState::Active);
         let routing = Arc::new(routing);
-        let limits = FlowLimits {
-            max_flows: config.limits.flows.get().min(MAX_FLOWS),
-            idle: config.timeouts.flow_idle,
-            unanswered: config.timeouts.flow_unanswered,
-        };
-        let remembered = config.limits.remembered.get().min(MAX_FLOWS);
-        let memory = Memory::new(remembered, config.timeouts.flow_idle, epoch);
+        let max_flows = config.limits.flows.get().min(MAX_FLOWS);
+        let memory = Memory::new(config.limits.remembered.get().min(MAX_FLOWS), epoch);
         // Nothing random is printed, and nobody gets the tokens that are made here.
         let birth = Birth { clock: Clock { now: epoch, unix: SystemTime::now() }, seed: [0; 32] };
-        let forwarder = Forwarder::new(limits, Arc::clone(&routing), Arc::new(memory), &birth);
+        let forwarder = Forwarder::new(max_flows, Arc::clone(&routing), Arc::new(memory), &birth);
         Self { config, routing, forwarder, epoch, first: None, handshakes: HashMap::new() }
     }
 

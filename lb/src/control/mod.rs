@@ -33,6 +33,7 @@ use tracing::{error, info, warn};
 use crate::{
     logging::Logging,
     memory::Memory,
+    routing::Lifetimes,
     worker::{StartError, Workers},
 };
 use plane::{ControlPlane, Stage};
@@ -56,8 +57,7 @@ pub fn run(path: &Path) -> Result<(), RunError> {
     // Everything that can fail is tried before the first datagram is taken.
     let admin = config.admin.map(bind_admin).transpose()?;
 
-    let memory =
-        Memory::new(config.limits.remembered.get(), config.timeouts.flow_idle, Instant::now());
+    let memory = Memory::new(config.limits.remembered.get(), Instant::now());
     let memory = Arc::new(memory);
     let mut plane = ControlPlane::new(config, Arc::clone(&memory), seed()?);
     let routing = Arc::clone(plane.routing());
@@ -161,7 +161,6 @@ async fn look_after(
             plane.on_tick(now);
             plane.config().timeouts
         };
-        workers.set_timeouts(&timeouts);
         if let Some(reason) = workers.failure() {
             shared.plane().set_stage(Stage::Broken);
             error!(reason, "a worker has ended by itself");
@@ -169,7 +168,7 @@ async fn look_after(
         }
         if now >= next_sweep {
             next_sweep = now + SWEEP;
-            sweep(&memory, now);
+            sweep(&memory, now, Lifetimes::from(&timeouts));
         }
         if let Some(began) = draining {
             if shared.plane().flows() == 0 {
@@ -203,9 +202,9 @@ fn seed() -> Result<[u64; 2], RunError> {
 }
 
 /// A full table takes tens of milliseconds, too long for the thread that answers scrapes.
-fn sweep(memory: &Arc<Memory>, now: Instant) {
+fn sweep(memory: &Arc<Memory>, now: Instant, lifetimes: Lifetimes) {
     let memory = Arc::clone(memory);
-    tokio::task::spawn_blocking(move || memory.sweep(now));
+    tokio::task::spawn_blocking(move || memory.sweep(now, &lifetimes));
 }
 
 fn signals(kind: SignalKind) -> Result<Signal, RunError> {

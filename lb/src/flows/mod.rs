@@ -10,13 +10,14 @@
 
 mod queue;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hashbrown::HashMap;
 
 use crate::{
     backend::BackendId,
     client_path::{ClientPath, ListenerIndex, PathKey},
+    routing::Lifetimes,
     verdict::FlowId,
 };
 use queue::Queue;
@@ -30,17 +31,6 @@ pub struct Flow {
     pub path: ClientPath,
     /// The server's side.
     pub backend: BackendId,
-}
-
-/// What bounds and ends the flows of one worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FlowLimits {
-    /// How many there may be.
-    pub max_flows: usize,
-    /// Without a datagram either way for this long, a flow ends.
-    pub idle: Duration,
-    /// Without an answer of the backend for this long, a flow ends.
-    pub unanswered: Duration,
 }
 
 /// How much of the table is kept for connections that exist, which show it by a routable
@@ -67,7 +57,7 @@ pub(crate) enum Claim {
 /// The flow table.
 #[derive(Debug)]
 pub(crate) struct FlowTable {
-    limits: FlowLimits,
+    max_flows: usize,
     slots: Vec<Slot>,
     free: Vec<u32>,
     by_key: HashMap<FlowKey, u32, ahash::RandomState>,
@@ -107,21 +97,16 @@ struct PathState {
 }
 
 impl FlowTable {
-    pub(crate) fn new(limits: FlowLimits) -> Self {
+    pub(crate) fn new(max_flows: usize) -> Self {
         Self {
-            limits,
-            slots: Vec::with_capacity(limits.max_flows),
-            free: Vec::with_capacity(limits.max_flows),
-            by_key: HashMap::with_capacity_and_hasher(limits.max_flows, ahash::RandomState::new()),
-            by_path: HashMap::with_capacity_and_hasher(limits.max_flows, ahash::RandomState::new()),
-            half_open: Queue::with_capacity(limits.max_flows),
+            max_flows,
+            slots: Vec::with_capacity(max_flows),
+            free: Vec::with_capacity(max_flows),
+            by_key: HashMap::with_capacity_and_hasher(max_flows, ahash::RandomState::new()),
+            by_path: HashMap::with_capacity_and_hasher(max_flows, ahash::RandomState::new()),
+            half_open: Queue::with_capacity(max_flows),
             sweep_from: 0,
         }
-    }
-
-    pub(crate) fn set_timeouts(&mut self, limits: FlowLimits) {
-        self.limits.idle = limits.idle;
-        self.limits.unanswered = limits.unanswered;
     }
 
     /// The flow between `path` and `backend`, if there is one, for a datagram of the client; it
@@ -147,7 +132,7 @@ impl FlowTable {
     /// the number of the oldest half-open flow, which ends, or else there is `None`. Flows that were
     /// started at this very moment do not end: what they were started for is still to be done.
     pub(crate) fn open(&mut self, now: Instant, flow: Flow, claim: Claim) -> Option<FlowId> {
-        let max = self.limits.max_flows;
+        let max = self.max_flows;
         let limit = match claim {
             Claim::Established => max,
             Claim::None | Claim::Validated => max - max / RESERVE_DIVISOR,
@@ -214,7 +199,7 @@ impl FlowTable {
 
     /// Closes and reports flows that have not been used for too long. Each call looks at a part of
     /// the table.
-    pub(crate) fn sweep(&mut self, now: Instant, expired: &mut Vec<FlowId>) {
+    pub(crate) fn sweep(&mut self, now: Instant, lifetimes: &Lifetimes, expired: &mut Vec<FlowId>) {
         let share = self.slots.len().div_ceil(SWEEP_DIVISOR);
         for _ in 0..share {
             let index = self.sweep_from;
@@ -222,8 +207,8 @@ impl FlowTable {
             let slot = &self.slots[index];
             let lifetime = match slot.state {
                 SlotState::Free => continue,
-                SlotState::Unanswered => self.limits.unanswered,
-                SlotState::Answered => self.limits.idle,
+                SlotState::Unanswered => lifetimes.flow_unanswered,
+                SlotState::Answered => lifetimes.flow_idle,
             };
             if now.saturating_duration_since(slot.last_used) > lifetime {
                 #[expect(clippy::cast_possible_truncation, reason = "slots are numbered by u32")]

@@ -47,13 +47,13 @@ use quic::{
     routable::Unroutable,
 };
 
-pub use crate::flows::{Flow, FlowLimits};
+pub use crate::flows::Flow;
 use crate::{
     admission::Ruling,
     backend::BackendId,
     client_path::ListenerIndex,
     flows::{Claim, FlowTable},
-    memory::Memory,
+    memory::{Lookup, Memory},
     routing::Routing,
     verdict::{DropReason, FlowId, Opening, ReplyKind, Rule, TokenResult, Verdict},
 };
@@ -109,10 +109,10 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// A forwarder without flows.
+    /// A forwarder without flows, and with room for `max_flows`.
     #[must_use]
     pub fn new(
-        limits: FlowLimits,
+        max_flows: usize,
         routing: Arc<Routing>,
         memory: Arc<Memory>,
         birth: &Birth,
@@ -120,7 +120,7 @@ impl Forwarder {
         Self {
             routing,
             memory,
-            flows: FlowTable::new(limits),
+            flows: FlowTable::new(max_flows),
             hash: ahash::RandomState::new(),
             clock: birth.clock,
             random: Random::new(birth.seed),
@@ -134,15 +134,10 @@ impl Forwarder {
         self.clock = clock;
     }
 
-    /// Replaces the routing snapshot. Flows stay as they are.
+    /// Replaces the routing snapshot, and with it every setting that may change while the process
+    /// runs. Flows stay as they are.
     pub fn set_routing(&mut self, routing: Arc<Routing>) {
         self.routing = routing;
-    }
-
-    /// Changes how long flows live. How many there may be stays as it was at the start, since the
-    /// tables have been made for it.
-    pub fn set_timeouts(&mut self, limits: FlowLimits) {
-        self.flows.set_timeouts(limits);
     }
 
     /// Decides about `datagrams`, which arrived on one listener: `verdicts[n]` becomes the verdict
@@ -246,7 +241,7 @@ impl Forwarder {
     /// Ends flows that have been idle for too long and appends them to `expired`. Sixteen calls
     /// look at every flow once.
     pub fn sweep(&mut self, now: Instant, expired: &mut Vec<FlowId>) {
-        self.flows.sweep(now, expired);
+        self.flows.sweep(now, &self.routing.lifetimes, expired);
     }
 
     /// The flow behind a number from a verdict.
@@ -390,7 +385,8 @@ impl Forwarder {
             return;
         }
         let pool = self.routing.pool(server.pool);
-        self.memory.learn_connection_id(now, pool, header.scid, backend);
+        let lookup = Lookup { now, learnt: self.routing.lifetimes.learnt };
+        self.memory.learn_connection_id(&lookup, pool, header.scid, backend);
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     backend::{BackendId, BackendState},
     client_path::{ClientPath, ListenerIndex},
     flows::FlowTable,
-    memory::Memory,
+    memory::{Lookup, Memory},
     routing::{FallbackKey, ListenerRoute, PoolRoute, Routing},
     verdict::Rule,
 };
@@ -103,10 +103,11 @@ impl Rules<'_> {
     /// The backend that was seen to use the destination connection ID of a packet: rule 3, and what
     /// admission wants to know of an Initial.
     pub(super) fn learnt(&self, question: &Question<'_>) -> Option<BackendId> {
-        let &Question { now, route, packet, .. } = question;
+        let &Question { route, packet, .. } = question;
+        let lookup = self.lookup(question);
         self.routing.pools_behind(route).find_map(|pool| match packet {
-            Packet::Long(header) => self.memory.connection_id(now, pool, header.dcid),
-            Packet::Short(header) => self.memory.connection_id_in_front(now, pool, header.rest),
+            Packet::Long(header) => self.memory.connection_id(&lookup, pool, header.dcid),
+            Packet::Short(header) => self.memory.connection_id_in_front(&lookup, pool, header.rest),
         })
     }
 
@@ -124,9 +125,11 @@ impl Rules<'_> {
         question: &Question<'_>,
         trace: &mut impl Trace,
     ) -> Option<BackendId> {
-        let &Question { now, listener, path, packet, .. } = question;
+        let &Question { listener, path, packet, .. } = question;
         let remembered = match packet {
-            Packet::Long(header) => self.memory.handshake(now, listener, path, header.scid),
+            Packet::Long(header) => {
+                self.memory.handshake(&self.lookup(question), listener, path, header.scid)
+            }
             Packet::Short(_) => None,
         };
         // The handshake of such a packet has had no answer with a connection ID that leads to its
@@ -138,6 +141,10 @@ impl Rules<'_> {
         let present = remembered.filter(|&id| may_answer(id));
         trace.step(Rule::FourTupleScid, present, || trace::handshake(packet, remembered, present));
         present
+    }
+
+    fn lookup(&self, question: &Question<'_>) -> Lookup {
+        Lookup { now: question.now, learnt: self.routing.lifetimes.learnt }
     }
 
     fn dcid(&self, question: &Question<'_>, trace: &mut impl Trace) -> Option<BackendId> {

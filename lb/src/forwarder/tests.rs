@@ -32,14 +32,12 @@ impl Bench {
 
     fn with_flows(routable: bool, max_flows: usize) -> Self {
         let now = Instant::now();
-        let memory = Arc::new(Memory::new(1000, Duration::from_secs(180), now));
+        let memory = Arc::new(Memory::new(1000, now));
         let mut registry = Registry::default();
         let routing =
             Routing::new(&fixtures::config(routable), &mut registry, |_, _| Default::default());
-        let idle = Duration::from_secs(180);
-        let limits = FlowLimits { max_flows, idle, unanswered: Duration::from_secs(10) };
         let birth = Birth { clock: Clock { now, unix: UNIX_EPOCH }, seed: [7; 32] };
-        let forwarder = Forwarder::new(limits, Arc::new(routing), Arc::clone(&memory), &birth);
+        let forwarder = Forwarder::new(max_flows, Arc::new(routing), Arc::clone(&memory), &birth);
         Self { forwarder, registry, memory, now }
     }
 
@@ -436,6 +434,35 @@ fn flows_end_when_unused_and_sooner_when_never_answered() {
     assert_eq!(sweep(180), []);
     assert_eq!(sweep(181), [answered]);
     assert_eq!(bench.forwarder.flow_count(), 0);
+}
+
+#[test]
+fn a_reload_with_shorter_timeouts_ends_flows_and_forgets_what_was_learnt() {
+    let mut bench = Bench::new(false);
+    let cid = [0xee; 9];
+    let (backend, _, answered) = bench.forwarded(1, &hello(1));
+    bench.forwarder.returned(bench.now, answered, &long(V1, b"client", &cid));
+    let (_, _, unanswered) = bench.forwarded(2, &hello(2));
+    bench.now += Duration::from_secs(6);
+    let sweep = |bench: &mut Bench| {
+        let mut expired = Vec::new();
+        (0..16).for_each(|_| bench.forwarder.sweep(bench.now, &mut expired));
+        bench.memory.sweep(bench.now, &bench.forwarder.routing.lifetimes);
+        expired
+    };
+    assert_eq!(sweep(&mut bench), []);
+    assert_eq!(bench.memory.sizes().1, 1);
+
+    bench.reload(|config| config.timeouts.flow_unanswered = Duration::from_secs(5), false);
+    assert_eq!(sweep(&mut bench), [unanswered]);
+    // From an address that nothing is remembered of, so that the connection ID alone tells.
+    assert_eq!(bench.forwarded(3, &short(&cid)).1, Rule::Dcid);
+
+    bench.now += Duration::from_secs(6);
+    bench.reload(|config| config.timeouts.flow_idle = Duration::from_secs(5), false);
+    assert_ne!(bench.forwarded(4, &short(&cid)).1, Rule::Dcid, "{backend} is not remembered");
+    assert!(sweep(&mut bench).contains(&answered));
+    assert_eq!(bench.memory.sizes().1, 0);
 }
 
 #[test]

@@ -12,7 +12,7 @@
 //!
 //! | part | what it is for |
 //! | --- | --- |
-//! | `setup` | what a worker is started with and told |
+//! | `setup` | what a worker is started with |
 //! | `thread` | the thread: descriptors, listeners, the report that it is ready |
 //! | `round` | the loop of one worker |
 //! | `burst` | what the forwarder is asked about at once |
@@ -40,13 +40,17 @@ use std::{
     io,
     net::SocketAddr,
     num::NonZeroUsize,
-    sync::{Arc, atomic::Ordering::Relaxed, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
     thread::JoinHandle,
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use quic_lb_config::{Config, Timeouts};
+use quic_lb_config::Config;
 
 use crate::{
     counters::WorkerCounters,
@@ -55,7 +59,7 @@ use crate::{
     socket::{self, Sharing},
     totals::Totals,
 };
-use setup::{Setup, Shared};
+use setup::Setup;
 pub use thread::StartError;
 use thread::{Report, sharing_of};
 
@@ -66,7 +70,7 @@ const READY_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Workers {
     threads: Vec<JoinHandle<io::Result<()>>>,
-    shared: Arc<Shared>,
+    stop: Arc<AtomicBool>,
     totals: Totals,
     addresses: Vec<SocketAddr>,
     flow_capacity: usize,
@@ -87,7 +91,7 @@ impl Workers {
         let count = count.map_or(1, NonZeroUsize::get);
         let mut workers = Self {
             threads: Vec::new(),
-            shared: Arc::new(Shared::new(&config.timeouts)),
+            stop: Arc::default(),
             totals: Totals::default(),
             addresses: config.listeners.iter().map(|listener| listener.address).collect(),
             flow_capacity: 0,
@@ -105,7 +109,7 @@ impl Workers {
                 flows: config.limits.flows.get().div_ceil(count),
                 descriptors,
                 siblings: count,
-                shared: Arc::clone(&workers.shared),
+                stop: Arc::clone(&workers.stop),
                 routing: Arc::clone(&routing),
                 memory: Arc::clone(&memory),
                 counters: Arc::clone(&counters),
@@ -151,11 +155,6 @@ impl Workers {
         self.flow_capacity
     }
 
-    /// Changes how long flows live.
-    pub fn set_timeouts(&self, timeouts: &Timeouts) {
-        self.shared.set_timeouts(timeouts);
-    }
-
     /// Why a worker has ended, which none should before [`Workers::stop`].
     #[must_use]
     pub fn failure(&self) -> Option<String> {
@@ -179,7 +178,7 @@ impl Workers {
     }
 
     fn end(&mut self) -> Option<String> {
-        self.shared.stop.store(true, Relaxed);
+        self.stop.store(true, Relaxed);
         let mut failure = None;
         for thread in self.threads.drain(..) {
             match thread.join() {

@@ -8,7 +8,10 @@
 
 use std::{
     io, mem,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -19,7 +22,7 @@ use super::{
     burst::Burst,
     forward::ForwardPlan,
     replies::Outbox,
-    setup::{Setup, Shared},
+    setup::Setup,
     transmit::Transmitter,
     upstreams::{Connected, Link, NO_QUEUE, Upstreams, flow_of},
 };
@@ -43,7 +46,7 @@ const FLOW_MESSAGES: usize = 8;
 
 /// One worker at work.
 pub(super) struct Datapath {
-    shared: Arc<Shared>,
+    stop: Arc<AtomicBool>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     /// The one that the forwarder has.
     snapshot: Arc<Routing>,
@@ -64,7 +67,6 @@ pub(super) struct Datapath {
     back: ReturnPlan,
     expired: Vec<FlowId>,
     counters: Arc<WorkerCounters>,
-    max_flows: usize,
 }
 
 impl Datapath {
@@ -78,16 +80,15 @@ impl Datapath {
         }
         let mut routing = Cache::new(Arc::clone(&setup.routing));
         let snapshot = Arc::clone(routing.load());
-        let limits = setup.shared.limits(max_flows);
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
         let clock = Clock { now: Instant::now(), unix: SystemTime::now() };
         let start = Birth { clock, seed };
         Ok(Self {
-            shared: Arc::clone(&setup.shared),
+            stop: Arc::clone(&setup.stop),
             routing,
             snapshot: Arc::clone(&snapshot),
-            forwarder: Forwarder::new(limits, snapshot, Arc::clone(&setup.memory), &start),
+            forwarder: Forwarder::new(max_flows, snapshot, Arc::clone(&setup.memory), &start),
             listeners,
             upstreams: Upstreams::new(),
             poller,
@@ -101,7 +102,6 @@ impl Datapath {
             back: ReturnPlan::new(),
             expired: Vec::new(),
             counters: Arc::clone(&setup.counters),
-            max_flows,
         })
     }
 
@@ -109,7 +109,7 @@ impl Datapath {
         let mut ready = Ready::new(READY);
         let mut next_sweep = Instant::now() + TICK;
         let mut sleep = TICK;
-        while !self.shared.stop.load(Relaxed) {
+        while !self.stop.load(Relaxed) {
             self.poller.wait(&mut ready, sleep)?;
             let now = Instant::now();
             self.transmitter.begin();
@@ -351,7 +351,6 @@ impl Datapath {
     }
 
     fn sweep(&mut self, now: Instant) {
-        self.forwarder.set_timeouts(self.shared.limits(self.max_flows));
         self.forwarder.set_clock(Clock { now, unix: SystemTime::now() });
         let mut expired = mem::take(&mut self.expired);
         self.forwarder.sweep(now, &mut expired);

@@ -24,10 +24,10 @@ use quic::{
 use quic_lb::{
     admission::mode::Phase,
     client_path::{ClientPath, ListenerIndex},
-    forwarder::{BATCH, Birth, Clock, Datagram, FlowLimits, Forwarder},
+    forwarder::{BATCH, Birth, Clock, Datagram, Forwarder},
     memory::Memory,
     registry::Registry,
-    routing::Routing,
+    routing::{Lifetimes, Routing},
     verdict::{DropReason, FlowId, Verdict},
 };
 use quic_lb_config::{Config, RetryMode, Surroundings, TokenFormat, from_str};
@@ -188,14 +188,9 @@ impl Scene {
         let mut registry = Registry::default();
         let number = if plan.adaptive { 0 } else { 3 };
         let routing = routing(kind, number, &mut registry);
-        let memory = Arc::new(Memory::new(32, Duration::from_secs(180), now));
-        let limits = FlowLimits {
-            max_flows: FLOWS,
-            idle: Duration::from_secs(180),
-            unanswered: Duration::from_secs(10),
-        };
+        let memory = Arc::new(Memory::new(32, now));
         let birth = Birth { clock: Clock { now, unix: UNIX_EPOCH }, seed: [7; 32] };
-        let forwarder = Forwarder::new(limits, routing, Arc::clone(&memory), &birth);
+        let forwarder = Forwarder::new(FLOWS, routing, Arc::clone(&memory), &birth);
         let phase = phase(number);
         Self { kind, config, registry, forwarder, memory, now, phase, open: Vec::new() }
     }
@@ -308,7 +303,7 @@ impl Scene {
         self.now += time;
         let mut expired = Vec::new();
         self.forwarder.sweep(self.now, &mut expired);
-        self.memory.sweep(self.now);
+        self.memory.sweep(self.now, &Lifetimes::from(&self.config.timeouts));
         self.open.retain(|flow| !expired.contains(flow));
     }
 

@@ -11,7 +11,7 @@ use std::{
 use libfuzzer_sys::fuzz_target;
 use quic_lb::{
     client_path::{ClientPath, ListenerIndex},
-    forwarder::{Birth, Clock, Datagram, FlowLimits, Forwarder},
+    forwarder::{Birth, Clock, Datagram, Forwarder},
     memory::Memory,
     registry::Registry,
     routing::Routing,
@@ -47,11 +47,10 @@ fuzz_target!(|octets: &[u8]| {
     let config = if kind % 2 == 0 { &*OPEN } else { &*DEFENDED };
     let start = Instant::now();
     let routing = Routing::new(config, &mut Registry::default(), |_, _| Default::default());
-    let memory = Arc::new(Memory::new(32, Duration::from_secs(180), start));
-    let idle = Duration::from_secs(180);
-    let limits = FlowLimits { max_flows: 16, idle, unanswered: Duration::from_secs(10) };
+    let lifetimes = routing.lifetimes;
+    let memory = Arc::new(Memory::new(32, start));
     let birth = Birth { clock: Clock { now: start, unix: UNIX_EPOCH }, seed: [7; 32] };
-    let mut forwarder = Forwarder::new(limits, Arc::new(routing), Arc::clone(&memory), &birth);
+    let mut forwarder = Forwarder::new(16, Arc::new(routing), Arc::clone(&memory), &birth);
     let path =
         |port: u8| ClientPath { client: ([192, 0, 2, 1], 1 + u16::from(port)).into(), local: None };
     let send = |forwarder: &mut Forwarder, now, port, octets: &[u8]| {
@@ -86,7 +85,7 @@ fuzz_target!(|octets: &[u8]| {
             _ => {
                 now += Duration::from_secs(u64::from(argument));
                 forwarder.sweep(now, &mut expired);
-                memory.sweep(now);
+                memory.sweep(now, &lifetimes);
                 open.retain(|flow| !expired.contains(flow));
                 expired.clear();
             }

@@ -14,7 +14,7 @@ use quic_lb::{
     admission::mode::{Load, Settings, Switch},
     backend::BackendState,
     client_path::{ClientPath, ListenerIndex},
-    forwarder::{Birth, Clock, Datagram, FlowLimits, Forwarder},
+    forwarder::{Birth, Clock, Datagram, Forwarder},
     memory::Memory,
     registry::Registry,
     routing::Routing,
@@ -59,18 +59,13 @@ impl Balancer {
         let mut registry = Registry::default();
         let config = config(front, cid_configs, backends);
         let routing = Routing::new(&config, &mut registry, |_, _| BackendState::Active);
-        let limits = FlowLimits {
-            max_flows: 10_000,
-            idle: Duration::from_secs(180),
-            unanswered: Duration::from_secs(10),
-        };
         let clock = Clock { now: origin(), unix: wall() };
         let birth = Birth { clock, seed: [0xb1; 32] };
-        let memory = Arc::new(Memory::new(10_000, Duration::from_secs(180), origin()));
+        let memory = Arc::new(Memory::new(10_000, origin()));
         Self {
             front,
             inside,
-            forwarder: Forwarder::new(limits, Arc::new(routing), memory, &birth),
+            forwarder: Forwarder::new(10_000, Arc::new(routing), memory, &birth),
             registry,
             validation: Switch::at_start(config.retry.mode),
             config,
