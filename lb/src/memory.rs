@@ -39,22 +39,33 @@ pub struct Memory {
     learnt_lengths: AtomicU32,
 }
 
-/// When something is looked up.
+/// What finding an entry does to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// It counts as used now.
+    Prolong,
+    /// Nothing: the decision is only told.
+    Peek,
+}
+
+/// When and to what end something is looked up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lookup {
     pub(crate) now: Instant,
     /// How long a learnt connection ID is kept after its last use.
     pub(crate) learnt: Duration,
+    pub(crate) usage: Use,
 }
 
 impl Memory {
-    /// Room for `capacity` entries, half of them handshakes.
+    /// Room for `capacity` entries, half of them handshakes. Nobody outside may know `seed`, so that
+    /// nobody can aim at a shard or make keys collide.
     #[must_use]
-    pub fn new(capacity: usize, epoch: Instant) -> Self {
+    pub fn new(capacity: usize, epoch: Instant, seed: [u64; 4]) -> Self {
         let half = capacity.div_ceil(2);
+        let [a, b, c, d] = seed;
         Self {
-            // Seeded by the operating system: nobody outside can aim at a shard or collide keys.
-            hash: ahash::RandomState::new(),
+            hash: ahash::RandomState::with_seeds(a, b, c, d),
             epoch,
             // Forged senders must not crowd out those who prove to be none.
             handshakes: Bounded::new(half, half / 2),
@@ -72,7 +83,7 @@ impl Memory {
         scid: &[u8],
     ) -> Option<BackendId> {
         let key = self.handshake_key(listener, path, scid);
-        self.handshakes.get(key, self.moment(lookup.now, HANDSHAKE_LIFETIME))
+        self.handshakes.get(key, self.moment(lookup.now, HANDSHAKE_LIFETIME), lookup.usage)
     }
 
     /// What is remembered of the handshake that an Initial towards `dcid` belongs to.
@@ -121,7 +132,7 @@ impl Memory {
             return None;
         }
         let key = self.connection_id_key(pool, dcid);
-        self.connection_ids.get(key, self.moment(lookup.now, lookup.learnt))
+        self.connection_ids.get(key, self.moment(lookup.now, lookup.learnt), lookup.usage)
     }
 
     /// The backend that was seen to use the connection ID at the start of `rest`, the octets after
@@ -240,12 +251,14 @@ impl Bounded {
         Self { map, len: AtomicUsize::new(0), capacity, reserve }
     }
 
-    fn get(&self, key: u64, moment: Moment) -> Option<BackendId> {
+    fn get(&self, key: u64, moment: Moment, usage: Use) -> Option<BackendId> {
         let entry = self.map.get(&key)?;
         if moment.is_stale(entry.last_used.load(Relaxed)) {
             return None;
         }
-        entry.last_used.store(moment.now, Relaxed);
+        if usage == Use::Prolong {
+            entry.last_used.store(moment.now, Relaxed);
+        }
         Some(entry.backend)
     }
 
@@ -337,7 +350,7 @@ mod tests {
     };
 
     fn at(now: Instant) -> Lookup {
-        Lookup { now, learnt: LIFETIMES.learnt }
+        Lookup { now, learnt: LIFETIMES.learnt, usage: Use::Prolong }
     }
 
     #[test]
@@ -345,7 +358,7 @@ mod tests {
         let (routing, ids) = backends();
         let pool = routing.pool(PoolIndex(0));
         let start = Instant::now();
-        let memory = Memory::new(100, start);
+        let memory = Memory::new(100, start, [3; 4]);
         memory.learn_connection_id(&at(start), pool, b"12345678", ids[0]);
         memory.learn_connection_id(&at(start), pool, b"12345678", ids[1]);
         assert_eq!(memory.connection_id(&at(start), pool, b"12345678"), Some(ids[0]));
@@ -359,7 +372,7 @@ mod tests {
         let (routing, ids) = backends();
         let pool = routing.pool(PoolIndex(0));
         let start = Instant::now();
-        let memory = Memory::new(100, start);
+        let memory = Memory::new(100, start, [3; 4]);
         memory.learn_connection_id(&at(start), pool, b"12345678", ids[0]);
         for minutes in 1..10 {
             let now = start + Duration::from_secs(minutes * 150);
@@ -375,7 +388,7 @@ mod tests {
         let (routing, ids) = backends();
         let pool = routing.pool(PoolIndex(0));
         let start = Instant::now();
-        let memory = Memory::new(20, start);
+        let memory = Memory::new(20, start, [3; 4]);
         for n in 0..1000u64 {
             memory.learn_connection_id(&at(start), pool, &n.to_be_bytes(), ids[0]);
         }
@@ -393,7 +406,7 @@ mod tests {
     fn forged_handshakes_leave_room_for_validated_ones() {
         let (_, ids) = backends();
         let now = Instant::now();
-        let memory = Memory::new(40, now);
+        let memory = Memory::new(40, now, [3; 4]);
         let path = ClientPath { client: ([192, 0, 2, 1], 50_000).into(), local: None };
         let remember = |n: u64, validated| {
             let scid = n.to_be_bytes();
@@ -413,7 +426,7 @@ mod tests {
         let (routing, ids) = backends();
         let pool = routing.pool(PoolIndex(0));
         let now = Instant::now();
-        let memory = Memory::new(20, now);
+        let memory = Memory::new(20, now, [3; 4]);
         memory.learn_connection_id(&at(now), pool, b"fourteen octet", ids[0]);
         memory.learn_connection_id(&at(now), pool, b"eight oc", ids[1]);
         assert_eq!(

@@ -86,7 +86,7 @@ impl Balancer {
         let mut registry = Registry::default();
         let state = |_: &str, _: &str| BackendState::Active;
         let routing = Arc::new(Routing::new(config, &mut registry, state));
-        let memory = Arc::new(Memory::new(config.limits.remembered.get(), Instant::now()));
+        let memory = Arc::new(Memory::new(config.limits.remembered.get(), Instant::now(), [1; 4]));
         let snapshot = Arc::new(ArcSwap::new(Arc::clone(&routing)));
         let workers = Workers::start(config, Arc::clone(&snapshot), memory)?;
         Ok(Self { workers, routing, registry, snapshot })

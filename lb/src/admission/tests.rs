@@ -14,7 +14,7 @@ use super::*;
 use crate::{
     client_path::{ClientPath, ListenerIndex},
     fixtures::{self, cid_config, initial, server_id},
-    forwarder::{Birth, Clock, Datagram, Forwarder, Outcome},
+    forwarder::{Clock, Datagram, Forwarder, Outcome, Start},
     memory::Memory,
     registry::Registry,
     routing::Routing,
@@ -46,10 +46,10 @@ impl Bench {
         let now = Instant::now();
         let mut registry = Registry::default();
         let routing = Routing::new(&config, &mut registry, |_, _| Default::default());
-        let memory = Arc::new(Memory::new(1000, now));
+        let memory = Arc::new(Memory::new(1000, now, [5; 4]));
         let clock = Clock { now, unix: UNIX_EPOCH + Duration::from_secs(1_000_000) };
-        let birth = Birth { clock, seed: [1; 32] };
-        let forwarder = Forwarder::new(800, Arc::new(routing), memory, &birth);
+        let start = Start { clock, seed: [1; 32] };
+        let forwarder = Forwarder::new(800, Arc::new(routing), memory, &start);
         Self { config, registry, forwarder, now }
     }
 

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     backend::BackendState,
     client_path::{ClientPath, ListenerIndex},
-    forwarder::{AdmissionStep, Birth, Clock, Datagram, Explanation, Forwarder, Outcome},
+    forwarder::{AdmissionStep, Clock, Datagram, Explanation, Forwarder, Outcome, Start},
     memory::Memory,
     registry::Registry,
     routing::Routing,
@@ -95,11 +95,11 @@ impl<'a> Explainer<'a> {
         let mut registry = Registry::default();
         let routing = Routing::new(config, &mut registry, |_, _| BackendState::Active);
         let routing = Arc::new(routing);
-        let max_flows = config.limits.flows.get().min(MAX_FLOWS);
-        let memory = Memory::new(config.limits.remembered.get().min(MAX_FLOWS), epoch);
         // Nothing random is printed, and nobody gets the tokens that are made here.
-        let birth = Birth { clock: Clock { now: epoch, unix: SystemTime::now() }, seed: [0; 32] };
-        let forwarder = Forwarder::new(max_flows, Arc::clone(&routing), Arc::new(memory), &birth);
+        let max_flows = config.limits.flows.get().min(MAX_FLOWS);
+        let memory = Memory::new(config.limits.remembered.get().min(MAX_FLOWS), epoch, [0; 4]);
+        let start = Start { clock: Clock { now: epoch, unix: SystemTime::now() }, seed: [0; 32] };
+        let forwarder = Forwarder::new(max_flows, Arc::clone(&routing), Arc::new(memory), &start);
         Self { config, routing, forwarder, epoch, first: None, handshakes: HashMap::new() }
     }
 

@@ -57,7 +57,7 @@ pub fn run(path: &Path) -> Result<(), RunError> {
     // Everything that can fail is tried before the first datagram is taken.
     let admin = config.admin.map(bind_admin).transpose()?;
 
-    let memory = Memory::new(config.limits.remembered.get(), Instant::now());
+    let memory = Memory::new(config.limits.remembered.get(), Instant::now(), seed()?);
     let memory = Arc::new(memory);
     let mut plane = ControlPlane::new(config, Arc::clone(&memory), seed()?);
     let routing = Arc::clone(plane.routing());
@@ -196,9 +196,12 @@ fn end(reason: &str) -> Result<(), RunError> {
 }
 
 /// Two numbers that nobody outside can guess.
-fn seed() -> Result<[u64; 2], RunError> {
-    let half = || getrandom::u64().map_err(|error| RunError::Runtime(io::Error::other(error)));
-    Ok([half()?, half()?])
+fn seed<const N: usize>() -> Result<[u64; N], RunError> {
+    let mut seed = [0; N];
+    for part in &mut seed {
+        *part = getrandom::u64().map_err(|error| RunError::Runtime(io::Error::other(error)))?;
+    }
+    Ok(seed)
 }
 
 /// A full table takes tens of milliseconds, too long for the thread that answers scrapes.

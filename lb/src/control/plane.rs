@@ -405,7 +405,7 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let now = Instant::now();
-            let memory = Arc::new(Memory::new(100, now));
+            let memory = Arc::new(Memory::new(100, now, [0; 4]));
             let mut plane = ControlPlane::new(fixtures::config(true), memory, [1, 2]);
             let worker = Arc::new(WorkerCounters::new(1));
             let mut totals = Totals::default();

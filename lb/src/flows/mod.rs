@@ -97,13 +97,13 @@ struct PathState {
 }
 
 impl FlowTable {
-    pub(crate) fn new(max_flows: usize) -> Self {
+    pub(crate) fn new(max_flows: usize, hash: &ahash::RandomState) -> Self {
         Self {
             max_flows,
             slots: Vec::with_capacity(max_flows),
             free: Vec::with_capacity(max_flows),
-            by_key: HashMap::with_capacity_and_hasher(max_flows, ahash::RandomState::new()),
-            by_path: HashMap::with_capacity_and_hasher(max_flows, ahash::RandomState::new()),
+            by_key: HashMap::with_capacity_and_hasher(max_flows, hash.clone()),
+            by_path: HashMap::with_capacity_and_hasher(max_flows, hash.clone()),
             half_open: Queue::with_capacity(max_flows),
             sweep_from: 0,
         }

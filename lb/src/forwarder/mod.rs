@@ -8,7 +8,7 @@
 //!
 //! The worker that owns a forwarder carries its verdicts out; the simulator and `explain` run the
 //! same code. Nothing here reads a clock, draws from the system's randomness, opens a socket or
-//! allocates per datagram.
+//! allocates per datagram: the same seed, snapshots and datagrams give the same verdicts.
 //!
 //! Admission stands between the rules that know and the one that chooses: a packet that it answers or
 //! drops gets that verdict although no backend may take connections, and one that it lets through has
@@ -53,7 +53,7 @@ use crate::{
     backend::BackendId,
     client_path::ListenerIndex,
     flows::{Claim, FlowTable},
-    memory::{Lookup, Memory},
+    memory::{Lookup, Memory, Use},
     routing::Routing,
     verdict::{DropReason, FlowId, Opening, ReplyKind, Rule, TokenResult, Verdict},
 };
@@ -77,12 +77,12 @@ pub struct Upstream<'a> {
     pub sources: &'a [IpAddr],
 }
 
-/// What a forwarder needs of the world before it begins.
+/// What a forwarder is started with.
 #[derive(Clone, Copy, Debug)]
-pub struct Birth {
+pub struct Start {
     /// The time, on both clocks.
     pub clock: Clock,
-    /// What its randomness comes from: a secret that no two forwarders share.
+    /// What its randomness and the keys of its hashes come from: a secret that no two forwarders share.
     pub seed: [u8; 32],
 }
 
@@ -115,15 +115,17 @@ impl Forwarder {
         max_flows: usize,
         routing: Arc<Routing>,
         memory: Arc<Memory>,
-        birth: &Birth,
+        start: &Start,
     ) -> Self {
+        let mut random = Random::new(start.seed);
+        let hash = hasher(&mut random);
         Self {
             routing,
             memory,
-            flows: FlowTable::new(max_flows),
-            hash: ahash::RandomState::new(),
-            clock: birth.clock,
-            random: Random::new(birth.seed),
+            flows: FlowTable::new(max_flows, &hash),
+            hash,
+            clock: start.clock,
+            random,
             replies: Replies::new(),
             tally: Tally::default(),
         }
@@ -197,7 +199,7 @@ impl Forwarder {
     }
 
     /// Says which rules were asked about `datagram`, what they saw, and what becomes of it. It
-    /// changes nothing.
+    /// changes nothing: what is looked up for it lives no longer than it would have.
     #[must_use]
     pub fn explain(
         &self,
@@ -205,7 +207,8 @@ impl Forwarder {
         listener: ListenerIndex,
         datagram: &Datagram<'_>,
     ) -> Explanation {
-        explain::explain(&self.rules(&self.routing), &self.clock, now, listener, datagram)
+        let rules = Rules { usage: Use::Peek, ..self.rules(&self.routing) };
+        explain::explain(&rules, &self.clock, now, listener, datagram)
     }
 
     /// Takes note of a datagram that the backend of `flow` has sent to the client.
@@ -344,7 +347,7 @@ impl Forwarder {
 
     #[inline]
     fn rules<'a>(&'a self, routing: &'a Routing) -> Rules<'a> {
-        Rules { routing, memory: &self.memory, flows: &self.flows }
+        Rules { routing, memory: &self.memory, flows: &self.flows, usage: Use::Prolong }
     }
 
     /// Adds the Retry that answers datagram number `index` to the replies.
@@ -385,9 +388,15 @@ impl Forwarder {
             return;
         }
         let pool = self.routing.pool(server.pool);
-        let lookup = Lookup { now, learnt: self.routing.lifetimes.learnt };
+        let lookup = Lookup { now, learnt: self.routing.lifetimes.learnt, usage: Use::Prolong };
         self.memory.learn_connection_id(&lookup, pool, header.scid, backend);
     }
+}
+
+/// A hasher whose keys come from `random`.
+fn hasher(random: &mut Random) -> ahash::RandomState {
+    let [a, b, c, d] = std::array::from_fn(|_| random.number());
+    ahash::RandomState::with_seeds(a, b, c, d)
 }
 
 /// What admission made of a packet that goes on.

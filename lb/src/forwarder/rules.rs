@@ -17,7 +17,7 @@ use crate::{
     backend::{BackendId, BackendState},
     client_path::{ClientPath, ListenerIndex},
     flows::FlowTable,
-    memory::{Lookup, Memory},
+    memory::{Lookup, Memory, Use},
     routing::{FallbackKey, ListenerRoute, PoolRoute, Routing},
     verdict::Rule,
 };
@@ -64,6 +64,8 @@ pub(super) struct Rules<'a> {
     pub(super) routing: &'a Routing,
     pub(super) memory: &'a Memory,
     pub(super) flows: &'a FlowTable,
+    /// What finding an entry does to it.
+    pub(super) usage: Use,
 }
 
 impl Rules<'_> {
@@ -144,7 +146,7 @@ impl Rules<'_> {
     }
 
     fn lookup(&self, question: &Question<'_>) -> Lookup {
-        Lookup { now: question.now, learnt: self.routing.lifetimes.learnt }
+        Lookup { now: question.now, learnt: self.routing.lifetimes.learnt, usage: self.usage }
     }
 
     fn dcid(&self, question: &Question<'_>, trace: &mut impl Trace) -> Option<BackendId> {

@@ -32,12 +32,12 @@ impl Bench {
 
     fn with_flows(routable: bool, max_flows: usize) -> Self {
         let now = Instant::now();
-        let memory = Arc::new(Memory::new(1000, now));
+        let memory = Arc::new(Memory::new(1000, now, [5; 4]));
         let mut registry = Registry::default();
         let routing =
             Routing::new(&fixtures::config(routable), &mut registry, |_, _| Default::default());
-        let birth = Birth { clock: Clock { now, unix: UNIX_EPOCH }, seed: [7; 32] };
-        let forwarder = Forwarder::new(max_flows, Arc::new(routing), Arc::clone(&memory), &birth);
+        let start = Start { clock: Clock { now, unix: UNIX_EPOCH }, seed: [7; 32] };
+        let forwarder = Forwarder::new(max_flows, Arc::new(routing), Arc::clone(&memory), &start);
         Self { forwarder, registry, memory, now }
     }
 
@@ -568,6 +568,75 @@ fn what_is_learnt_of_a_pool_holds_on_every_listener_in_front_of_it() {
         // What was learnt of a pool means nothing to a listener that does not lead there.
         assert_ne!(bench.forwarded_on(INNER, 5, &short(&of_web)).1, Rule::Dcid);
     }
+}
+
+/// Everything that a forwarder has and remembers, down to when each entry was used last.
+fn dump(bench: &Bench) -> String {
+    format!("{:?}", bench.forwarder)
+}
+
+#[test]
+fn explain_prolongs_nothing_in_any_table() {
+    for routable in [true, false] {
+        let mut bench = Bench::new(routable);
+        let change = |config: &mut quic_lb_config::Config| {
+            config.limits.new_connections.total = 1000.try_into().ok();
+        };
+        bench.reload(change, routable);
+        let cid = [0xee; 9];
+        let (_, _, flow) = bench.forwarded(1, &long(V1, b"client drawn", b"client"));
+        bench.forwarder.returned(bench.now, flow, &long(V1, b"client", &cid));
+        bench.forwarded(2, &short(&routable_cid(1, 1)));
+        bench.now += Duration::from_secs(2);
+        let datagrams = [
+            (1, long(V1, b"client drawn", b"client"), Rule::FourTupleScid),
+            (1, long(V1, &cid, b"client"), Rule::FourTupleScid),
+            (9, long(V1, &cid, b"client"), Rule::Dcid),
+            (9, short(&cid), Rule::Dcid),
+            (1, short(&[0xff; 8]), Rule::FourTuple),
+            (3, long(V1, b"another one", b"another"), Rule::Fallback),
+            (3, short(&[0xff; 8]), Rule::Fallback),
+        ];
+        let before = dump(&bench);
+        for (port, octets, expected) in &datagrams {
+            let datagram = Datagram { path: path(*port), octets };
+            match bench.forwarder.explain(bench.now, EDGE, &datagram).outcome {
+                Outcome::Forward { rule, .. } => assert_eq!(rule, *expected),
+                outcome => panic!("{outcome:?}"),
+            }
+            assert!(dump(&bench) == before, "changed by {expected:?}");
+        }
+        // The dump shows what deciding changes.
+        for (port, octets, _) in &datagrams {
+            let before = dump(&bench);
+            bench.send(*port, octets);
+            assert_ne!(dump(&bench), before);
+            bench.now += Duration::from_secs(1);
+        }
+    }
+}
+
+#[test]
+fn hashes_are_keyed_by_the_seed_alone() {
+    let now = Instant::now();
+    let state = |seed: u8| {
+        let memory = Arc::new(Memory::new(100, now, [seed.into(); 4]));
+        let mut registry = Registry::default();
+        let config = fixtures::config(true);
+        let routing = Routing::new(&config, &mut registry, |_, _| BackendState::Active);
+        let start = Start { clock: Clock { now, unix: UNIX_EPOCH }, seed: [seed; 32] };
+        let mut forwarder = Forwarder::new(50, Arc::new(routing), memory, &start);
+        let octets = hello(1);
+        let mut verdict = [Verdict::Drop(DropReason::Empty)];
+        let datagram = Datagram { path: path(1), octets: &octets };
+        forwarder.decide_batch(now, EDGE, &[datagram], &mut verdict);
+        // Keys of the memory are hashes.
+        (forwarder.hash.hash_one(b"client"), format!("{:?}", forwarder.memory))
+    };
+    assert_eq!(state(1), state(1));
+    let (one, other) = (state(1), state(2));
+    assert_ne!(one.0, other.0);
+    assert_ne!(one.1, other.1);
 }
 
 proptest! {

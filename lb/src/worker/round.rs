@@ -29,7 +29,7 @@ use super::{
 use crate::{
     client_path::{ClientPath, ListenerIndex},
     counters::{ListenerCounters, WorkerCounters},
-    forwarder::{BATCH, Birth, Clock, Datagram, Forwarder, Tally},
+    forwarder::{BATCH, Clock, Datagram, Forwarder, Start, Tally},
     routing::Routing,
     socket::{Peer, Poller, Ready, Receiver, SLOTS, Socket},
     verdict::{DropReason, FlowId, Opening, Rule, TokenResult, Verdict},
@@ -83,7 +83,7 @@ impl Datapath {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
         let clock = Clock { now: Instant::now(), unix: SystemTime::now() };
-        let start = Birth { clock, seed };
+        let start = Start { clock, seed };
         Ok(Self {
             stop: Arc::clone(&setup.stop),
             routing,

@@ -232,7 +232,7 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
     let state = |_: &str, _: &str| BackendState::Active;
     let routing = Arc::new(Routing::new(&config, &mut Registry::default(), state));
     let remembered = config.limits.remembered.get();
-    let memory = Arc::new(Memory::new(remembered, Instant::now()));
+    let memory = Arc::new(Memory::new(remembered, Instant::now(), [1; 4]));
     let workers = Workers::start(&config, Arc::new(ArcSwap::new(routing)), memory)?;
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{}", workers.local_addresses()[0].port())?;

@@ -24,7 +24,7 @@ use quic::{
 use quic_lb::{
     admission::mode::Phase,
     client_path::{ClientPath, ListenerIndex},
-    forwarder::{BATCH, Birth, Clock, Datagram, Forwarder},
+    forwarder::{BATCH, Clock, Datagram, Forwarder, Start},
     memory::Memory,
     registry::Registry,
     routing::{Lifetimes, Routing},
@@ -188,9 +188,9 @@ impl Scene {
         let mut registry = Registry::default();
         let number = if plan.adaptive { 0 } else { 3 };
         let routing = routing(kind, number, &mut registry);
-        let memory = Arc::new(Memory::new(32, now));
-        let birth = Birth { clock: Clock { now, unix: UNIX_EPOCH }, seed: [7; 32] };
-        let forwarder = Forwarder::new(FLOWS, routing, Arc::clone(&memory), &birth);
+        let memory = Arc::new(Memory::new(32, now, [7; 4]));
+        let start = Start { clock: Clock { now, unix: UNIX_EPOCH }, seed: [7; 32] };
+        let forwarder = Forwarder::new(FLOWS, routing, Arc::clone(&memory), &start);
         let phase = phase(number);
         Self { kind, config, registry, forwarder, memory, now, phase, open: Vec::new() }
     }

@@ -11,7 +11,7 @@ use std::{
 use libfuzzer_sys::fuzz_target;
 use quic_lb::{
     client_path::{ClientPath, ListenerIndex},
-    forwarder::{Birth, Clock, Datagram, Forwarder},
+    forwarder::{Clock, Datagram, Forwarder, Start},
     memory::Memory,
     registry::Registry,
     routing::Routing,
@@ -48,9 +48,9 @@ fuzz_target!(|octets: &[u8]| {
     let start = Instant::now();
     let routing = Routing::new(config, &mut Registry::default(), |_, _| Default::default());
     let lifetimes = routing.lifetimes;
-    let memory = Arc::new(Memory::new(32, start));
-    let birth = Birth { clock: Clock { now: start, unix: UNIX_EPOCH }, seed: [7; 32] };
-    let mut forwarder = Forwarder::new(16, Arc::new(routing), Arc::clone(&memory), &birth);
+    let memory = Arc::new(Memory::new(32, start, [7; 4]));
+    let start_with = Start { clock: Clock { now: start, unix: UNIX_EPOCH }, seed: [7; 32] };
+    let mut forwarder = Forwarder::new(16, Arc::new(routing), Arc::clone(&memory), &start_with);
     let path =
         |port: u8| ClientPath { client: ([192, 0, 2, 1], 1 + u16::from(port)).into(), local: None };
     let send = |forwarder: &mut Forwarder, now, port, octets: &[u8]| {
@@ -95,7 +95,7 @@ fuzz_target!(|octets: &[u8]| {
     }
     for server in [1, 2] {
         let cid = [0x40, 0x08, 0, server, 1, 2, 3, 4, 5, 6, 9, 9, 9];
-        if let Verdict::Forward { flow, .. } = send(&mut forwarder, now, ListenerIndex(0), &cid) {
+        if let Verdict::Forward { flow, .. } = send(&mut forwarder, now, 0, &cid) {
             let backend = forwarder.flow(flow).backend;
             assert_eq!(backend.slot(), usize::from(server) - 1);
         }

@@ -14,7 +14,7 @@ use quic_lb::{
     admission::mode::{Load, Settings, Switch},
     backend::BackendState,
     client_path::{ClientPath, ListenerIndex},
-    forwarder::{Birth, Clock, Datagram, Forwarder},
+    forwarder::{Clock, Datagram, Forwarder, Start},
     memory::Memory,
     registry::Registry,
     routing::Routing,
@@ -60,12 +60,12 @@ impl Balancer {
         let config = config(front, cid_configs, backends);
         let routing = Routing::new(&config, &mut registry, |_, _| BackendState::Active);
         let clock = Clock { now: origin(), unix: wall() };
-        let birth = Birth { clock, seed: [0xb1; 32] };
-        let memory = Arc::new(Memory::new(10_000, origin()));
+        let start = Start { clock, seed: [0xb1; 32] };
+        let memory = Arc::new(Memory::new(10_000, origin(), [0xb1; 4]));
         Self {
             front,
             inside,
-            forwarder: Forwarder::new(10_000, Arc::new(routing), memory, &birth),
+            forwarder: Forwarder::new(10_000, Arc::new(routing), memory, &start),
             registry,
             validation: Switch::at_start(config.retry.mode),
             config,
