@@ -9,6 +9,8 @@ use quic::{
 };
 use quic_lb_config::{Admission, Backend, Config, Limits, Listener, Log, Pool, Timeouts};
 
+use crate::{backend::BackendId, registry::Registry};
+
 /// One listener `edge`, one pool `web` with backends `a`, `b` and `c` on 127.0.0.1:5001 and up,
 /// whose server IDs are 0001, 0002 and 0003 when they are to be routable.
 pub(crate) fn config(routable: bool) -> Config {
@@ -48,6 +50,15 @@ pub(crate) fn config(routable: bool) -> Config {
         log: Log { level: Default::default(), format: Default::default() },
         retry: Default::default(),
     }
+}
+
+/// Numbers of backends.
+pub(crate) fn backend_ids<const N: usize>() -> [BackendId; N] {
+    let mut registry = Registry::default();
+    std::array::from_fn(|n| {
+        let address = ([127, 0, 0, 1], 5000 + u16::try_from(n).unwrap()).into();
+        registry.id("web", &n.to_string(), address).unwrap()
+    })
 }
 
 /// The configuration of routable connection IDs: two octets of server ID, six of nonce, a key.

@@ -28,6 +28,7 @@
 #![deny(unsafe_code)]
 
 pub mod admission;
+mod affinity;
 pub mod backend;
 pub mod cli;
 pub mod client_path;

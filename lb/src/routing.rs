@@ -62,6 +62,15 @@ pub struct ListenerRoute {
     servers: HashMap<Decoded, BackendId, ahash::RandomState>,
 }
 
+/// By what means datagrams go to the backends of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// From an upstream socket for each client path and backend, through which the answers come.
+    Nat,
+    /// As they are: the backends answer the clients themselves.
+    Direct,
+}
+
 /// What a pool leads to.
 #[derive(Debug)]
 pub struct PoolRoute {
@@ -71,6 +80,8 @@ pub struct PoolRoute {
     pub routable: bool,
     /// Local addresses that datagrams to the backends leave from; empty lets the kernel choose.
     pub source_addresses: Vec<IpAddr>,
+    /// By what means datagrams go to the backends.
+    pub forwarding: Forwarding,
     /// Sets the hashes of this pool apart from those of others.
     pub tag: u64,
     table: Option<Maglev<BackendId>>,
@@ -176,6 +187,18 @@ impl Routing {
         self.backends.get(id.slot())?.as_ref().filter(|backend| backend.id == id)
     }
 
+    /// By what means datagrams go to a backend; one that has been removed is not asked for.
+    #[must_use]
+    pub fn forwarding(&self, id: BackendId) -> Forwarding {
+        self.backend(id).map_or(Forwarding::Nat, |backend| self.pool(backend.pool).forwarding)
+    }
+
+    /// Has datagrams to `pool` forwarded by these means.
+    #[cfg(test)]
+    pub(crate) fn set_forwarding(&mut self, pool: PoolIndex, forwarding: Forwarding) {
+        self.pools[pool.0].forwarding = forwarding;
+    }
+
     /// All backends, by ascending slot.
     pub fn backends(&self) -> impl Iterator<Item = &BackendRoute> {
         self.backends.iter().flatten()
@@ -233,6 +256,7 @@ impl PoolRoute {
             name: pool.name.clone(),
             routable: !pool.cid_configs.is_empty(),
             source_addresses: pool.source_addresses.clone(),
+            forwarding: Forwarding::Nat,
             tag: tag(&pool.name),
             table,
         }

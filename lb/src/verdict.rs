@@ -3,6 +3,8 @@
 
 use quic::{invariants::Malformed, token::InvalidToken};
 
+use crate::backend::BackendId;
+
 /// The forwarding rule that found the backend: the first that answers wins
 /// (draft-ietf-quic-load-balancers-21, section 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -232,14 +234,14 @@ impl From<InvalidToken> for TokenResult {
 /// What the forwarder decided about one datagram from a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Send it out of the upstream socket of `flow`.
+    /// Send it to `backend`.
     Forward {
-        /// The flow it belongs to.
-        flow: FlowId,
+        /// Where it goes.
+        backend: BackendId,
         /// The rule that found the backend.
         rule: Rule,
-        /// Whether this datagram started the flow.
-        opening: Opening,
+        /// What carries it there.
+        via: Via,
     },
     /// Do not send it, and answer the client: one of [`crate::forwarder::Forwarder::replies`].
     Reply(ReplyKind),
@@ -247,12 +249,44 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
-/// Whether a datagram started its flow. If it did, the upstream socket is still to be opened.
+/// By what means a datagram goes to its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// Out of the upstream socket of this flow.
+    Flow(FlowId),
+    /// By a flow that begins with it.
+    NewFlow(Opened),
+    /// As it is: the pool's servers answer clients themselves, and nothing is kept open for it.
+    Direct,
+}
+
+impl Via {
+    /// The flow, if one carries it.
+    #[must_use]
+    pub const fn flow(self) -> Option<FlowId> {
+        match self {
+            Self::Flow(flow) | Self::NewFlow(Opened { flow, .. }) => Some(flow),
+            Self::Direct => None,
+        }
+    }
+}
+
+/// A flow that begins. Its upstream socket is to be opened before the next batch is decided about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// The flow.
+    pub flow: FlowId,
+    /// The flow that has ended to make room, whose socket is to be closed before: it may have had
+    /// the same number.
+    pub evicted: Option<FlowId>,
+    /// Why there is a new one.
+    pub opening: Opening,
+}
+
+/// Why there is a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opening {
-    /// The flow was there.
-    Existing,
-    /// The flow is new.
+    /// A connection begins, or nothing is known of one.
     New,
     /// The flow is new and its connection is not: a short header with a routable connection ID on
     /// a client path that has not carried any for this backend.

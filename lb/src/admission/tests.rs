@@ -332,7 +332,8 @@ fn what_is_established_meets_no_limit_no_phase_and_no_policy() {
     let mut verdicts = [Verdict::Drop(DropReason::Empty)];
     let datagram = Datagram { path, octets: &datagram };
     bench.forwarder.decide_batch(bench.now, ListenerIndex(0), &[datagram], &mut verdicts);
-    let Verdict::Forward { flow, .. } = verdicts[0] else { panic!("{verdicts:?}") };
+    let Verdict::Forward { via, .. } = verdicts[0] else { panic!("{verdicts:?}") };
+    let flow = via.flow().expect("a pool with flows");
     bench.forwarder.returned(bench.now, flow, &long(LongType::Handshake, SCID, &learnt));
     for phase in ["inactive", "transition", "active"] {
         bench.set_phase(phase);

@@ -26,7 +26,7 @@ use crate::{
     memory::Memory,
     registry::Registry,
     routing::Routing,
-    verdict::{DropReason, FlowId, Rule, Verdict},
+    verdict::{DropReason, FlowId, Opened, Rule, Verdict, Via},
 };
 
 /// More flows than a capture that people look at has; the limit of the file may be far above.
@@ -219,7 +219,11 @@ impl<'a> Explainer<'a> {
             self.handshakes.retain(|_, flow| !expired.contains(flow));
         }
         self.forwarder.decide_batch(now, ListenerIndex(listener), &[*datagram], &mut verdicts);
-        if let [Verdict::Forward { flow, .. }] = verdicts
+        let [Verdict::Forward { via, .. }] = verdicts else { return };
+        if let Via::NewFlow(Opened { evicted: Some(evicted), .. }) = via {
+            self.handshakes.retain(|_, flow| *flow != evicted);
+        }
+        if let Some(flow) = via.flow()
             && let Ok(Packet::Long(header)) = Packet::read(datagram.octets)
             && self.handshakes.len() < MAX_FLOWS
         {

@@ -34,11 +34,7 @@ mod replies;
 mod rules;
 mod trace;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use quic::{
     header::Version,
@@ -47,15 +43,16 @@ use quic::{
     routable::Unroutable,
 };
 
-pub use crate::flows::Flow;
+pub use crate::flows::{Flow, OnFailure};
 use crate::{
     admission::Ruling,
+    affinity::AffinityTable,
     backend::BackendId,
     client_path::ListenerIndex,
     flows::{Claim, FlowTable},
     memory::{Lookup, Memory, Use},
-    routing::Routing,
-    verdict::{DropReason, FlowId, Opening, ReplyKind, Rule, TokenResult, Verdict},
+    routing::{Forwarding, Routing},
+    verdict::{DropReason, FlowId, Opened, Opening, ReplyKind, Rule, TokenResult, Verdict, Via},
 };
 pub use clock::Clock;
 pub use explain::{AdmissionStep, Explanation, Outcome};
@@ -65,17 +62,6 @@ pub use rules::Datagram;
 use rules::{Known, Question, Rules};
 pub use trace::Step;
 use trace::Untraced;
-
-/// Where the datagrams of a new flow go.
-#[derive(Clone, Copy, Debug)]
-pub struct Upstream<'a> {
-    /// The backend.
-    pub backend: BackendId,
-    /// Its address.
-    pub address: SocketAddr,
-    /// The local addresses to choose from; empty lets the kernel choose.
-    pub sources: &'a [IpAddr],
-}
 
 /// What a forwarder is started with.
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +87,7 @@ pub struct Forwarder {
     routing: Arc<Routing>,
     memory: Arc<Memory>,
     flows: FlowTable,
+    affinity: AffinityTable,
     hash: ahash::RandomState,
     clock: Clock,
     random: Random,
@@ -109,7 +96,7 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// A forwarder without flows, and with room for `max_flows`.
+    /// A forwarder without flows, and with room for `max_flows` and as many client paths.
     #[must_use]
     pub fn new(
         max_flows: usize,
@@ -123,6 +110,7 @@ impl Forwarder {
             routing,
             memory,
             flows: FlowTable::new(max_flows, &hash),
+            affinity: AffinityTable::new(max_flows, start.clock.now, &hash),
             hash,
             clock: start.clock,
             random,
@@ -220,31 +208,18 @@ impl Forwarder {
         }
     }
 
-    /// Where `flow` leads; to be asked right after the verdict that opened it. `None` when its
-    /// backend has been removed since.
-    #[must_use]
-    pub fn upstream(&self, flow: FlowId) -> Option<Upstream<'_>> {
-        let backend = self.flows.get(flow).backend;
-        let route = self.routing.backend(backend)?;
-        let sources = self.routing.pool(route.pool).source_addresses.as_slice();
-        Some(Upstream { backend, address: route.address, sources })
+    /// Says what to do about `flow`, which the last batch started, whose upstream socket could not be
+    /// opened for the reason `why`.
+    pub fn flow_failed(&mut self, now: Instant, flow: FlowId, why: DropReason) -> OnFailure {
+        self.flows.fail(now, flow, why, &mut self.affinity)
     }
 
-    /// Forgets a flow whose upstream socket could not be opened or has failed for good.
-    pub fn abandon(&mut self, flow: FlowId) {
-        self.flows.close(flow);
-    }
-
-    /// Makes room for `flow`, which the last batch started and for whose upstream socket there was no
-    /// port or descriptor: ends a half-open flow with the same backend. `None` when there is none.
-    pub fn reclaim(&mut self, now: Instant, flow: FlowId) -> Option<FlowId> {
-        self.flows.reclaim(now, flow)
-    }
-
-    /// Ends flows that have been idle for too long and appends them to `expired`. Sixteen calls
-    /// look at every flow once.
+    /// Ends flows that have been idle for too long and appends them to `expired`, and forgets client
+    /// paths that nothing came from for as long. Sixteen calls look at everything once.
     pub fn sweep(&mut self, now: Instant, expired: &mut Vec<FlowId>) {
-        self.flows.sweep(now, &self.routing.lifetimes, expired);
+        let lifetimes = &self.routing.lifetimes;
+        self.flows.sweep(now, lifetimes, &mut self.affinity, expired);
+        self.affinity.sweep(now, lifetimes.flow_idle);
     }
 
     /// The flow behind a number from a verdict.
@@ -274,7 +249,9 @@ impl Forwarder {
             Some(Known { rule: Rule::Fallback, backend })
         });
         match found {
-            Some(Known { rule, backend }) => self.forward(question, backend, rule, admitted),
+            Some(Known { rule, backend }) => {
+                self.forward(routing, question, backend, rule, admitted)
+            }
             None => Verdict::Drop(DropReason::NoBackend),
         }
     }
@@ -312,9 +289,10 @@ impl Forwarder {
         }
     }
 
-    /// The flow of a packet that goes to `backend`, which is a new one where there is none.
+    /// By what means a packet goes to `backend`: where that takes a flow, a new one if there is none.
     fn forward(
         &mut self,
+        routing: &Routing,
         question: &Question<'_>,
         backend: BackendId,
         rule: Rule,
@@ -327,8 +305,13 @@ impl Forwarder {
         {
             self.memory.remember_handshake(now, listener, path, header, backend, validated);
         }
+        let forward = |via| Verdict::Forward { backend, rule, via };
         if let Some(flow) = self.flows.find(now, listener, path, backend) {
-            return Verdict::Forward { flow, rule, opening: Opening::Existing };
+            return forward(Via::Flow(flow));
+        }
+        if routing.forwarding(backend) == Forwarding::Direct {
+            self.affinity.used(now, listener, path, backend);
+            return forward(Via::Direct);
         }
         let opening = match question.packet {
             Packet::Short(_) if rule == Rule::Cid => Opening::PathChange,
@@ -339,15 +322,16 @@ impl Forwarder {
             Rule::Cid | Rule::Dcid if !begins => Claim::Established,
             _ => Claim::None,
         };
-        match self.flows.open(now, Flow { listener, path: *path, backend }, claim) {
-            Some(flow) => Verdict::Forward { flow, rule, opening },
+        let flow = Flow { listener, path: *path, backend };
+        match self.flows.open(now, flow, claim, &mut self.affinity) {
+            Some((flow, evicted)) => forward(Via::NewFlow(Opened { flow, evicted, opening })),
             None => Verdict::Drop(DropReason::FlowLimit),
         }
     }
 
     #[inline]
     fn rules<'a>(&'a self, routing: &'a Routing) -> Rules<'a> {
-        Rules { routing, memory: &self.memory, flows: &self.flows, usage: Use::Prolong }
+        Rules { routing, memory: &self.memory, affinity: &self.affinity, usage: Use::Prolong }
     }
 
     /// Adds the Retry that answers datagram number `index` to the replies.

@@ -14,9 +14,9 @@ use quic::{
 
 use super::trace::{self, Trace};
 use crate::{
+    affinity::AffinityTable,
     backend::{BackendId, BackendState},
     client_path::{ClientPath, ListenerIndex},
-    flows::FlowTable,
     memory::{Lookup, Memory, Use},
     routing::{FallbackKey, ListenerRoute, PoolRoute, Routing},
     verdict::Rule,
@@ -63,7 +63,7 @@ pub(super) struct Known {
 pub(super) struct Rules<'a> {
     pub(super) routing: &'a Routing,
     pub(super) memory: &'a Memory,
-    pub(super) flows: &'a FlowTable,
+    pub(super) affinity: &'a AffinityTable,
     /// What finding an entry does to it.
     pub(super) usage: Use,
 }
@@ -158,7 +158,7 @@ impl Rules<'_> {
 
     fn four_tuple(&self, question: &Question<'_>, trace: &mut impl Trace) -> Option<BackendId> {
         let &Question { listener, path, packet, .. } = question;
-        let remembered = self.flows.of_path(listener, path);
+        let remembered = self.affinity.get(listener, path);
         let present = remembered.filter(|&id| may_keep(self.routing, packet, id));
         trace.step(Rule::FourTuple, present, || trace::four_tuple(remembered, present));
         present

@@ -80,8 +80,9 @@ impl Bench {
         octets: &[u8],
     ) -> (String, Rule, FlowId) {
         match self.send_on(listener, port, octets) {
-            Verdict::Forward { flow, rule, .. } => {
-                let backend = self.forwarder.flow(flow).backend;
+            Verdict::Forward { backend, rule, via } => {
+                let flow = via.flow().expect("pools forward through flows");
+                assert_eq!(self.forwarder.flow(flow).backend, backend);
                 let name = &self.forwarder.routing.backend(backend).unwrap().name;
                 (name.clone(), rule, flow)
             }
@@ -245,8 +246,12 @@ fn a_known_cid_on_a_new_path_gets_a_socket_of_its_own() {
     let mut bench = Bench::new(true);
     let datagram = short(&routable_cid(1, 1));
     let (_, _, first) = bench.forwarded(1, &datagram);
-    let Verdict::Forward { flow, opening, .. } = bench.send(2, &datagram) else { panic!() };
-    assert_eq!(opening, Opening::PathChange);
+    let Verdict::Forward { via: Via::NewFlow(Opened { flow, evicted, opening }), .. } =
+        bench.send(2, &datagram)
+    else {
+        panic!()
+    };
+    assert_eq!((evicted, opening), (None, Opening::PathChange));
     assert_ne!(flow, first);
     assert_eq!(bench.forwarder.flow(first).path, path(1));
     assert_eq!(bench.forwarder.flow(flow).path, path(2));
@@ -311,7 +316,6 @@ fn a_removed_backend_is_forgotten_and_its_flows_stay_open_for_returns() {
     let (_, _, flow) = bench.forwarded(1, &short(&routable_cid(1, 1)));
     bench.reload(|config| drop(config.pools[0].backends.remove(0)), true);
     assert_ne!(bench.forwarded(1, &short(&routable_cid(1, 1))).0, "a");
-    assert!(bench.forwarder.upstream(flow).is_none());
     bench.forwarder.returned(bench.now, flow, &short(&[1; 8]));
     assert_eq!(bench.forwarder.flow(flow).path, path(1));
 }
@@ -411,10 +415,16 @@ fn a_flow_without_a_port_takes_one_of_a_half_open_flow_with_its_backend() {
     let alike: Vec<_> =
         old.into_iter().filter(|&flow| backend(&bench, flow) == backend(&bench, new)).collect();
     let (now, count) = (bench.now, bench.forwarder.flow_count());
-    let given: Vec<_> = std::iter::from_fn(|| bench.forwarder.reclaim(now, new)).collect();
-    assert!(!given.is_empty());
-    assert_eq!(given, alike);
-    assert_eq!(bench.forwarder.flow_count(), count - given.len());
+    // The oldest of them makes room once; then the new one is given up.
+    let why = DropReason::PortsExhausted;
+    let failed = |bench: &mut Bench| bench.forwarder.flow_failed(now, new, why);
+    assert_eq!(failed(&mut bench), OnFailure::RetryAfter(alike[0]));
+    assert_eq!(failed(&mut bench), OnFailure::Drop(why));
+    assert_eq!(bench.forwarder.flow_count(), count - 2);
+    // Other failures are not for want of room.
+    let (_, _, new) = bench.forwarded(11, &hello(11));
+    let failed = bench.forwarder.flow_failed(now, new, DropReason::SendFailed);
+    assert_eq!(failed, OnFailure::Drop(DropReason::SendFailed));
 }
 
 #[test]
@@ -637,6 +647,38 @@ fn hashes_are_keyed_by_the_seed_alone() {
     let (one, other) = (state(1), state(2));
     assert_ne!(one.0, other.0);
     assert_ne!(one.1, other.1);
+}
+
+#[test]
+fn a_pool_that_is_forwarded_to_directly_needs_no_flow_for_rule_4() {
+    let mut bench = Bench::with_flows(false, 20);
+    let mut routing =
+        Routing::new(&fixtures::config(false), &mut bench.registry, |_, _| BackendState::Active);
+    routing.set_forwarding(PoolIndex(0), Forwarding::Direct);
+    bench.forwarder.set_routing(Arc::new(routing));
+    let direct = |bench: &mut Bench, port, octets: &[u8]| match bench.send(port, octets) {
+        Verdict::Forward { backend, rule, via: Via::Direct } => (backend, rule),
+        other => panic!("{other:?}"),
+    };
+    let (backend, rule) = direct(&mut bench, 1, &hello(1));
+    assert_eq!(rule, Rule::Fallback);
+    for _ in 0..4 {
+        bench.now += Duration::from_secs(100);
+        (0..16).for_each(|_| bench.forwarder.sweep(bench.now, &mut Vec::new()));
+        assert_eq!(direct(&mut bench, 1, &short(&[0xff; 8])), (backend, Rule::FourTuple));
+    }
+    assert_eq!(bench.forwarder.flow_count(), 0);
+    // The table is bounded: forwarding goes on, by rule 5.
+    for port in 2..100 {
+        direct(&mut bench, port, &hello(port));
+    }
+    assert_eq!(bench.forwarder.affinity.len(), 20);
+    assert_eq!(direct(&mut bench, 1, &short(&[0xff; 8])), (backend, Rule::FourTuple));
+    assert_eq!(direct(&mut bench, 99, &short(&[0xff; 8])).1, Rule::Fallback);
+    // What nobody uses is forgotten.
+    bench.now += Duration::from_secs(182);
+    (0..16).for_each(|_| bench.forwarder.sweep(bench.now, &mut Vec::new()));
+    assert_eq!(bench.forwarder.affinity.len(), 0);
 }
 
 proptest! {

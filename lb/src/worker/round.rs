@@ -24,15 +24,16 @@ use super::{
     replies::Outbox,
     setup::Setup,
     transmit::Transmitter,
-    upstreams::{Connected, Link, NO_QUEUE, Upstreams, flow_of},
+    upstreams::{Connected, Link, Upstreams, flow_of},
 };
 use crate::{
+    backend::BackendId,
     client_path::{ClientPath, ListenerIndex},
     counters::{ListenerCounters, WorkerCounters},
-    forwarder::{BATCH, Clock, Datagram, Forwarder, Start, Tally},
+    forwarder::{BATCH, Clock, Datagram, Forwarder, OnFailure, Start, Tally},
     routing::Routing,
     socket::{Peer, Poller, Ready, Receiver, SLOTS, Socket},
-    verdict::{DropReason, FlowId, Opening, Rule, TokenResult, Verdict},
+    verdict::{DropReason, FlowId, Opened, Rule, TokenResult, Verdict, Via},
 };
 
 /// The longest that a worker sleeps, and the time from one sweep of its flows to the next.
@@ -43,6 +44,9 @@ const READY: usize = 256;
 const LISTENER_BATCHES: usize = 4;
 /// How many messages one round takes from one flow, at least: with few flows, each may have more.
 const FLOW_MESSAGES: usize = 8;
+
+/// What stands where no verdict was written yet.
+const UNDECIDED: Verdict = Verdict::Drop(DropReason::Empty);
 
 /// One worker at work.
 pub(super) struct Datapath {
@@ -61,8 +65,12 @@ pub(super) struct Datapath {
     bursts: Vec<Burst>,
     /// Memory for the first datagram of each; empty in between.
     question: Vec<Datagram<'static>>,
+    /// What the forwarder says of them.
+    verdicts: Vec<Verdict>,
     /// Datagrams of one burst that have to be decided about one by one.
     singles: Vec<Burst>,
+    /// What the forwarder says of those.
+    single_verdicts: Vec<Verdict>,
     forward: ForwardPlan,
     back: ReturnPlan,
     expired: Vec<FlowId>,
@@ -97,7 +105,9 @@ impl Datapath {
             outbox: Outbox::new(),
             bursts: Vec::with_capacity(BATCH),
             question: Vec::with_capacity(BATCH),
+            verdicts: vec![UNDECIDED; BATCH],
             singles: Vec::with_capacity(BATCH),
+            single_verdicts: vec![UNDECIDED; BATCH],
             forward: ForwardPlan::new(),
             back: ReturnPlan::new(),
             expired: Vec::new(),
@@ -197,17 +207,19 @@ impl Datapath {
     /// verdicts say.
     fn decide(&mut self, now: Instant, listener: ListenerIndex) {
         let mut bursts = mem::take(&mut self.bursts);
-        let verdicts = self.ask(now, listener, &bursts);
-        for (burst, verdict) in bursts.iter().zip(verdicts) {
+        let mut verdicts = mem::take(&mut self.verdicts);
+        self.ask(now, listener, &bursts, &mut verdicts);
+        for (burst, verdict) in bursts.iter().zip(&verdicts) {
             let is_about_all = matches!(verdict, Verdict::Forward { rule: Rule::Cid, .. });
             if burst.count == 1 || is_about_all {
-                self.carry_out(now, listener, burst, verdict);
+                self.carry_out(listener, burst, verdict);
             } else {
                 self.decide_singly(now, listener, burst, verdict);
             }
         }
         bursts.clear();
         self.bursts = bursts;
+        self.verdicts = verdicts;
     }
 
     /// As [`Self::decide`], for a burst of whose first datagram only `verdict` speaks.
@@ -216,32 +228,40 @@ impl Datapath {
         now: Instant,
         listener: ListenerIndex,
         burst: &Burst,
-        verdict: Verdict,
+        verdict: &Verdict,
     ) {
         let mut singles = mem::take(&mut self.singles);
         singles.extend(burst.singles());
-        self.carry_out(now, listener, &singles[0], verdict);
+        let mut verdicts = mem::take(&mut self.single_verdicts);
+        self.carry_out(listener, &singles[0], verdict);
         for singles in singles[1..].chunks(BATCH) {
-            let verdicts = self.ask(now, listener, singles);
-            for (single, verdict) in singles.iter().zip(verdicts) {
-                self.carry_out(now, listener, single, verdict);
+            self.ask(now, listener, singles, &mut verdicts);
+            for (single, verdict) in singles.iter().zip(&verdicts) {
+                self.carry_out(listener, single, verdict);
             }
         }
         singles.clear();
         self.singles = singles;
+        self.single_verdicts = verdicts;
     }
 
     /// What the forwarder says of the first datagram of each burst. What it answers by itself is
-    /// sent and counted here.
-    fn ask(&mut self, now: Instant, listener: ListenerIndex, bursts: &[Burst]) -> [Verdict; BATCH] {
-        let mut verdicts = [Verdict::Drop(DropReason::Empty); BATCH];
+    /// sent and counted here, and the sockets of flows that begin are opened: what is asked next,
+    /// and carried out before, may be about them.
+    fn ask(
+        &mut self,
+        now: Instant,
+        listener: ListenerIndex,
+        bursts: &[Burst],
+        verdicts: &mut [Verdict],
+    ) {
         let mut question = recycled(mem::take(&mut self.question));
         question.extend(bursts.iter().map(|burst| {
             let message = self.receiver.received(usize::from(burst.slot));
             let path = ClientPath { client: message.from, local: message.local };
             Datagram { path, octets: burst.first_datagram(&self.receiver) }
         }));
-        self.forwarder.decide_batch(now, listener, &question, &mut verdicts);
+        self.forwarder.decide_batch(now, listener, &question, verdicts);
         let counters = &self.counters.listeners[listener.0];
         count(self.forwarder.tally(), counters);
         let Listener { socket, ipv6 } = &self.listeners[listener.0];
@@ -258,34 +278,35 @@ impl Datapath {
             }
         });
         self.question = recycled(question);
-        verdicts
+        for verdict in &verdicts[..bursts.len()] {
+            if let Verdict::Forward { backend, via: Via::NewFlow(opened), .. } = verdict {
+                self.open(now, listener, *backend, opened);
+            }
+        }
     }
 
-    fn carry_out(
-        &mut self,
-        now: Instant,
-        listener: ListenerIndex,
-        burst: &Burst,
-        verdict: Verdict,
-    ) {
+    fn carry_out(&mut self, listener: ListenerIndex, burst: &Burst, verdict: &Verdict) {
         if self.forward.is_full() {
             self.send_forward(listener);
         }
-        match verdict {
+        match *verdict {
             Verdict::Drop(reason) => self.drop(listener, reason, burst),
             // Sent and counted when it was asked for.
             Verdict::Reply(_) => {}
-            Verdict::Forward { flow, rule, opening } => {
-                if opening != Opening::Existing {
-                    self.open(now, listener, flow, opening);
-                }
-                match self.upstreams.of(flow).link {
-                    Link::Open(..) => {
-                        self.forward.enqueue(&mut self.upstreams, flow, burst.run(rule));
-                    }
-                    Link::Missing(reason) => self.drop(listener, reason, burst),
-                }
+            // No pool of a configuration is forwarded to directly: nothing here can do it.
+            Verdict::Forward { via: Via::Direct, .. } => {
+                self.drop(listener, DropReason::SendFailed, burst);
             }
+            Verdict::Forward {
+                rule,
+                via: Via::Flow(flow) | Via::NewFlow(Opened { flow, .. }),
+                ..
+            } => match self.upstreams.of(flow).link {
+                Link::Open(..) => {
+                    self.forward.enqueue(&mut self.upstreams, flow, burst.run(rule));
+                }
+                Link::Missing(reason) => self.drop(listener, reason, burst),
+            },
         }
     }
 
@@ -293,35 +314,35 @@ impl Datapath {
         self.counters.listeners[listener.0].drop(reason, u64::from(burst.count));
     }
 
-    /// Opens the upstream socket of a new flow. A half-open flow whose number it has, or whose port
-    /// or descriptor it needs, ends.
-    fn open(&mut self, now: Instant, listener: ListenerIndex, flow: FlowId, opening: Opening) {
-        self.evict(listener, flow);
-        let mut opened = self.connect(now, flow);
-        if matches!(opened, Err(DropReason::PortsExhausted | DropReason::DescriptorLimit))
-            && let Some(half_open) = self.forwarder.reclaim(now, flow)
-        {
-            self.evict(listener, half_open);
-            opened = self.connect(now, flow);
+    /// Opens the upstream socket of a flow that begins, and closes those of flows that make room.
+    fn open(&mut self, now: Instant, listener: ListenerIndex, backend: BackendId, opened: &Opened) {
+        let Opened { flow, evicted, .. } = *opened;
+        if let Some(evicted) = evicted {
+            self.upstreams.evict(&self.counters, evicted);
         }
-        if opened.is_err() {
-            self.forwarder.abandon(flow);
-        }
-        self.upstreams.put(&self.counters, listener, flow, opening, opened);
+        // The forwarder lets a flow be tried once more at most.
+        let connected = loop {
+            match self.connect(now, flow, backend) {
+                Ok(connected) => break Ok(connected),
+                Err(why) => match self.forwarder.flow_failed(now, flow, why) {
+                    OnFailure::RetryAfter(evicted) => {
+                        self.upstreams.evict(&self.counters, evicted);
+                    }
+                    OnFailure::Drop(reason) => break Err(reason),
+                },
+            }
+        };
+        self.upstreams.put(&self.counters, listener, opened, connected);
     }
 
-    fn connect(&mut self, now: Instant, flow: FlowId) -> Result<Connected, DropReason> {
-        let destination = self.forwarder.upstream(flow).ok_or(DropReason::NoBackend)?;
-        self.upstreams.connect(now, &self.poller, flow, &destination)
-    }
-
-    /// Closes the socket of a flow that has ended to make room, if it has one.
-    fn evict(&mut self, listener: ListenerIndex, flow: FlowId) {
-        let Some(upstream) = self.upstreams.get(flow) else { return };
-        if upstream.queue != NO_QUEUE {
-            self.send_forward(listener);
-        }
-        self.upstreams.evict(&self.counters, flow);
+    fn connect(
+        &mut self,
+        now: Instant,
+        flow: FlowId,
+        backend: BackendId,
+    ) -> Result<Connected, DropReason> {
+        let backend = self.snapshot.backend(backend).ok_or(DropReason::NoBackend)?;
+        self.upstreams.connect(now, &self.poller, &self.snapshot, flow, backend)
     }
 
     /// Sends what is queued for each flow.

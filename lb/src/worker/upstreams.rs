@@ -7,12 +7,11 @@ use std::{collections::VecDeque, mem, time::Instant};
 
 use super::ports::{Lease, Ports};
 use crate::{
-    backend::BackendId,
     client_path::ListenerIndex,
     counters::WorkerCounters,
-    forwarder::Upstream as Destination,
+    routing::{BackendRoute, Routing},
     socket::{Ecn, Poller, Socket},
-    verdict::{DropReason, FlowId, Opening},
+    verdict::{DropReason, FlowId, Opened, Opening},
 };
 
 /// Sockets of ended flows that one round closes.
@@ -51,7 +50,7 @@ pub(super) enum Link {
 pub(super) struct Connected {
     socket: Socket,
     lease: Lease,
-    backend: BackendId,
+    backend: u16,
     ipv6: bool,
 }
 
@@ -78,48 +77,47 @@ impl Upstreams {
         &mut self.sockets[flow.index()]
     }
 
-    /// Opens a socket for `flow` towards its destination.
+    /// Opens a socket for `flow` towards `backend`.
     pub(super) fn connect(
         &mut self,
         now: Instant,
         poller: &Poller,
+        routing: &Routing,
         flow: FlowId,
-        destination: &Destination<'_>,
+        backend: &BackendRoute,
     ) -> Result<Connected, DropReason> {
-        let (socket, lease) = self.ports.open(now, destination.address, destination.sources)?;
+        let sources = &routing.pool(backend.pool).source_addresses;
+        let (socket, lease) = self.ports.open(now, backend.address, sources)?;
         if poller.watch(&socket, FIRST_FLOW + flow.index() as u64).is_err() {
             drop(socket);
             self.ports.release(lease);
             return Err(DropReason::DescriptorLimit);
         }
-        let ipv6 = destination.address.is_ipv6();
-        Ok(Connected { socket, lease, backend: destination.backend, ipv6 })
+        #[expect(clippy::cast_possible_truncation, reason = "below MAX_BACKENDS")]
+        let slot = backend.id.slot() as u16;
+        Ok(Connected { socket, lease, backend: slot, ipv6: backend.address.is_ipv6() })
     }
 
-    /// Gives `flow` its socket, or the reason why it has none.
+    /// Gives a flow that begins its socket, or the reason why it has none.
     pub(super) fn put(
         &mut self,
         counters: &WorkerCounters,
         listener: ListenerIndex,
-        flow: FlowId,
-        opening: Opening,
-        opened: Result<Connected, DropReason>,
+        &Opened { flow, opening, .. }: &Opened,
+        connected: Result<Connected, DropReason>,
     ) {
         if self.sockets.len() <= flow.index() {
             self.sockets.resize_with(flow.index() + 1, Upstream::default);
         }
-        self.sockets[flow.index()] = match opened {
+        self.sockets[flow.index()] = match connected {
             Ok(Connected { socket, lease, backend, ipv6 }) => {
                 let counters = &counters.listeners[listener.0];
                 counters.flows.add(1);
                 if opening == Opening::PathChange {
                     counters.path_changes.add(1);
                 }
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    reason = "each has a descriptor or more"
-                )]
-                let (listener, backend) = (listener.0 as u16, backend.slot() as u16);
+                #[expect(clippy::cast_possible_truncation, reason = "each has a descriptor")]
+                let listener = listener.0 as u16;
                 let link = Link::Open(socket, lease);
                 Upstream { link, ecn: Ecn::NOT_ECT, ipv6, queue: NO_QUEUE, listener, backend }
             }
@@ -127,9 +125,11 @@ impl Upstreams {
         };
     }
 
-    /// Closes the socket of a flow that has ended to make room, if it has one.
+    /// Closes the socket of a flow that has ended to make room. Nothing waits to be sent by it: a
+    /// flow that was used in this round does not end in it.
     pub(super) fn evict(&mut self, counters: &WorkerCounters, flow: FlowId) {
         let upstream = mem::take(&mut self.sockets[flow.index()]);
+        debug_assert_eq!(upstream.queue, NO_QUEUE, "{flow:?} was used in this round");
         if let Link::Open(socket, lease) = upstream.link {
             let counters = &counters.listeners[usize::from(upstream.listener)];
             counters.flows.sub(1);

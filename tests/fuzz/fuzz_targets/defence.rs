@@ -232,10 +232,12 @@ impl Scene {
         match outcome.verdict {
             Verdict::Reply(_) => assert!(outcome.reply.is_some(), "an answer was promised"),
             Verdict::Drop(_) => assert_eq!(outcome.reply, None, "dropped and answered"),
-            Verdict::Forward { flow, .. } => {
+            Verdict::Forward { via, .. } => {
                 let begins = self.phase().is_transition();
                 assert!(outcome.reply.is_none() || begins, "forwarded and answered");
-                if !self.open.contains(&flow) {
+                if let Some(flow) = via.flow()
+                    && !self.open.contains(&flow)
+                {
                     self.open.push(flow);
                 }
             }
@@ -369,8 +371,7 @@ fuzz_target!(|plan: Plan| {
         let cid = [0x40, 0x08, 0, server, 1, 2, 3, 4, 5, 6, 9, 9, 9];
         let outcome = scene.send(&[(0, &cid)]).remove(0);
         match outcome.verdict {
-            Verdict::Forward { flow, .. } => {
-                let backend = scene.forwarder.flow(flow).backend;
+            Verdict::Forward { backend, .. } => {
                 assert_eq!(backend.slot(), usize::from(server) - 1);
             }
             verdict => assert_eq!(verdict, Verdict::Drop(DropReason::FlowLimit)),

@@ -71,7 +71,8 @@ fuzz_target!(|octets: &[u8]| {
         rest = tail;
         match operation % 4 {
             0 | 1 => {
-                if let Verdict::Forward { flow, .. } = send(&mut forwarder, now, argument, octets)
+                if let Verdict::Forward { via, .. } = send(&mut forwarder, now, argument, octets)
+                    && let Some(flow) = via.flow()
                     && !open.contains(&flow)
                 {
                     open.push(flow);
@@ -95,8 +96,7 @@ fuzz_target!(|octets: &[u8]| {
     }
     for server in [1, 2] {
         let cid = [0x40, 0x08, 0, server, 1, 2, 3, 4, 5, 6, 9, 9, 9];
-        if let Verdict::Forward { flow, .. } = send(&mut forwarder, now, 0, &cid) {
-            let backend = forwarder.flow(flow).backend;
+        if let Verdict::Forward { backend, .. } = send(&mut forwarder, now, 0, &cid) {
             assert_eq!(backend.slot(), usize::from(server) - 1);
         }
     }

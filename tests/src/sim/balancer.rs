@@ -18,7 +18,7 @@ use quic_lb::{
     memory::Memory,
     registry::Registry,
     routing::Routing,
-    verdict::{DropReason, FlowId, Opening, Verdict},
+    verdict::{DropReason, FlowId, Opened, Verdict, Via},
 };
 use quic_lb_config::{
     Admission, Backend, Config, Limits, Listener, Log, Pool, Retry as RetryConfig, Timeouts,
@@ -32,6 +32,7 @@ pub struct Balancer {
     front: SocketAddr,
     inside: IpAddr,
     forwarder: Forwarder,
+    routing: Arc<Routing>,
     registry: Registry,
     config: Config,
     validation: Switch,
@@ -59,13 +60,15 @@ impl Balancer {
         let mut registry = Registry::default();
         let config = config(front, cid_configs, backends);
         let routing = Routing::new(&config, &mut registry, |_, _| BackendState::Active);
+        let routing = Arc::new(routing);
         let clock = Clock { now: origin(), unix: wall() };
         let start = Start { clock, seed: [0xb1; 32] };
         let memory = Arc::new(Memory::new(10_000, origin(), [0xb1; 4]));
         Self {
             front,
             inside,
-            forwarder: Forwarder::new(10_000, Arc::new(routing), memory, &start),
+            forwarder: Forwarder::new(10_000, Arc::clone(&routing), memory, &start),
+            routing,
             registry,
             validation: Switch::at_start(config.retry.mode),
             config,
@@ -96,8 +99,8 @@ impl Balancer {
 
     fn apply(&mut self) {
         let state = |_: &str, _: &str| BackendState::Active;
-        let routing = Routing::new(&self.config, &mut self.registry, state);
-        self.forwarder.set_routing(Arc::new(routing));
+        self.routing = Arc::new(Routing::new(&self.config, &mut self.registry, state));
+        self.forwarder.set_routing(Arc::clone(&self.routing));
     }
 
     fn handle_client(&mut self, now: Instant, packet: Packet) {
@@ -112,17 +115,21 @@ impl Balancer {
         match verdicts[0] {
             Verdict::Drop(reason) => self.dropped.push(reason),
             Verdict::Reply(kind) => *self.decided.entry(kind.label()).or_default() += 1,
-            Verdict::Forward { flow, rule, opening } => {
+            Verdict::Forward { backend, rule, via } => {
                 *self.decided.entry(rule.label()).or_default() += 1;
-                let Some(upstream) = self.forwarder.upstream(flow) else { return };
-                if opening != Opening::Existing {
+                if let Via::NewFlow(Opened { flow, evicted, .. }) = via {
+                    if let Some(port) = evicted.and_then(|old| self.ports.remove(&old.index())) {
+                        self.flows.remove(&port);
+                    }
                     self.next_port += 1;
                     self.ports.insert(flow.index(), self.next_port);
                     self.flows.insert(self.next_port, flow);
                 }
-                let Some(&port) = self.ports.get(&flow.index()) else { return };
+                let Some(backend) = self.routing.backend(backend) else { return };
+                let port = via.flow().and_then(|flow| self.ports.get(&flow.index()));
+                let Some(&port) = port else { return };
                 let from = SocketAddr::new(self.inside, port);
-                self.out.push(Packet { from, to: upstream.address, ..packet });
+                self.out.push(Packet { from, to: backend.address, ..packet });
             }
         }
     }
