@@ -9,8 +9,10 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     collections::HashSet,
-    net::{SocketAddr, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
     num::{NonZeroU32, NonZeroUsize},
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -33,7 +35,7 @@ use quic_lb::{
     socket::{Departure, Ecn, Peer, PortUse, Received, Receiver, SLOTS, Sender, Sharing, Socket},
     totals::{BackendTotals, ListenerTotals},
     verdict::{DropReason, Rule},
-    worker::{StartError, Workers},
+    worker::{Listen, StartError, Workers},
 };
 use quic_lb_config::{
     Admission, Backend, Config, Limits, Listener, Log, Pool, RetryMode, Timeouts,
@@ -83,12 +85,16 @@ impl Balancer {
     }
 
     fn try_start(config: &Config) -> Result<Self, StartError> {
+        Self::try_start_with(config, Listen::at_addresses_of(config))
+    }
+
+    fn try_start_with(config: &Config, listeners: Vec<Listen>) -> Result<Self, StartError> {
         let mut registry = Registry::default();
         let state = |_: &str, _: &str| BackendState::Active;
         let routing = Arc::new(Routing::new(config, &mut registry, state));
         let memory = Arc::new(Memory::new(config.limits.remembered.get(), Instant::now(), [1; 4]));
         let snapshot = Arc::new(ArcSwap::new(Arc::clone(&routing)));
-        let workers = Workers::start(config, Arc::clone(&snapshot), memory)?;
+        let workers = Workers::start(config, listeners, Arc::clone(&snapshot), memory)?;
         Ok(Self { workers, routing, registry, snapshot })
     }
 
@@ -633,6 +639,85 @@ fn an_address_that_is_taken_is_reported_in_one_sentence() {
     assert!(Balancer::try_start(&config).is_err());
     drop(first);
     assert!(Balancer::try_start(&config).is_ok());
+}
+
+/// A socket that shares its address.
+fn shared_socket(address: SocketAddr) -> OwnedFd {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket.into()
+}
+
+/// What the kernel calls a descriptor, whatever its number.
+fn name_of(fd: &OwnedFd) -> PathBuf {
+    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap()
+}
+
+/// The threads in whose tables a descriptor is, by what the kernel calls it.
+fn holders(name: &Path) -> Vec<String> {
+    let mut holders = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let Ok(descriptors) = std::fs::read_dir(task.path().join("fd")) else { continue };
+        let mut names = descriptors.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        if names.any(|other| other == name) {
+            let thread = std::fs::read_to_string(task.path().join("comm")).unwrap();
+            holders.push(thread.trim().to_owned());
+        }
+    }
+    holders.sort();
+    holders
+}
+
+#[test]
+fn inherited_listeners_serve_and_belong_to_their_workers_alone() {
+    let _alone = alone();
+    let echo = Echo::start("127.0.0.1:0");
+    let mut config = config("127.0.0.1:0", &[echo.address]);
+    config.workers = NonZeroUsize::new(3);
+    let first = shared_socket("127.0.0.1:0".parse().unwrap());
+    let address = socket2::SockRef::from(&first).local_addr().unwrap().as_socket().unwrap();
+    let sockets = vec![first, shared_socket(address), shared_socket(address)];
+    let names: Vec<_> = sockets.iter().map(name_of).collect();
+    let listeners = vec![Listen::Inherit(sockets)];
+    let balancer = Balancer::try_start_with(&config, listeners).unwrap();
+    assert_eq!(balancer.address(), address);
+    for (n, name) in names.iter().enumerate() {
+        assert_eq!(holders(name), [format!("worker-{n}")]);
+    }
+    // The kernel spreads clients over all three: with 60 of them, none is left out.
+    let clients: Vec<_> = (0..60).map(|_| client(address)).collect();
+    for client in &clients {
+        client.send(&packet(0, 1, 300)).unwrap();
+        assert_eq!(receive(client), packet(0, 1, 300));
+    }
+    balancer.settle(60);
+    assert_eq!(balancer.workers.stop(), None);
+    assert!(names.iter().all(|name| holders(name).is_empty()));
+    UdpSocket::bind(address).expect("nobody has the address any more");
+}
+
+#[test]
+fn what_cannot_be_inherited_is_refused_in_one_sentence() {
+    let _alone = alone();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let mut config = config("127.0.0.1:0", &[any]);
+    config.workers = NonZeroUsize::new(2);
+    let refused = |sockets| {
+        let listeners = vec![Listen::Inherit(sockets)];
+        Balancer::try_start_with(&config, listeners).map(|_| ()).unwrap_err().to_string()
+    };
+    assert_eq!(
+        refused(vec![shared_socket(any)]),
+        "the sockets of a listener to take over are not one for each worker: 1 for 2"
+    );
+    let stream = || OwnedFd::from(TcpListener::bind(any).unwrap());
+    for sockets in [vec![stream(), stream()], vec![shared_socket(any), stream()]] {
+        let names: Vec<_> = sockets.iter().map(name_of).collect();
+        let error = refused(sockets);
+        assert_eq!(error, "cannot take over the socket of a listener: not a bound UDP socket");
+        assert!(names.iter().all(|name| holders(name).is_empty()), "something is left behind");
+    }
 }
 
 #[test]

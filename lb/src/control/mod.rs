@@ -34,7 +34,7 @@ use crate::{
     logging::Logging,
     memory::Memory,
     routing::Lifetimes,
-    worker::{StartError, Workers},
+    worker::{Listen, StartError, Workers},
 };
 use plane::{ControlPlane, Stage};
 use shared::Shared;
@@ -61,7 +61,8 @@ pub fn run(path: &Path) -> Result<(), RunError> {
     let memory = Arc::new(memory);
     let mut plane = ControlPlane::new(config, Arc::clone(&memory), seed()?);
     let routing = Arc::clone(plane.routing());
-    let workers = Workers::start(plane.config(), routing, Arc::clone(&memory))?;
+    let listeners = Listen::at_addresses_of(plane.config());
+    let workers = Workers::start(plane.config(), listeners, routing, Arc::clone(&memory))?;
     plane.set_workers(workers.count(), workers.totals().clone(), workers.flow_capacity());
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

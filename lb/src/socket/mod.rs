@@ -3,8 +3,8 @@
 //!
 //! [`Socket`] is a descriptor with its options set, [`Receiver`] the memory that datagrams arrive
 //! in, [`Sender`] the arrays that a gathered send is described with, [`Poller`] says which socket
-//! has something. Nothing here knows QUIC, and nothing allocates after construction. This is one
-//! of the two places where the crate may be unsafe: the batched calls and the control messages
+//! has something. Nothing here knows QUIC, and nothing allocates after construction. This is
+//! the one place where the crate may be unsafe: the batched calls and the control messages
 //! have no safe binding.
 //!
 //! Descriptors are private to a thread that called `unshare_descriptors`, so none of the types
@@ -31,7 +31,7 @@ use std::{
 use libc::c_int;
 
 pub use descriptors::raise_descriptor_limit;
-pub(crate) use descriptors::unshare_descriptors;
+pub(crate) use descriptors::{Lent, unshare_descriptors};
 use kernel::{Name, check, milliseconds, octets_of};
 pub use poll::{Poller, Ready};
 pub use receive::{Peer, Received, Receiver};
@@ -106,18 +106,43 @@ impl Socket {
         if sharing == Sharing::Join {
             socket.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         }
-        if address.ip().is_unspecified() {
-            match address {
-                SocketAddr::V4(_) => socket.set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?,
-                SocketAddr::V6(_) => socket.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?,
-            }
-        }
+        socket.ask_for_local_addresses(address)?;
         socket.set_buffers(LISTENER_BUFFER);
         socket.bind(address)?;
         if sharing == Sharing::First {
             // Set before the bind it would also have let this socket join a stranger's.
             socket.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         }
+        Ok(socket)
+    }
+
+    /// A listener that somebody else has opened and bound; its options are set as those of one of
+    /// ours.
+    ///
+    /// # Errors
+    ///
+    /// That it is no UDP socket over IP, or has no address; those of fcntl(2) and setsockopt(2).
+    pub fn inherited(fd: OwnedFd) -> io::Result<Self> {
+        let socket = Self { fd, stays: PhantomData };
+        let kind = socket.get(libc::SOL_SOCKET, libc::SO_TYPE)?;
+        let protocol = socket.get(libc::SOL_SOCKET, libc::SO_PROTOCOL)?;
+        let address = socket.local_address()?;
+        if (kind, protocol) != (libc::SOCK_DGRAM, libc::IPPROTO_UDP) || address.port() == 0 {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "not a bound UDP socket"));
+        }
+        for (read, write, flag) in [
+            (libc::F_GETFL, libc::F_SETFL, libc::O_NONBLOCK),
+            (libc::F_GETFD, libc::F_SETFD, libc::FD_CLOEXEC),
+        ] {
+            // SAFETY: no pointers; the results are checked.
+            let flags = unsafe { libc::fcntl(socket.raw(), read) };
+            check(flags)?;
+            // SAFETY: as before.
+            check(unsafe { libc::fcntl(socket.raw(), write, flags | flag) })?;
+        }
+        socket.prepare(address.ip())?;
+        socket.ask_for_local_addresses(address)?;
+        socket.set_buffers(LISTENER_BUFFER);
         Ok(socket)
     }
 
@@ -218,21 +243,40 @@ impl Socket {
         // SAFETY: the kernel just gave us this descriptor and nobody else has it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let socket = Self { fd, stays: PhantomData };
+        if family == libc::AF_INET6 {
+            socket.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+        }
+        socket.prepare(family_of)?;
+        Ok(socket)
+    }
+
+    /// Sets what every socket of ours has.
+    fn prepare(&self, family_of: IpAddr) -> io::Result<()> {
         // Fragmentation is refused without the kernel keeping a path MTU of its own: finding it
         // is up to client and server, whose probes have to leave as they came.
-        if family == libc::AF_INET {
+        if family_of.is_ipv4() {
             let probe = libc::IP_PMTUDISC_PROBE;
-            socket.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, probe)?;
-            socket.set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+            self.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, probe)?;
+            self.set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
         } else {
             let probe = libc::IPV6_PMTUDISC_PROBE;
-            socket.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
-            socket.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, probe)?;
-            socket.set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+            self.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, probe)?;
+            self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
         }
         // A saving, not a need.
-        let _ = socket.set(libc::SOL_UDP, libc::UDP_GRO, 1);
-        Ok(socket)
+        let _ = self.set(libc::SOL_UDP, libc::UDP_GRO, 1);
+        Ok(())
+    }
+
+    /// Has a listener on an unspecified address told which address each datagram was sent to.
+    fn ask_for_local_addresses(&self, address: SocketAddr) -> io::Result<()> {
+        if !address.ip().is_unspecified() {
+            return Ok(());
+        }
+        match address {
+            SocketAddr::V4(_) => self.set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1),
+            SocketAddr::V6(_) => self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1),
+        }
     }
 
     /// As much as the kernel grants: more with the privilege to exceed its limit.
@@ -265,6 +309,18 @@ impl Socket {
         check(unsafe {
             libc::setsockopt(self.raw(), level, option, (&raw const value).cast(), len)
         })
+    }
+
+    fn get(&self, level: c_int, option: c_int) -> io::Result<c_int> {
+        let mut value: c_int = 0;
+        let mut len = octets_of::<c_int>();
+        // SAFETY: every option read in this module is an int; the kernel writes at most `len` octets
+        // into `value`, and both outlive the call.
+        check(unsafe {
+            let value = (&raw mut value).cast();
+            libc::getsockopt(self.raw(), level, option, value, &raw mut len)
+        })?;
+        Ok(value)
     }
 
     fn discard_one(&self) -> bool {

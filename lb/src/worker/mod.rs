@@ -56,12 +56,13 @@ use crate::{
     counters::WorkerCounters,
     memory::Memory,
     routing::Routing,
-    socket::{self, Sharing},
+    socket::{self, Lent, Sharing},
     totals::Totals,
 };
-use setup::Setup;
+pub use setup::Listen;
+use setup::{Setup, Source};
+use thread::Report;
 pub use thread::StartError;
-use thread::{Report, sharing_of};
 
 /// How long a worker may take to open its listeners.
 const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -77,18 +78,28 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts the workers of `config`. When this returns, all listeners are open.
+    /// Starts the workers of `config` with the sockets of its `listeners`, which are in its order.
+    /// When this returns, all listeners are open, and those that were inherited belong to the workers
+    /// alone.
     ///
     /// # Errors
     ///
     /// [`StartError`]; no worker is left behind.
     pub fn start(
         config: &Config,
+        listeners: Vec<Listen>,
         routing: Arc<ArcSwap<Routing>>,
         memory: Arc<Memory>,
     ) -> Result<Self, StartError> {
         let count = config.workers.or_else(|| std::thread::available_parallelism().ok());
         let count = count.map_or(1, NonZeroUsize::get);
+        for listener in &listeners {
+            if let Listen::Inherit(sockets) = listener
+                && sockets.len() != count
+            {
+                return Err(StartError::Inherited { sockets: sockets.len(), workers: count });
+            }
+        }
         let mut workers = Self {
             threads: Vec::new(),
             stop: Arc::default(),
@@ -99,13 +110,18 @@ impl Workers {
         let descriptors = socket::raise_descriptor_limit().map_err(StartError::Descriptors)?;
         let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
         let (report, reports) = mpsc::channel();
-        // The first worker takes the addresses, and finds out which ports stand for 0; the
-        // others join it.
-        for (at, sharing) in (0..count).map(|at| (at, sharing_of(at))) {
+        for at in 0..count {
             let counters = Arc::new(WorkerCounters::new(config.listeners.len()));
+            // The first worker takes the addresses, and finds out which ports stand for 0; the
+            // others join it.
+            let sharing = if at == 0 { Sharing::First } else { Sharing::Join };
+            let source = |(listener, &address)| match listener {
+                &Listen::Bind(first) if at == 0 => Source::Bind(first, sharing),
+                Listen::Bind(_) => Source::Bind(address, sharing),
+                Listen::Inherit(sockets) => Source::Inherit(Lent::new(&sockets[at])),
+            };
             let setup = Setup {
-                sharing,
-                addresses: workers.addresses.clone(),
+                listeners: listeners.iter().zip(&workers.addresses).map(source).collect(),
                 flows: config.limits.flows.get().div_ceil(count),
                 descriptors,
                 siblings: count,
@@ -121,7 +137,7 @@ impl Workers {
                 .map_err(StartError::Thread)?;
             workers.threads.push(thread);
             workers.totals.add(counters);
-            if sharing == Sharing::First {
+            if at == 0 {
                 workers.take(&reports)?;
             }
         }

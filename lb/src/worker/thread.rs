@@ -2,8 +2,11 @@
 
 use std::{fmt, io, net::SocketAddr, sync::mpsc};
 
-use super::{round::Datapath, setup::Setup};
-use crate::socket::{self, Sharing, Socket};
+use super::{
+    round::Datapath,
+    setup::{Setup, Source},
+};
+use crate::socket::{self, Socket};
 
 /// Descriptors of a worker that are not flows: standard streams, the poller, the short-lived
 /// sockets that source addresses are found with; listeners come on top.
@@ -19,6 +22,19 @@ pub enum StartError {
         address: SocketAddr,
         /// What the kernel said.
         error: io::Error,
+    },
+    /// A socket that was to be taken over cannot be.
+    #[error("cannot take over the socket of a listener: {0}")]
+    Inherit(io::Error),
+    /// There is not one socket for each worker.
+    #[error(
+        "the sockets of a listener to take over are not one for each worker: {sockets} for {workers}"
+    )]
+    Inherited {
+        /// Sockets of the listener.
+        sockets: usize,
+        /// Workers.
+        workers: usize,
     },
     /// The poller could not be made.
     #[error("cannot wait for datagrams: {0}")]
@@ -56,10 +72,6 @@ impl fmt::Display for Advice<'_> {
     }
 }
 
-pub(super) const fn sharing_of(worker: usize) -> Sharing {
-    if worker == 0 { Sharing::First } else { Sharing::Join }
-}
-
 /// What a worker reports when its listeners are open.
 pub(super) struct Readiness {
     pub(super) addresses: Vec<SocketAddr>,
@@ -71,14 +83,7 @@ pub(super) type Report = Result<Readiness, StartError>;
 impl Setup {
     /// The life of the thread.
     pub(super) fn run(self, report: &mpsc::Sender<Report>) -> io::Result<()> {
-        // Where it is forbidden, the workers share one table, and its limit.
-        let tables = if socket::unshare_descriptors().is_ok() { 1 } else { self.siblings };
-        let spare = SPARE_DESCRIPTORS + self.addresses.len();
-        let max_flows = self.flows.min((self.descriptors / tables).saturating_sub(spare));
-        let opened = self.open().and_then(|(listeners, addresses)| {
-            let datapath = Datapath::new(&self, listeners, max_flows).map_err(StartError::Poll)?;
-            Ok((datapath, Readiness { addresses, flow_capacity: max_flows }))
-        });
+        let opened = self.open();
         // Nobody listens any more when another worker has failed to start.
         match opened {
             Ok((mut datapath, ready)) => {
@@ -92,13 +97,39 @@ impl Setup {
         }
     }
 
-    fn open(&self) -> Result<(Vec<Socket>, Vec<SocketAddr>), StartError> {
-        let open = |&address: &SocketAddr| {
-            let refused = |error| StartError::Listen { address, error };
-            let socket = Socket::listener(address, self.sharing).map_err(refused)?;
-            let address = socket.local_address().map_err(refused)?;
-            Ok((socket, address))
-        };
-        self.addresses.iter().map(open).collect()
+    fn open(&self) -> Result<(Datapath, Readiness), StartError> {
+        let lent = self.listeners.iter().filter_map(|source| match source {
+            Source::Inherit(lent) => Some(*lent),
+            Source::Bind(..) => None,
+        });
+        let lent: Vec<_> = lent.collect();
+        let table = socket::unshare_descriptors(&lent).map_err(StartError::Inherit)?;
+        // Where it is forbidden, the workers share one table, and its limit.
+        let tables = if table.is_own { 1 } else { self.siblings };
+        let spare = SPARE_DESCRIPTORS + self.listeners.len();
+        let max_flows = self.flows.min((self.descriptors / tables).saturating_sub(spare));
+        let mut inherited = table.inherited.into_iter();
+        let mut sockets = Vec::with_capacity(self.listeners.len());
+        let mut addresses = Vec::with_capacity(self.listeners.len());
+        for source in &self.listeners {
+            let (socket, address) = match *source {
+                Source::Bind(address, sharing) => {
+                    let refused = |error| StartError::Listen { address, error };
+                    let socket = Socket::listener(address, sharing).map_err(refused)?;
+                    let address = socket.local_address().map_err(refused)?;
+                    (socket, address)
+                }
+                Source::Inherit(_) => {
+                    let fd = inherited.next().expect("each that was lent was taken over");
+                    let socket = Socket::inherited(fd).map_err(StartError::Inherit)?;
+                    let address = socket.local_address().map_err(StartError::Inherit)?;
+                    (socket, address)
+                }
+            };
+            sockets.push(socket);
+            addresses.push(address);
+        }
+        let datapath = Datapath::new(self, sockets, max_flows).map_err(StartError::Poll)?;
+        Ok((datapath, Readiness { addresses, flow_capacity: max_flows }))
     }
 }

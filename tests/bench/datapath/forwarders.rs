@@ -15,7 +15,11 @@ use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
 use quic::routable::{CidConfig, ConfigId, Key, ServerId};
 use quic_lb::{
-    backend::BackendState, memory::Memory, registry::Registry, routing::Routing, worker::Workers,
+    backend::BackendState,
+    memory::Memory,
+    registry::Registry,
+    routing::Routing,
+    worker::{Listen, Workers},
 };
 use quic_lb_config::{Admission, Backend, Config, Limits, Listener, Log, Pool, Timeouts};
 
@@ -233,7 +237,12 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
     let routing = Arc::new(Routing::new(&config, &mut Registry::default(), state));
     let remembered = config.limits.remembered.get();
     let memory = Arc::new(Memory::new(remembered, Instant::now(), [1; 4]));
-    let workers = Workers::start(&config, Arc::new(ArcSwap::new(routing)), memory)?;
+    let workers = Workers::start(
+        &config,
+        Listen::at_addresses_of(&config),
+        Arc::new(ArcSwap::new(routing)),
+        memory,
+    )?;
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{}", workers.local_addresses()[0].port())?;
     stdout.flush()?;
