@@ -53,7 +53,6 @@ impl Connection {
             for path in &mut self.paths {
                 path.on_ack_end(now, rtt.filter(|_| path.id == active));
             }
-            self.note_recovery(now);
             if space == Space::Handshake {
                 self.handshake.server_knows_us = true;
             }
@@ -61,6 +60,7 @@ impl Connection {
             if self.is_validated_by_peer() {
                 self.pto_count = 0;
             }
+            self.note_recovery(now);
             // "the client [...] MAY consider the handshake to be confirmed when it receives an
             // acknowledgment for a 1-RTT packet"
             // https://www.rfc-editor.org/rfc/rfc9001.html#section-4.1.2
@@ -364,6 +364,7 @@ impl Connection {
         for space in spaces {
             self.probe(space);
         }
+        self.note_recovery(now);
     }
 
     /// Tells an observer what loss detection and congestion control go by now.

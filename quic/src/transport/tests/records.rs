@@ -30,6 +30,7 @@ struct Told {
     signs: Vec<CongestionSign>,
     states: Vec<CongestionState>,
     metrics: Option<RecoveryMetrics>,
+    pto_counts: BTreeSet<u32>,
     mtus: Vec<u16>,
     timers: Vec<Timer>,
     validations: Vec<bool>,
@@ -84,7 +85,10 @@ impl Told {
             }
             Record::Congestion(sign) => self.signs.push(sign),
             Record::CongestionStateUpdated(state) => self.states.push(state),
-            Record::RecoveryUpdated(metrics) => self.metrics = Some(metrics),
+            Record::RecoveryUpdated(metrics) => {
+                self.metrics = Some(metrics);
+                self.pto_counts.insert(metrics.pto_count);
+            }
             Record::KeysInstalled(space) => self.installed.push(space),
             Record::KeysDiscarded(space) => self.discarded.push(space),
             Record::KeysUpdated { .. } => self.key_updates += 1,
@@ -271,6 +275,22 @@ fn packets_that_pass_late_are_told_as_lost_by_time() {
     let server = observed.at_server.lock().unwrap();
     let reasons: Vec<_> = server.lost.values().copied().collect();
     assert_eq!(reasons, [LossReason::TimeThreshold]);
+}
+
+#[test]
+fn probe_timeouts_in_a_row_are_told_and_that_they_are_over() {
+    let mut observed = Observed::new(TransportConfig::default());
+    for _ in 0..10 {
+        observed.round(|_| false);
+    }
+    let stream = observed.pair.at_server().open(Dir::Uni).unwrap();
+    observed.pair.at_server().write(stream, b"anybody?").unwrap();
+    for round in 0..200 {
+        observed.round(|_| round < 40);
+    }
+    let server = observed.at_server.lock().unwrap();
+    assert!([0, 1, 2].iter().all(|count| server.pto_counts.contains(count)));
+    assert_eq!(server.metrics.map(|metrics| metrics.pto_count), Some(0));
 }
 
 #[test]
