@@ -7,13 +7,14 @@
 #[cfg(test)]
 mod check;
 mod issuer;
+mod keyed;
 mod shared;
 mod strangers;
 mod tables;
 mod tokens;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::{Arc, MutexGuard},
     time::{Instant, SystemTime},
@@ -21,11 +22,12 @@ use std::{
 
 pub use issuer::CidIssuer;
 use issuer::Issuers;
+use keyed::Keyed;
 use rustls::pki_types::ServerName;
 pub use shared::SharedConnection;
 use strangers::{Reply, Stranger};
-use tables::{Entry, Keyed, Turns};
-use tokens::{SpentTokens, Tokens};
+use tables::{Entry, Turns};
+use tokens::{KeptTokens, SpentTokens, Tokens};
 pub use tokens::{TokenPolicy, TokenResult};
 
 use super::{
@@ -150,8 +152,7 @@ pub struct Endpoint {
     replies: VecDeque<Reply>,
     events: VecDeque<(ConnectionHandle, Event)>,
     unclaimed: Option<ConnectionId>,
-    /// Tokens for servers by name.
-    kept_tokens: BTreeMap<String, VecDeque<Vec<u8>>>,
+    kept_tokens: KeptTokens,
     spent_tokens: SpentTokens,
     drops: [u64; DropReason::COUNT],
     token_results: [u64; TokenResult::COUNT],
@@ -162,7 +163,7 @@ impl Endpoint {
     #[must_use]
     pub fn new(config: EndpointConfig, now: Instant, wall: SystemTime) -> Self {
         let mut random = Random::new(config.seed);
-        let hash = Keyed { keys: (random.number(), random.number()) };
+        let hasher = Keyed::new(&mut random);
         let tokens = config.tokens.map_or_else(|| Tokens::own(&mut random), Tokens::new);
         Self {
             server: config.server,
@@ -174,17 +175,17 @@ impl Endpoint {
             next_generation: 0,
             count: 0,
             half_open: 0,
-            by_cid: HashMap::with_hasher(hash),
-            by_first_dcid: HashMap::with_hasher(hash),
-            by_reset_token: HashMap::with_hasher(hash),
+            by_cid: HashMap::with_hasher(hasher),
+            by_first_dcid: HashMap::with_hasher(hasher),
+            by_reset_token: HashMap::with_hasher(hasher),
             to_settle: Turns::default(),
             may_send: Turns::default(),
             deadlines: BTreeSet::new(),
             replies: VecDeque::new(),
             events: VecDeque::new(),
             unclaimed: None,
-            kept_tokens: BTreeMap::new(),
-            spent_tokens: SpentTokens::default(),
+            kept_tokens: KeptTokens::default(),
+            spent_tokens: SpentTokens::new(hasher),
             drops: [0; DropReason::COUNT],
             token_results: [0; TokenResult::COUNT],
             random,
@@ -208,7 +209,7 @@ impl Endpoint {
         let (local_cid, reset_token) = self.issuers.issue(|id| self.by_cid.contains_key(id))?;
         let first: [u8; FIRST_DCID_LEN] = self.random.octets();
         let first = ConnectionId::new(&first).expect("8 octets fit");
-        let token = self.kept_tokens.get_mut(server_name).and_then(VecDeque::pop_back);
+        let token = self.kept_tokens.take(server_name);
         let setup = Setup {
             now,
             version: config.version,
@@ -484,7 +485,7 @@ impl Endpoint {
     /// Tokens kept for connections to come.
     #[cfg(test)]
     pub(crate) fn kept_tokens(&self) -> usize {
-        self.kept_tokens.values().map(VecDeque::len).sum()
+        self.kept_tokens.len()
     }
 
     fn wall_clock(&self, now: Instant) -> SystemTime {

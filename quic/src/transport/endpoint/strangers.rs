@@ -218,7 +218,7 @@ impl Endpoint {
             return Err(DropReason::Undecryptable);
         }
         if verdict != Verdict::Nothing {
-            self.spent_tokens.insert(self.by_cid.hasher(), &token);
+            self.spent_tokens.insert(&token);
         }
         if let Verdict::Retried(claim) = verdict {
             self.supersede(arrival.remote, claim.original_dcid, scid);
@@ -245,9 +245,7 @@ impl Endpoint {
         let (verdict, result) = match verdict {
             Verdict::Invalid => (verdict, TokenResult::Invalid),
             Verdict::Nothing => (verdict, TokenResult::Ignored),
-            _ if self.spent_tokens.contains(self.by_cid.hasher(), token) => {
-                (Verdict::Nothing, TokenResult::Spent)
-            }
+            _ if self.spent_tokens.contains(token) => (Verdict::Nothing, TokenResult::Spent),
             Verdict::Retried(_) => (verdict, TokenResult::Retry),
             Verdict::Known => (verdict, TokenResult::NewToken),
         };

@@ -1,13 +1,8 @@
 //! The tables by which an endpoint finds its connections, and what keeps them in step with those.
 
-use std::{collections::VecDeque, hash::BuildHasher, net::SocketAddr, time::Instant};
+use std::{collections::VecDeque, net::SocketAddr, time::Instant};
 
-use siphasher::sip::SipHasher13;
-
-use super::{
-    super::connection::Connection, ConnectionHandle, Endpoint, shared::SharedConnection,
-    tokens::keep_token,
-};
+use super::{super::connection::Connection, ConnectionHandle, Endpoint, shared::SharedConnection};
 use crate::connection_id::ConnectionId;
 
 /// A connection as its endpoint keeps it.
@@ -62,20 +57,6 @@ impl Turns {
 
     pub(super) fn is_empty(&self) -> bool {
         self.order.is_empty()
-    }
-}
-
-/// SipHash with keys from the endpoint's seed: peers choose what is hashed.
-#[derive(Clone, Copy)]
-pub(super) struct Keyed {
-    pub(super) keys: (u64, u64),
-}
-
-impl BuildHasher for Keyed {
-    type Hasher = SipHasher13;
-
-    fn build_hasher(&self) -> SipHasher13 {
-        SipHasher13::new_with_keys(self.keys.0, self.keys.1)
     }
 }
 
@@ -178,7 +159,7 @@ impl Endpoint {
         }
         if let Some(name) = &entry.server_name {
             for token in connection.take_tokens() {
-                keep_token(&mut self.kept_tokens, name, token);
+                self.kept_tokens.add(name, token);
             }
         }
         if entry.half_open && !connection.is_half_open() {

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use super::keyed::Keyed;
 use crate::{
     connection_id::ConnectionId,
     random::Random,
@@ -78,46 +79,67 @@ pub(super) enum Verdict {
 ///
 /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-8.1.4>: "servers MUST ensure that replay of
 /// tokens is prevented or limited".
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct SpentTokens {
-    recent: HashSet<u64>,
-    older: HashSet<u64>,
+    hasher: Keyed,
+    recent: HashSet<u64, Keyed>,
+    older: HashSet<u64, Keyed>,
 }
 
 impl SpentTokens {
     /// Tokens in each of the two generations.
     const GENERATION: usize = 8192;
 
-    pub(super) fn contains(&self, hasher: &impl BuildHasher, token: &[u8]) -> bool {
-        let hash = hasher.hash_one(token);
+    pub(super) fn new(hasher: Keyed) -> Self {
+        let empty = || HashSet::with_hasher(hasher);
+        Self { hasher, recent: empty(), older: empty() }
+    }
+
+    pub(super) fn contains(&self, token: &[u8]) -> bool {
+        let hash = self.hasher.hash_one(token);
         self.recent.contains(&hash) || self.older.contains(&hash)
     }
 
-    pub(super) fn insert(&mut self, hasher: &impl BuildHasher, token: &[u8]) {
+    pub(super) fn insert(&mut self, token: &[u8]) {
         if self.recent.len() >= Self::GENERATION {
-            self.older = std::mem::take(&mut self.recent);
+            let empty = HashSet::with_hasher(self.hasher);
+            self.older = std::mem::replace(&mut self.recent, empty);
         }
-        self.recent.insert(hasher.hash_one(token));
+        self.recent.insert(self.hasher.hash_one(token));
     }
 }
 
-/// Servers whose tokens a client keeps, and tokens for each.
-const MAX_TOKEN_SERVERS: usize = 256;
-const TOKENS_PER_SERVER: usize = 2;
-/// Keeps a token that a server has sent, for the next connection to it.
-pub(super) fn keep_token(
-    kept: &mut BTreeMap<String, VecDeque<Vec<u8>>>,
-    server: &str,
-    token: Vec<u8>,
-) {
-    if kept.len() >= MAX_TOKEN_SERVERS && !kept.contains_key(server) {
-        kept.pop_first();
+/// Tokens that servers have sent to a client, for its next connections to them.
+#[derive(Debug, Default)]
+pub(super) struct KeptTokens {
+    by_server: BTreeMap<String, VecDeque<Vec<u8>>>,
+}
+
+impl KeptTokens {
+    /// Servers whose tokens are kept, and tokens for each.
+    const SERVERS: usize = 256;
+    const PER_SERVER: usize = 2;
+
+    pub(super) fn add(&mut self, server: &str, token: Vec<u8>) {
+        if self.by_server.len() >= Self::SERVERS && !self.by_server.contains_key(server) {
+            self.by_server.pop_first();
+        }
+        let tokens = self.by_server.entry(server.to_owned()).or_default();
+        if tokens.len() == Self::PER_SERVER {
+            tokens.pop_front();
+        }
+        tokens.push_back(token);
     }
-    let tokens = kept.entry(server.to_owned()).or_default();
-    if tokens.len() == TOKENS_PER_SERVER {
-        tokens.pop_front();
+
+    /// The latest token for a server, which is used once.
+    pub(super) fn take(&mut self, server: &str) -> Option<Vec<u8>> {
+        self.by_server.get_mut(server)?.pop_back()
     }
-    tokens.push_back(token);
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.by_server.values().map(VecDeque::len).sum()
+    }
 }
 
 /// A policy, and how many tokens were made by it. All that a server makes have the format with a limit:
@@ -257,24 +279,21 @@ impl TokenPolicy {
 
 #[cfg(test)]
 mod tests {
-    use std::hash::{BuildHasherDefault, DefaultHasher};
-
     use super::*;
 
     #[test]
     fn req_e06_a_million_tokens_are_remembered_within_a_fixed_size() {
-        let hasher = BuildHasherDefault::<DefaultHasher>::default();
-        let mut spent = SpentTokens::default();
+        let mut spent = SpentTokens::new(Keyed::new(&mut Random::new([3; 32])));
         for number in 0..1_000_000u32 {
             let token = number.to_be_bytes();
-            assert!(!spent.contains(&hasher, &token));
-            spent.insert(&hasher, &token);
-            assert!(spent.contains(&hasher, &token));
+            assert!(!spent.contains(&token));
+            spent.insert(&token);
+            assert!(spent.contains(&token));
             assert!(spent.recent.len() + spent.older.len() <= 2 * SpentTokens::GENERATION);
         }
         let last = 1_000_000 - u32::try_from(SpentTokens::GENERATION).unwrap();
-        assert!(spent.contains(&hasher, &last.to_be_bytes()));
-        assert!(!spent.contains(&hasher, &0u32.to_be_bytes()));
+        assert!(spent.contains(&last.to_be_bytes()));
+        assert!(!spent.contains(&0u32.to_be_bytes()));
     }
 
     fn policy(sequence: u8) -> TokenPolicy {
