@@ -68,3 +68,30 @@ fn retired_connection_ids_lead_nowhere_while_nothing_may_be_sent() {
     pair.deliver(datagram);
     assert_eq!(pair.server.take_unclaimed().map(|id| id[..8].to_vec()), Some(retired.to_vec()));
 }
+
+/// With nothing to send, or no way to send it, an endpoint has few things to do: a deadline that has
+/// been handled does not stay due.
+#[test]
+fn a_connection_whose_datagrams_cannot_leave_ends_by_its_deadlines_alone() {
+    let mut pair = Pair::connected();
+    let packet = pair.forge(Space::Data, &stream(0, 0, b"a question"));
+    pair.deliver(packet);
+    let handle = pair.at_server.unwrap();
+    let mut connection = pair.server.connection_mut(handle).unwrap();
+    let id = connection.accept(Dir::Bi).unwrap();
+    connection.write(id, &[7; 100_000]).unwrap();
+    drop(connection);
+    let mut ends = vec![];
+    let mut steps = 0;
+    while let Some(deadline) = pair.server.deadline() {
+        pair.now = pair.now.max(deadline);
+        pair.server.handle_deadline(pair.now);
+        ends.extend(events(&mut pair));
+        steps += 1;
+        assert!(steps < 100, "a deadline that stays due");
+    }
+    assert_eq!(ends.last(), Some(&Event::Closed(ConnectionError::IdleTimeout)));
+    // Also what they left in the queues is gone.
+    assert!(pair.down().is_empty());
+    assert!(pair.server.is_blank());
+}
