@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 
 use super::{
     connection::{Connection, Incoming},
-    link::{Link, Tie},
     shard::{Shard, State},
+    waiters::{ConnectionInner, Waiters},
 };
 use crate::transport::{ConnectionHandle, Event, SharedConnection, Side};
 
@@ -27,7 +27,7 @@ const MAX_WAITING: usize = 4096;
 /// Its lock is taken while a shard's is held, never the other way round; therefore no connection is
 /// dropped under it.
 #[derive(Debug, Default)]
-pub(super) struct Accepts {
+pub(super) struct AcceptQueue {
     waiting: Mutex<Waiting>,
     arrived: Notify,
 }
@@ -38,7 +38,7 @@ struct Waiting {
     closed: bool,
 }
 
-impl Accepts {
+impl AcceptQueue {
     /// The next one; `None` once the endpoint is closed.
     pub(super) async fn next(&self) -> Option<Incoming> {
         loop {
@@ -90,12 +90,12 @@ impl State {
         &mut self,
         now: Instant,
         shard: &Arc<Shard>,
-        accepts: &Accepts,
+        accepts: &AcceptQueue,
         wakers: &mut Vec<Waker>,
     ) {
         while let Some((handle, event)) = self.core.poll_event() {
-            match self.ties.get(&handle) {
-                Some(tie) => tie.link().on_event(event, wakers),
+            match self.connections.get(&handle) {
+                Some(inner) => inner.waiters().on_event(event, wakers),
                 None => self.on_newcomer(now, shard, accepts, handle, event),
             }
         }
@@ -106,13 +106,13 @@ impl State {
         &mut self,
         shard: &Arc<Shard>,
         handle: ConnectionHandle,
-        link: Link,
+        waiters: Waiters,
         remote: SocketAddr,
         connection: SharedConnection,
     ) -> Connection {
-        let tie = Arc::new(Tie::new(handle, connection, link));
-        self.ties.insert(handle, Arc::clone(&tie));
-        Connection::new(shard, tie, remote)
+        let inner = Arc::new(ConnectionInner::new(handle, connection, waiters));
+        self.connections.insert(handle, Arc::clone(&inner));
+        Connection::new(shard, inner, remote)
     }
 
     /// A connection without handles has an event: either it is new, or nobody is interested.
@@ -120,7 +120,7 @@ impl State {
         &mut self,
         now: Instant,
         shard: &Arc<Shard>,
-        accepts: &Accepts,
+        accepts: &AcceptQueue,
         handle: ConnectionHandle,
         event: Event,
     ) {
@@ -134,10 +134,10 @@ impl State {
         }
         match event {
             Event::Connected => {
-                let mut link = Link::new(Side::Server);
-                link.connected = true;
+                let mut waiters = Waiters::new(Side::Server);
+                waiters.connected = true;
                 let accepted = accepts.offer(|| {
-                    let new = self.adopt(shard, handle, link, remote, shared.clone());
+                    let new = self.adopt(shard, handle, waiters, remote, shared.clone());
                     Incoming::new(remote, Ok(new))
                 });
                 if !accepted {

@@ -14,10 +14,10 @@ use rustls::pki_types::CertificateDer;
 
 use super::{
     error::SendDatagramError,
-    link::{Link, Tie},
     owner::Owner,
     shard::Shard,
     stream::{RecvStream, SendStream},
+    waiters::{ConnectionInner, Waiters},
 };
 use crate::{
     connection_id::ConnectionId,
@@ -44,14 +44,15 @@ impl Future for Connecting {
         let Some(connection) = self.connection.take() else {
             return Poll::Ready(Err(ConnectionError::Internal("polled after it was done")));
         };
-        let outcome = connection.owner.with_link(|link| match (&link.error, link.connected) {
-            (Some(error), _) => Some(Err(error.clone())),
-            (None, true) => Some(Ok(())),
-            (None, false) => {
-                link.connecting = Some(cx.waker().clone());
-                None
-            }
-        });
+        let outcome =
+            connection.owner.with_waiters(|waiters| match (&waiters.error, waiters.connected) {
+                (Some(error), _) => Some(Err(error.clone())),
+                (None, true) => Some(Ok(())),
+                (None, false) => {
+                    waiters.connecting = Some(cx.waker().clone());
+                    None
+                }
+            });
         match outcome {
             Some(result) => Poll::Ready(result.map(|()| connection)),
             None => {
@@ -101,8 +102,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(shard: &Arc<Shard>, tie: Arc<Tie>, first_remote: SocketAddr) -> Self {
-        Self { owner: Arc::new(Owner::new(shard, tie, first_remote)) }
+    pub(super) fn new(
+        shard: &Arc<Shard>,
+        inner: Arc<ConnectionInner>,
+        first_remote: SocketAddr,
+    ) -> Self {
+        Self { owner: Arc::new(Owner::new(shard, inner, first_remote)) }
     }
 
     // Streams.
@@ -213,7 +218,7 @@ impl Connection {
     /// Why the connection is over, if it is.
     #[must_use]
     pub fn close_reason(&self) -> Option<ConnectionError> {
-        self.owner.with_link(|link| link.error.clone())
+        self.owner.with_waiters(|waiters| waiters.error.clone())
     }
 
     /// Goes on from another address of ours, `local` where the socket has several, with a fresh
@@ -259,13 +264,13 @@ impl Connection {
     /// token and rewrites addresses. `None` without such a token, and once the client has moved.
     #[must_use]
     pub fn sealed_client(&self) -> Option<SocketAddr> {
-        self.owner.shard.lock().core.sealed_client(self.owner.tie.handle)
+        self.owner.shard.lock().core.sealed_client(self.owner.inner.handle)
     }
 
     /// How often the peer was found at another address so far.
     #[must_use]
     pub fn path_changes(&self) -> u64 {
-        self.owner.with_link(|link| link.moves)
+        self.owner.with_waiters(|waiters| waiters.moves)
     }
 
     /// The active path; `None` once the connection is forgotten.
@@ -342,9 +347,9 @@ impl Connection {
 
     async fn open(&self, dir: Dir) -> Result<StreamId, ConnectionError> {
         let signal = self.owner.signals.available(dir);
-        let open = |connection: &mut transport::Connection, link: &mut Link| {
+        let open = |connection: &mut transport::Connection, waiters: &mut Waiters| {
             let id = connection.open(dir)?;
-            link.add_sender(id);
+            waiters.add_sender(id);
             Some(id)
         };
         self.owner.until(signal, open).await
@@ -352,10 +357,10 @@ impl Connection {
 
     async fn accept(&self, dir: Dir) -> Result<StreamId, ConnectionError> {
         let signal = self.owner.signals.opened(dir);
-        let accept = |connection: &mut transport::Connection, link: &mut Link| {
+        let accept = |connection: &mut transport::Connection, waiters: &mut Waiters| {
             let id = connection.accept(dir)?;
             if dir == Dir::Bi {
-                link.add_sender(id);
+                waiters.add_sender(id);
             }
             Some(id)
         };
@@ -363,7 +368,7 @@ impl Connection {
     }
 
     fn look<R>(&self, look: impl FnOnce(&transport::Connection) -> R) -> Option<R> {
-        let connection = self.owner.tie.connection.lock();
+        let connection = self.owner.inner.connection.lock();
         (!connection.is_gone()).then(|| look(&connection))
     }
 }

@@ -10,14 +10,14 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    accept::Accepts,
+    accept::AcceptQueue,
     connection::{Connecting, Incoming},
     error::ConnectError,
-    link::Link,
     shard::{Shard, State, Unclaimed},
     sharding,
     socket::Socket,
     task::Task,
+    waiters::Waiters,
 };
 use crate::{
     routable::{CidConfig, CidGenerator, ConfigId, Key, Partition, ServerId, ShardMark},
@@ -103,17 +103,17 @@ impl Options {
 /// Connections of one UDP address. Clones are handles of the same endpoint.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    shared: Arc<Shared>,
+    shared: Arc<EndpointInner>,
     default_client: Option<ClientConfig>,
 }
 
 /// Abandons the shards with the last handle.
 #[derive(Debug)]
-struct Shared {
+struct EndpointInner {
     shards: Vec<Arc<Shard>>,
     /// What shards mark connection IDs with that are not routable, as long as the endpoint lives.
     mark_key: Key,
-    accepts: Arc<Accepts>,
+    accepts: Arc<AcceptQueue>,
 }
 
 impl Endpoint {
@@ -158,7 +158,7 @@ impl Endpoint {
         let mut mark_key = [0; 16];
         fill(&mut mark_key)?;
         let mark_key = Key::new(mark_key);
-        let accepts = Arc::<Accepts>::default();
+        let accepts = Arc::<AcceptQueue>::default();
         let mut shards = Vec::new();
         let connected = sharding::connect(count);
         for (index, (socket, (others, strays))) in sockets.into_iter().zip(connected).enumerate() {
@@ -181,7 +181,7 @@ impl Endpoint {
             tokio::spawn(task);
             shards.push(shard);
         }
-        let shared = Arc::new(Shared { shards, mark_key, accepts });
+        let shared = Arc::new(EndpointInner { shards, mark_key, accepts });
         Ok(Self { shared, default_client: None })
     }
 
@@ -224,8 +224,8 @@ impl Endpoint {
         let target = target.ok_or(ConnectError::Address(remote))?;
         let handle = state.core.connect(Instant::now(), config, target, server_name)?;
         let connection = state.core.share(handle).ok_or(ConnectError::EndpointClosed)?;
-        let link = Link::new(Side::Client);
-        let connection = state.adopt(shard, handle, link, target, connection);
+        let waiters = Waiters::new(Side::Client);
+        let connection = state.adopt(shard, handle, waiters, target, connection);
         shard.wake();
         Ok(Connecting::new(connection))
     }
@@ -242,7 +242,7 @@ impl Endpoint {
     /// When the system has no randomness, or the server ID does not fit the configuration; nothing
     /// has changed then.
     pub fn set_cid_config(&self, cids: Cids) -> io::Result<()> {
-        let Shared { shards, mark_key, .. } = &*self.shared;
+        let EndpointInner { shards, mark_key, .. } = &*self.shared;
         let (cids, reset_key) = (cids.resolved(shards.len())?, ResetKey::new(seed()?));
         let issuers: io::Result<Vec<_>> = (0..shards.len())
             .map(|index| cids.issuer(partition(index, shards.len()), &reset_key, mark_key))
@@ -387,7 +387,7 @@ impl Endpoint {
     }
 }
 
-impl Drop for Shared {
+impl Drop for EndpointInner {
     fn drop(&mut self) {
         // Dropped last, since connections lock their shards.
         let _waiting = self.accepts.close();

@@ -9,11 +9,12 @@
 //! ```text
 //! Connection, SendStream, RecvStream ─┐ calls
 //!   (any task)                        ▼
-//!                           tie: wakers, connection (a lock each)    ┌─ Endpoint ─┐
-//!                                     ▲                              │            │
-//!                      ┌── shard: core endpoint (one lock) ──────────┤  accepted connections
-//!                      │      ▲ datagrams, deadlines                 │
-//!                      │      │                                      └── another shard …
+//!                     ConnectionInner: waiters and    ┌─ Endpoint ─┐
+//!                     connection (a lock each)        │            │
+//!                                     ▲               │            │
+//!                      ┌── shard: core endpoint (one lock) ──┤  accepted connections
+//!                      │      ▲ datagrams, deadlines         │
+//!                      │      │                              └── another shard …
 //!                      └─ task: socket, buffers, one timer
 //! ```
 //!
@@ -29,8 +30,8 @@
 //!   lock the core only for what is rare: to connect, to end, to ask for sums. No lock is held
 //!   across an await.
 //!
-//! Locks are taken in this order: the core's; a tie's wakers; its connection; what is left for the
-//! task.
+//! Locks are taken in this order: the core's; the waiters of a connection; the connection itself;
+//! what is left for the task.
 //!
 //! # What is bounded
 //!
@@ -50,7 +51,6 @@ mod accept;
 mod connection;
 mod endpoint;
 mod error;
-mod link;
 mod owner;
 mod shard;
 mod sharding;
@@ -59,6 +59,7 @@ mod stream;
 mod task;
 #[cfg(test)]
 mod tests;
+mod waiters;
 
 pub use connection::{Connecting, Connection, Incoming};
 pub use endpoint::{Cids, Endpoint, Options};

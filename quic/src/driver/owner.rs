@@ -7,42 +7,46 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::{
-    link::{Link, Signals, Tie},
     shard::Shard,
+    waiters::{ConnectionInner, Signals, Waiters},
 };
 use crate::transport::{self, ConnectionError};
 
 /// What all handles and streams of a connection share. Closes it at the end.
 pub(super) struct Owner {
     pub(super) shard: Arc<Shard>,
-    pub(super) tie: Arc<Tie>,
+    pub(super) inner: Arc<ConnectionInner>,
     pub(super) signals: Arc<Signals>,
     pub(super) first_remote: SocketAddr,
 }
 
 impl Owner {
-    pub(super) fn new(shard: &Arc<Shard>, tie: Arc<Tie>, first_remote: SocketAddr) -> Self {
-        let (shard, signals) = (Arc::clone(shard), Arc::clone(&tie.link().signals));
-        Self { shard, tie, signals, first_remote }
+    pub(super) fn new(
+        shard: &Arc<Shard>,
+        inner: Arc<ConnectionInner>,
+        first_remote: SocketAddr,
+    ) -> Self {
+        let (shard, signals) = (Arc::clone(shard), Arc::clone(&inner.waiters().signals));
+        Self { shard, inner, signals, first_remote }
     }
 
     /// Acts on the connection, and has the task look if there is something to send then.
     pub(super) fn act<R>(
         &self,
-        act: impl FnOnce(&mut transport::Connection, &mut Link) -> R,
+        act: impl FnOnce(&mut transport::Connection, &mut Waiters) -> R,
     ) -> Result<R, ConnectionError> {
-        let mut link = self.tie.link();
-        let mut connection = self.tie.connection.lock();
+        let mut waiters = self.inner.waiters();
+        let mut connection = self.inner.connection.lock();
         if connection.is_gone() {
-            let known = link.error.as_ref().or(connection.error());
+            let known = waiters.error.as_ref().or(connection.error());
             return Err(known.cloned().unwrap_or(ConnectionError::ClosedLocally));
         }
-        let result = act(&mut connection, &mut link);
+        let result = act(&mut connection, &mut waiters);
         let output = connection.has_output();
         drop(connection);
-        drop(link);
+        drop(waiters);
         if output {
-            self.shard.look_at(&self.tie);
+            self.shard.look_at(&self.inner);
         }
         Ok(result)
     }
@@ -51,14 +55,14 @@ impl Owner {
     pub(super) async fn until<R>(
         &self,
         signal: &Notify,
-        mut act: impl FnMut(&mut transport::Connection, &mut Link) -> Option<R>,
+        mut act: impl FnMut(&mut transport::Connection, &mut Waiters) -> Option<R>,
     ) -> Result<R, ConnectionError> {
         loop {
             let signalled = signal.notified();
-            let result = self.act(|connection, link| {
-                let result = act(connection, link);
+            let result = self.act(|connection, waiters| {
+                let result = act(connection, waiters);
                 // What there is can be had also when the connection is over.
-                result.map(Ok).or_else(|| link.error.clone().map(Err))
+                result.map(Ok).or_else(|| waiters.error.clone().map(Err))
             });
             if let Some(result) = result? {
                 return result;
@@ -67,8 +71,8 @@ impl Owner {
         }
     }
 
-    pub(super) fn with_link<R>(&self, look: impl FnOnce(&mut Link) -> R) -> R {
-        look(&mut self.tie.link())
+    pub(super) fn with_waiters<R>(&self, look: impl FnOnce(&mut Waiters) -> R) -> R {
+        look(&mut self.inner.waiters())
     }
 
     pub(super) fn signals(&self) -> &Signals {
@@ -79,8 +83,8 @@ impl Owner {
 impl Drop for Owner {
     fn drop(&mut self) {
         let mut state = self.shard.lock();
-        state.ties.remove(&self.tie.handle);
-        if let Some(mut connection) = state.core.connection_mut(self.tie.handle) {
+        state.connections.remove(&self.inner.handle);
+        if let Some(mut connection) = state.core.connection_mut(self.inner.handle) {
             connection.close(Instant::now(), 0, Bytes::new());
         }
         drop(state);
@@ -90,6 +94,6 @@ impl Drop for Owner {
 
 impl fmt::Debug for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Owner").field("handle", &self.tie.handle).finish_non_exhaustive()
+        f.debug_struct("Owner").field("handle", &self.inner.handle).finish_non_exhaustive()
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::{link::Tie, sharding::Others, socket::Socket};
+use super::{sharding::Others, socket::Socket, waiters::ConnectionInner};
 use crate::{
     connection_id::ConnectionId,
     transport::{self, ConnectionHandle, Received},
@@ -33,7 +33,7 @@ pub(super) struct Shard {
 pub(super) struct State {
     pub(super) core: transport::Endpoint,
     /// Connections that the application has handles of.
-    pub(super) ties: HashMap<ConnectionHandle, Arc<Tie>>,
+    pub(super) connections: HashMap<ConnectionHandle, Arc<ConnectionInner>>,
     /// Where the socket is.
     pub(super) address: SocketAddr,
     /// A socket to use from now on.
@@ -50,7 +50,7 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 struct Inbox {
     /// Connections that were acted on and have something to send, each once.
-    acted_on: Vec<Arc<Tie>>,
+    acted_on: Vec<Arc<ConnectionInner>>,
     task: Option<Waker>,
     /// The task was woken and has not looked yet.
     woken: bool,
@@ -65,7 +65,7 @@ impl Shard {
     ) -> Self {
         let state = State {
             core,
-            ties: HashMap::new(),
+            connections: HashMap::new(),
             address,
             fresh_socket: None,
             others,
@@ -86,16 +86,16 @@ impl Shard {
     }
 
     /// Has the task look at a connection that was acted on.
-    pub(super) fn look_at(&self, tie: &Arc<Tie>) {
+    pub(super) fn look_at(&self, inner: &Arc<ConnectionInner>) {
         // Left already, and not looked at yet.
-        if !tie.left.swap(true, Ordering::Relaxed) {
-            self.leave(Some(tie));
+        if !inner.queued.swap(true, Ordering::Relaxed) {
+            self.leave(Some(inner));
         }
     }
 
-    fn leave(&self, tie: Option<&Arc<Tie>>) {
+    fn leave(&self, inner: Option<&Arc<ConnectionInner>>) {
         let mut inbox = self.inbox();
-        inbox.acted_on.extend(tie.cloned());
+        inbox.acted_on.extend(inner.cloned());
         let task = if inbox.woken { None } else { inbox.task.clone() };
         inbox.woken = true;
         drop(inbox);
@@ -106,7 +106,7 @@ impl Shard {
 
     /// The task looks now, and wants to be woken by `waker` from now on. What was left for it is
     /// exchanged for `acted_on`, which is empty.
-    pub(super) fn on_look(&self, waker: &Waker, acted_on: &mut Vec<Arc<Tie>>) {
+    pub(super) fn on_look(&self, waker: &Waker, acted_on: &mut Vec<Arc<ConnectionInner>>) {
         let mut inbox = self.inbox();
         inbox.woken = false;
         std::mem::swap(&mut inbox.acted_on, acted_on);
@@ -122,11 +122,11 @@ impl Shard {
 
 impl State {
     /// Has the core look at connections that handles have acted on.
-    pub(super) fn take_acted_on(&mut self, acted_on: &mut Vec<Arc<Tie>>) {
-        for tie in acted_on.drain(..) {
+    pub(super) fn take_acted_on(&mut self, acted_on: &mut Vec<Arc<ConnectionInner>>) {
+        for inner in acted_on.drain(..) {
             // Before the core looks: what is done meanwhile is left again.
-            tie.left.store(false, Ordering::Relaxed);
-            self.core.look_at(tie.handle);
+            inner.queued.store(false, Ordering::Relaxed);
+            self.core.look_at(inner.handle);
         }
     }
 

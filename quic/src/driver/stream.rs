@@ -13,8 +13,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     error::{ClosedStream, ReadError, ReadExactError, ReadToEndError, WriteError},
-    link::Outcome,
     owner::Owner,
+    waiters::SendOutcome,
 };
 use crate::transport::{self, ConnectionError, Read, StreamId};
 
@@ -101,10 +101,10 @@ impl SendStream {
     /// When the connection is over before.
     pub async fn stopped(&self) -> Result<Option<u64>, ConnectionError> {
         let outcome = &self.owner.signals().outcome;
-        let ended = self.owner.until(outcome, |_, link| link.outcome(self.id)).await?;
+        let ended = self.owner.until(outcome, |_, waiters| waiters.outcome(self.id)).await?;
         Ok(match ended {
-            Outcome::Finished => None,
-            Outcome::Stopped(code) => Some(code),
+            SendOutcome::Finished => None,
+            SendOutcome::Stopped(code) => Some(code),
         })
     }
 
@@ -131,19 +131,19 @@ impl SendStream {
             return Poll::Ready(Err(WriteError::Closed));
         }
         let id = self.id;
-        let written = self.owner.act(|connection, link| {
-            if let Some(error) = &link.error {
+        let written = self.owner.act(|connection, waiters| {
+            if let Some(error) = &waiters.error {
                 return Err(WriteError::ConnectionLost(error.clone()));
             }
             match connection.write(id, data) {
                 Ok(0) if !data.is_empty() => {
-                    link.await_writable(id, cx);
+                    waiters.await_writable(id, cx);
                     Ok(None)
                 }
                 Ok(count) => Ok(Some(count)),
                 Err(transport::WriteError::Stopped(code)) => Err(WriteError::Stopped(code)),
-                Err(transport::WriteError::Closed) => match link.outcome(id) {
-                    Some(Outcome::Stopped(code)) => Err(WriteError::Stopped(code)),
+                Err(transport::WriteError::Closed) => match waiters.outcome(id) {
+                    Some(SendOutcome::Stopped(code)) => Err(WriteError::Stopped(code)),
                     _ => Err(WriteError::Closed),
                 },
             }
@@ -183,8 +183,8 @@ impl AsyncWrite for SendStream {
 impl Drop for SendStream {
     fn drop(&mut self) {
         let (id, ended) = (self.id, self.ended);
-        let _ = self.owner.act(|connection, link| {
-            link.forget_sender(id);
+        let _ = self.owner.act(|connection, waiters| {
+            waiters.forget_sender(id);
             // An error says that the peer wanted no more.
             let _ = if ended { Ok(()) } else { connection.finish(id) };
         });
@@ -309,18 +309,19 @@ impl RecvStream {
             None => {}
         }
         let id = self.id;
-        let read =
-            self.owner.act(|connection, link| match (connection.read(id, out), &link.error) {
+        let read = self.owner.act(|connection, waiters| {
+            match (connection.read(id, out), &waiters.error) {
                 // What has arrived can be read also when the connection is over.
                 (Ok(Read::Blocked), Some(error)) => Err(ReadError::ConnectionLost(error.clone())),
                 (Ok(Read::Blocked), None) => {
-                    link.await_readable(id, cx);
+                    waiters.await_readable(id, cx);
                     Ok(Read::Blocked)
                 }
                 (Ok(read), _) => Ok(read),
                 (Err(transport::ReadError::Reset(code)), _) => Err(ReadError::Reset(code)),
                 (Err(transport::ReadError::Closed), _) => Err(ReadError::Closed),
-            });
+            }
+        });
         Poll::Ready(match read.map_err(ReadError::from).flatten() {
             Ok(Read::Data(count)) => Ok(Some(count)),
             Ok(Read::Blocked) => return Poll::Pending,
@@ -352,8 +353,8 @@ impl AsyncRead for RecvStream {
 impl Drop for RecvStream {
     fn drop(&mut self) {
         let (id, ended) = (self.id, self.end.is_some());
-        let _ = self.owner.act(|connection, link| {
-            link.forget_reader(id);
+        let _ = self.owner.act(|connection, waiters| {
+            waiters.forget_reader(id);
             // An error says that there was nothing left to stop.
             let _ = if ended { Ok(()) } else { connection.stop(id, 0) };
         });

@@ -11,11 +11,11 @@ use std::{
 use tokio::{sync::mpsc, time::Sleep};
 
 use super::{
-    accept::Accepts,
-    link::Tie,
+    accept::AcceptQueue,
     shard::Shard,
     sharding::Stray,
     socket::{Inbound, Outbound, Socket},
+    waiters::ConnectionInner,
 };
 
 /// Rounds until other tasks of the runtime get their turn.
@@ -24,14 +24,14 @@ const ROUNDS: usize = 16;
 /// Runs until no handle is left and every connection is over.
 pub(super) struct Task {
     shard: Arc<Shard>,
-    accepts: Arc<Accepts>,
+    accepts: Arc<AcceptQueue>,
     socket: Socket,
     strays: Option<mpsc::Receiver<Stray>>,
     inbound: Inbound,
     outbound: Outbound,
     timer: Pin<Box<Sleep>>,
     wakers: Vec<Waker>,
-    acted_on: Vec<Arc<Tie>>,
+    acted_on: Vec<Arc<ConnectionInner>>,
 }
 
 /// How things stand after a round.
@@ -48,7 +48,7 @@ struct Standing {
 impl Task {
     pub(super) fn new(
         shard: Arc<Shard>,
-        accepts: Arc<Accepts>,
+        accepts: Arc<AcceptQueue>,
         socket: Socket,
         strays: Option<mpsc::Receiver<Stray>>,
     ) -> Self {

@@ -14,7 +14,9 @@ use std::{
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::time::timeout;
 
-use super::{accept::Accepts, connection::Connection, endpoint, shard::Shard, socket, task::Task};
+use super::{
+    accept::AcceptQueue, connection::Connection, endpoint, shard::Shard, socket, task::Task,
+};
 use crate::transport::{CidIssuer, ClientConfig, Endpoint, EndpointConfig, ResetKey, ServerConfig};
 
 /// How long anything may take before it counts as never.
@@ -67,7 +69,7 @@ async fn scene() -> Scene {
     let config = EndpointConfig::server(ServerConfig::new(server_tls), cids, [3; 32]);
     let core = Endpoint::new(config, Instant::now(), SystemTime::now());
     let shard = Arc::new(Shard::new(core, address, None, None));
-    let accepts = Arc::<Accepts>::default();
+    let accepts = Arc::<AcceptQueue>::default();
     tokio::spawn(Task::new(Arc::clone(&shard), Arc::clone(&accepts), socket, None));
     let endpoint = endpoint::Endpoint::client(localhost()).unwrap();
     let config = ClientConfig::new(client_tls);

@@ -36,11 +36,11 @@ pub(crate) struct Session {
 
 enum State {
     Live(Box<Connection>),
-    Over(Outcome),
+    Over(Negotiated),
 }
 
 /// What stays known of a session when it is gone.
-struct Outcome {
+struct Negotiated {
     side: Side,
     alpn: Option<Box<[u8]>>,
     server_name: Option<Box<str>>,
@@ -79,7 +79,7 @@ impl Session {
             Connection::Client(_) => (Side::Client, None),
             Connection::Server(server) => (Side::Server, server.server_name()),
         };
-        self.state = State::Over(Outcome {
+        self.state = State::Over(Negotiated {
             side,
             alpn: inner.alpn_protocol().map(Box::from),
             server_name: server_name.map(Box::from),
@@ -177,7 +177,7 @@ impl Session {
     }
 }
 
-impl Outcome {
+impl Negotiated {
     /// Steps over messages that come after the handshake. A client may get tickets, which it has no
     /// more use for; whatever else comes is an error.
     ///

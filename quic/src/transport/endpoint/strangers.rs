@@ -20,7 +20,7 @@ use super::{
         tls::{TAG_LEN, initial_keys},
     },
     Endpoint, FIRST_DCID_LEN,
-    tokens::{TokenResult, Verdict},
+    tokens::{TokenResult, TokenVerdict},
 };
 use crate::{
     connection_id::{ConnectionId, MAX_LEN},
@@ -160,14 +160,14 @@ impl Endpoint {
             RetryPolicy::AboveHalfOpen(limit) => self.half_open >= limit,
         };
         let (original_dcid, retry_scid) = match verdict {
-            Verdict::Retried(claim) => (claim.original_dcid, Some(header.dcid)),
-            Verdict::Invalid => {
+            TokenVerdict::Retried(claim) => (claim.original_dcid, Some(header.dcid)),
+            TokenVerdict::Invalid => {
                 return self.refuse(arrival, version, &header, datagram, Code::INVALID_TOKEN);
             }
-            Verdict::Nothing if retry_wanted => {
+            TokenVerdict::Nothing if retry_wanted => {
                 return self.send_retry(arrival, version, header.dcid, &scid);
             }
-            Verdict::Known | Verdict::Nothing => (header.dcid, None),
+            TokenVerdict::Known | TokenVerdict::Nothing => (header.dcid, None),
         };
         if self.half_open >= server.max_half_open {
             return Err(DropReason::Saturated);
@@ -203,7 +203,7 @@ impl Endpoint {
             original_dcid,
             retry_scid,
             token: Vec::new(),
-            address_validated: verdict != Verdict::Nothing,
+            address_validated: verdict != TokenVerdict::Nothing,
             disable_active_migration: !self.issuers.allows_migration(),
             preferred,
             random: Random::new(self.random.octets()),
@@ -217,15 +217,16 @@ impl Endpoint {
         if !connection.is_heard() {
             return Err(DropReason::Undecryptable);
         }
-        if verdict != Verdict::Nothing {
+        if verdict != TokenVerdict::Nothing {
             self.spent_tokens.insert(&token);
         }
-        if let Verdict::Retried(claim) = verdict {
+        if let TokenVerdict::Retried(claim) = verdict {
             self.supersede(arrival.remote, claim.original_dcid, scid);
         }
         let first = (arrival.remote, header.dcid);
         let index = self.insert(connection, Some(first), None);
-        if let (Verdict::Retried(claim), Some(entry)) = (verdict, &mut self.connections[index]) {
+        if let (TokenVerdict::Retried(claim), Some(entry)) = (verdict, &mut self.connections[index])
+        {
             entry.sealed_client = Some((arrival.remote, claim.client));
         }
         for id in std::iter::once(local_cid).chain(preferred_cid) {
@@ -236,18 +237,18 @@ impl Endpoint {
     }
 
     /// Judges the token of an Initial, and counts what came of it.
-    fn judge(&mut self, arrival: &Arrival, token: &[u8], dcid: &ConnectionId) -> Verdict {
+    fn judge(&mut self, arrival: &Arrival, token: &[u8], dcid: &ConnectionId) -> TokenVerdict {
         if token.is_empty() {
-            return Verdict::Nothing;
+            return TokenVerdict::Nothing;
         }
         let now = self.wall_clock(arrival.now);
         let verdict = self.tokens.judge(token, arrival.remote, dcid, now);
         let (verdict, result) = match verdict {
-            Verdict::Invalid => (verdict, TokenResult::Invalid),
-            Verdict::Nothing => (verdict, TokenResult::Ignored),
-            _ if self.spent_tokens.contains(token) => (Verdict::Nothing, TokenResult::Spent),
-            Verdict::Retried(_) => (verdict, TokenResult::Retry),
-            Verdict::Known => (verdict, TokenResult::NewToken),
+            TokenVerdict::Invalid => (verdict, TokenResult::Invalid),
+            TokenVerdict::Nothing => (verdict, TokenResult::Ignored),
+            _ if self.spent_tokens.contains(token) => (TokenVerdict::Nothing, TokenResult::Spent),
+            TokenVerdict::Retried(_) => (verdict, TokenResult::Retry),
+            TokenVerdict::Known => (verdict, TokenResult::NewToken),
         };
         self.token_results[result as usize] += 1;
         verdict

@@ -62,7 +62,7 @@ impl TokenResult {
 
 /// What a token means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum TokenVerdict {
     /// A valid token of a Retry, and what it says.
     Retried(RetryClaim),
     /// The client has had this address before.
@@ -184,7 +184,7 @@ impl Tokens {
         client: SocketAddr,
         dcid: &ConnectionId,
         now: SystemTime,
-    ) -> Verdict {
+    ) -> TokenVerdict {
         self.policy.judge(token, client, dcid, now)
     }
 
@@ -262,17 +262,17 @@ impl TokenPolicy {
         client: SocketAddr,
         dcid: &ConnectionId,
         now: SystemTime,
-    ) -> Verdict {
-        let Some(is_new) = is_new_token(token) else { return Verdict::Nothing };
+    ) -> TokenVerdict {
+        let Some(is_new) = is_new_token(token) else { return TokenVerdict::Nothing };
         let claim = match self {
             Self::SharedState { keys, .. } => shared_state::open(keys, token, client, dcid, now),
             Self::Proxied(keys) => proxied::open(keys, token, dcid, now).map(Claim::Retry),
         };
         match claim {
-            Ok(Claim::Retry(claim)) => Verdict::Retried(claim),
-            Ok(Claim::NewToken { .. }) => Verdict::Known,
-            Err(_) if is_new => Verdict::Nothing,
-            Err(_) => Verdict::Invalid,
+            Ok(Claim::Retry(claim)) => TokenVerdict::Retried(claim),
+            Ok(Claim::NewToken { .. }) => TokenVerdict::Known,
+            Err(_) if is_new => TokenVerdict::Nothing,
+            Err(_) => TokenVerdict::Invalid,
         }
     }
 }
@@ -335,7 +335,7 @@ mod tests {
         assert_ne!(made[0][0], made[1][0], "the sequence number of the key");
         for token in made {
             let judged = tokens.judge(&token, client, &dcid, SystemTime::UNIX_EPOCH);
-            assert_eq!(judged, Verdict::Known);
+            assert_eq!(judged, TokenVerdict::Known);
         }
     }
 }

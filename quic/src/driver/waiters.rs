@@ -12,38 +12,38 @@ use crate::transport::{
     ConnectionError, ConnectionHandle, Dir, Event, SharedConnection, Side, StreamEvent, StreamId,
 };
 
-/// What ties the handles of a connection to its shard.
+/// What the handles of a connection share with the task of its shard.
 ///
-/// A handle locks the link, then the connection, and leaves its waker before it lets go of either;
-/// the task locks one at a time: the connection to take its events, then the link to hand them out.
-/// So no event passes between a look and the waker that waits for the next one.
+/// A handle locks the waiters, then the connection, and leaves its waker before it lets go of
+/// either; the task locks one at a time: the connection to take its events, then the waiters to hand
+/// them out. So no event passes between a look and the waker that waits for the next one.
 #[derive(Debug)]
-pub(super) struct Tie {
+pub(super) struct ConnectionInner {
     pub(super) handle: ConnectionHandle,
     pub(super) connection: SharedConnection,
-    link: Mutex<Link>,
-    /// Left for the task, which has not looked yet.
-    pub(super) left: AtomicBool,
+    waiters: Mutex<Waiters>,
+    /// It was left for the task, which has not looked at it yet.
+    pub(super) queued: AtomicBool,
 }
 
-impl Tie {
+impl ConnectionInner {
     pub(super) const fn new(
         handle: ConnectionHandle,
         connection: SharedConnection,
-        link: Link,
+        waiters: Waiters,
     ) -> Self {
-        Self { handle, connection, link: Mutex::new(link), left: AtomicBool::new(false) }
+        Self { handle, connection, waiters: Mutex::new(waiters), queued: AtomicBool::new(false) }
     }
 
-    pub(super) fn link(&self) -> MutexGuard<'_, Link> {
-        // A panic of one handle's caller leaves the link as valid as any error would.
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn waiters(&self) -> MutexGuard<'_, Waiters> {
+        // A panic of one handle's caller leaves the waiters as valid as any error would.
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The driver's side of a connection that the application has handles of.
+/// Who waits for what on a connection that the application has handles of, and what they find.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct Waiters {
     /// The handshake is complete.
     pub(super) connected: bool,
     /// Why the connection is over.
@@ -64,7 +64,7 @@ pub(super) struct Link {
 #[derive(Debug, Default)]
 struct Sender {
     waker: Option<Waker>,
-    outcome: Option<Outcome>,
+    outcome: Option<SendOutcome>,
 }
 
 /// What any number of tasks may wait for.
@@ -81,7 +81,7 @@ pub(super) struct Signals {
 
 /// How a sending stream has ended, as far as the peer is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum SendOutcome {
     /// Everything was acknowledged.
     Finished,
     /// The peer wants no more, for this reason.
@@ -98,7 +98,7 @@ impl Signals {
     }
 }
 
-impl Link {
+impl Waiters {
     pub(super) fn new(side: Side) -> Self {
         Self {
             connected: false,
@@ -140,7 +140,7 @@ impl Link {
     }
 
     /// How a sending stream has ended.
-    pub(super) fn outcome(&self, id: StreamId) -> Option<Outcome> {
+    pub(super) fn outcome(&self, id: StreamId) -> Option<SendOutcome> {
         self.senders.get(&id).and_then(|sender| sender.outcome)
     }
 
@@ -166,10 +166,10 @@ impl Link {
                 self.signals.available(dir).notify_waiters();
             }
             Event::Stream(StreamEvent::Finished(id)) => {
-                self.on_outcome(id, Outcome::Finished, wakers);
+                self.on_outcome(id, SendOutcome::Finished, wakers);
             }
             Event::Stream(StreamEvent::Stopped(id, code)) => {
-                self.on_outcome(id, Outcome::Stopped(code), wakers);
+                self.on_outcome(id, SendOutcome::Stopped(code), wakers);
             }
             Event::DatagramReceived => self.signals.datagram.notify_waiters(),
             Event::DatagramsUnblocked => self.signals.datagram_room.notify_waiters(),
@@ -178,7 +178,7 @@ impl Link {
         }
     }
 
-    fn on_outcome(&mut self, id: StreamId, outcome: Outcome, wakers: &mut Vec<Waker>) {
+    fn on_outcome(&mut self, id: StreamId, outcome: SendOutcome, wakers: &mut Vec<Waker>) {
         // There are no more of these than the peer may open.
         if id.initiator() != self.side && id.index() >= self.accepted {
             self.senders.entry(id).or_default();
