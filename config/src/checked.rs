@@ -158,7 +158,7 @@ pub enum RetryMode {
 /// How tokens are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum TokenFormat {
-    /// For servers that see the balancer's addresses: `quic::token::proxied`.
+    /// For servers that see the balancer's addresses: `quic::token::nat`.
     #[default]
     Nat,
     /// For servers that see those of the clients: `quic::token::shared_state`.

@@ -27,7 +27,7 @@ use quic::{
     header::Version,
     random::Random,
     retry::{self, Retry},
-    token::{RetryClaim, Token, TokenKey, TokenKeys, proxied, shared_state},
+    token::{RetryClaim, Token, TokenKey, TokenKeys, nat, shared_state},
 };
 
 /// Operations per round.
@@ -108,7 +108,7 @@ fn cases() -> Vec<Case> {
         let key = key();
         repeat(Box::new(move || {
             let subject = black_box(&subject);
-            let token = proxied::seal(&key, [4; 12], &subject.claim, &subject.scid).unwrap();
+            let token = nat::seal(&key, [4; 12], &subject.claim, &subject.scid).unwrap();
             black_box(write(subject, &token));
         }))
     });
@@ -122,12 +122,12 @@ fn cases() -> Vec<Case> {
         }))
     });
     add("NAT token, checked", {
-        let token = proxied::seal(&key(), [4; 12], &subject.claim, &subject.scid).unwrap();
+        let token = nat::seal(&key(), [4; 12], &subject.claim, &subject.scid).unwrap();
         let keys = keys.clone();
         repeat(Box::new(move || {
             let subject = black_box(&subject);
-            let claim = proxied::open(&keys, &token, &subject.scid, subject.now).unwrap();
-            black_box(proxied::check_client(&claim, subject.client)).unwrap();
+            let claim = nat::open(&keys, &token, &subject.scid, subject.now).unwrap();
+            black_box(nat::check_client(&claim, subject.client)).unwrap();
         }))
     });
     add("shared-state token, checked", {
@@ -141,12 +141,11 @@ fn cases() -> Vec<Case> {
         }))
     });
     add("NAT token, forged", {
-        let mut token =
-            proxied::seal(&key(), [4; 12], &subject.claim, &subject.scid).unwrap().to_vec();
+        let mut token = nat::seal(&key(), [4; 12], &subject.claim, &subject.scid).unwrap().to_vec();
         *token.last_mut().unwrap() ^= 1;
         repeat(Box::new(move || {
             let subject = black_box(&subject);
-            let opened = proxied::open(&keys, &token, &subject.scid, subject.now);
+            let opened = nat::open(&keys, &token, &subject.scid, subject.now);
             black_box(opened).unwrap_err();
         }))
     });

@@ -1,5 +1,5 @@
 """Tokens of a balancer that rewrites addresses, read a second time, so that this and the crate `quic`
-check each other. What they are made of is in quic/src/token/proxied.rs."""
+check each other. What they are made of is in quic/src/token/nat.rs."""
 
 import ipaddress
 import time

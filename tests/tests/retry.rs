@@ -403,7 +403,7 @@ fn validation(mode: &str, keys: &[u8]) -> String {
 
 fn token_keys(keys: &[u8]) -> TokenPolicy {
     let keys = keys.iter().filter_map(|&n| TokenKey::new(n, [n; 16], [0; 12]));
-    TokenPolicy::Proxied(TokenKeys::new(keys))
+    TokenPolicy::Nat(TokenKeys::new(keys))
 }
 
 fn invalid_tokens(metrics: &Metrics) -> u64 {
@@ -449,8 +449,7 @@ impl Site {
             }
             let start = |options: &mut quic::driver::Options, _: &mut _| {
                 options.address = backend.address;
-                options.tokens =
-                    Some(TokenPolicy::Proxied(TokenKeys::new(config.retry.keys.clone())));
+                options.tokens = Some(TokenPolicy::Nat(TokenKeys::new(config.retry.keys.clone())));
                 options.cids = cids;
             };
             servers.push(Server::on_loopback(LOCAL, &certificate, provider(), start)?);

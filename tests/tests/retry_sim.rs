@@ -62,7 +62,7 @@ impl Site {
             let tls = crypto::server(rng.number(), CertificateSize::Small);
             let mut config =
                 EndpointConfig::server(ServerConfig::new(tls), issuer(server, 0), rng.octets());
-            config.tokens = Some(TokenPolicy::Proxied(TokenKeys::new(keys(&[0]))));
+            config.tokens = Some(TokenPolicy::Nat(TokenKeys::new(keys(&[0]))));
             let address = fleet::address(server, false);
             world.add(&[address], Host::new(address, config, FileServer::default()))
         });
@@ -90,7 +90,7 @@ impl Site {
 
     fn use_keys_on_server(&mut self, server: NodeId, all: &[u8]) {
         let host = self.world.node::<Host<FileServer>>(server);
-        host.endpoint.set_token_policy(TokenPolicy::Proxied(TokenKeys::new(keys(all))));
+        host.endpoint.set_token_policy(TokenPolicy::Nat(TokenKeys::new(keys(all))));
     }
 
     /// So many clients, one after the other, each behind a NAT.

@@ -12,7 +12,7 @@ use std::{
 use quic::{
     ConnectionId,
     routable::{CidConfig, CidGenerator, ConfigId, Key, Partition, ServerId},
-    token::{RetryClaim, TokenKey, TokenKeys, proxied},
+    token::{RetryClaim, TokenKey, TokenKeys, nat},
     transport::{
         CidIssuer, ClientConfig, ConnectionError, Endpoint, EndpointConfig, MigrateError, ResetKey,
         RetryPolicy, ServerConfig, TokenPolicy,
@@ -172,7 +172,7 @@ fn tokens_of_a_balancer_that_rewrites_addresses_are_honoured() {
     let mut rng = Rng::new(3);
     let address: SocketAddr = SERVER.parse().unwrap();
     let mut config = EndpointConfig::server(server_config(&mut rng), issuer(1), rng.octets());
-    config.tokens = Some(TokenPolicy::Proxied(TokenKeys::new([key.clone()])));
+    config.tokens = Some(TokenPolicy::Nat(TokenKeys::new([key.clone()])));
     let mut world = World::new(3);
     let server = Host::new(address, config, FileServer::default());
     let server = world.add(&[address], server);
@@ -230,7 +230,7 @@ impl quic_lb_tests::sim::Node for Balancer {
                 let scid = ConnectionId::new(&[0x5a; 12]).unwrap();
                 let expires: SystemTime = wall() + Duration::from_secs(10);
                 let claim = RetryClaim { original_dcid, client: packet.from, expires };
-                let token = proxied::seal(&self.key, [1; 12], &claim, &scid).unwrap();
+                let token = nat::seal(&self.key, [1; 12], &claim, &scid).unwrap();
                 let retry = quic::retry::Retry {
                     version,
                     dcid: header.scid,

@@ -211,7 +211,7 @@ fn tokens(retry: &Retry) -> Option<TokenPolicy> {
     let minting = retry.keys.first()?.sequence();
     let keys = TokenKeys::new(retry.keys.iter().cloned());
     Some(match retry.format {
-        TokenFormat::Nat => TokenPolicy::Proxied(keys),
+        TokenFormat::Nat => TokenPolicy::Nat(keys),
         TokenFormat::SharedState => TokenPolicy::SharedState { minting, keys },
     })
 }

@@ -30,7 +30,7 @@ use quic::{
     retry::{self, Retry},
     token::{
         InvalidToken, MAX_TOKENS_PER_KEY, RetryClaim, Token, TokenKey, TokenKeys, is_new_token,
-        proxied, shared_state,
+        nat, shared_state,
     },
 };
 use quic_lb_config::TokenFormat;
@@ -100,8 +100,8 @@ impl Tokens {
         if self.format == TokenFormat::SharedState || is_new_token(token) == Some(true) {
             return shared_state::open(&self.opening, token, client, dcid, now).map(drop);
         }
-        let claim = proxied::open(&self.opening, token, dcid, now)?;
-        proxied::check_client(&claim, client)
+        let claim = nat::open(&self.opening, token, dcid, now)?;
+        nat::check_client(&claim, client)
     }
 
     /// Writes the Retry that answers an Initial with this header, which came from `client`, to the
@@ -129,7 +129,7 @@ impl Tokens {
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         let claim = RetryClaim { original_dcid, client, expires: now + self.lifetime };
         let token = match self.format {
-            TokenFormat::Nat => proxied::seal(key, nonce, &claim, &scid),
+            TokenFormat::Nat => nat::seal(key, nonce, &claim, &scid),
             TokenFormat::SharedState => shared_state::seal_retry(key, nonce, &claim, &scid),
         };
         let token = token.ok_or(DropReason::Malformed)?;

@@ -7,14 +7,14 @@
 //!
 //! - [`shared_state`]: the draft's encrypted token. It is bound to the client's address, so whoever
 //!   checks it has to see that address.
-//! - [`proxied`]: for balancers that rewrite addresses. The original connection ID is in the clear,
-//!   as in the draft's format without shared state; what follows it is sealed with a key shared by
-//!   balancer and servers. The balancer checks the address; a server trusts the seal, not a bit,
-//!   and learns the client's true address from it.
+//! - [`nat`]: for balancers that rewrite addresses, as a NAT does. The original connection ID is in
+//!   the clear, as in the draft's format without shared state; what follows it is sealed with a key
+//!   shared by balancer and servers. The balancer checks the address; a server trusts the seal, not
+//!   a bit, and learns the client's true address from it.
 //!
 //! The first bit of every token tells Retry tokens (0) from NEW_TOKEN tokens (1).
 
-pub mod proxied;
+pub mod nat;
 pub mod shared_state;
 
 use std::{
@@ -32,7 +32,7 @@ use crate::connection_id::ConnectionId;
 pub const CLOCK_SKEW: Duration = Duration::from_secs(2);
 
 /// How many tokens with [`shared_state`] may be made with one key (section 4.3 of the draft). Those of
-/// [`proxied`] have a key each and no such limit.
+/// [`nat`] have a key each and no such limit.
 pub const MAX_TOKENS_PER_KEY: u64 = 1 << 23;
 
 /// The lengths of a client's first destination connection ID
@@ -56,7 +56,7 @@ pub struct TokenKey {
     sequence: u8,
     cipher: Aes128Gcm,
     iv: [u8; NONCE_LEN],
-    /// What the keys of single tokens are derived with: see [`proxied`].
+    /// What the keys of single tokens are derived with: see [`nat`].
     derivation: Cmac<Aes128Enc>,
 }
 
@@ -64,7 +64,7 @@ impl TokenKey {
     /// `None` when `sequence` needs more than seven bits.
     #[must_use]
     pub fn new(sequence: u8, key: [u8; 16], iv: [u8; 12]) -> Option<Self> {
-        let mut derivation = proxied::DERIVATION_LABEL.into();
+        let mut derivation = nat::DERIVATION_LABEL.into();
         Aes128Enc::new(&key.into()).encrypt_block(&mut derivation);
         let derivation = Cmac::new(&derivation);
         let cipher = Aes128Gcm::new(&key.into());

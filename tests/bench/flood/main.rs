@@ -141,7 +141,7 @@ impl Site {
             let cid_config = config.pools[0].cid_configs[0].clone();
             let cids =
                 Cids::Routable { config: cid_config, server_id, reset_key: ResetKey::new(seed()?) };
-            let tokens = TokenPolicy::Proxied(TokenKeys::new(config.retry.keys.clone()));
+            let tokens = TokenPolicy::Nat(TokenKeys::new(config.retry.keys.clone()));
             let change = |options: &mut Options, _: &mut _| {
                 options.address = backend.address;
                 options.cids = cids;

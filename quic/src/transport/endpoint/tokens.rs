@@ -12,7 +12,7 @@ use crate::{
     connection_id::ConnectionId,
     random::Random,
     token::{
-        MAX_TOKENS_PER_KEY, RetryClaim, Token, TokenKey, TokenKeys, is_new_token, proxied,
+        MAX_TOKENS_PER_KEY, RetryClaim, Token, TokenKey, TokenKeys, is_new_token, nat,
         shared_state::{self, Claim},
     },
 };
@@ -37,7 +37,7 @@ pub enum TokenPolicy {
     /// Tokens for later connections are bound to an address, which it does not see: it makes them,
     /// with the first key, for clients whose address a Retry token has told, and for the balancer
     /// to check.
-    Proxied(TokenKeys),
+    Nat(TokenKeys),
 }
 
 /// What became of a token in a client's Initial.
@@ -197,7 +197,7 @@ impl Tokens {
         retry_scid: &ConnectionId,
         now: SystemTime,
     ) -> Option<Token> {
-        if matches!(self.policy, TokenPolicy::Proxied(_)) {
+        if matches!(self.policy, TokenPolicy::Nat(_)) {
             return None;
         }
         let key = self.use_key(random)?;
@@ -216,7 +216,7 @@ impl Tokens {
     ) -> Option<Token> {
         let client = match self.policy {
             TokenPolicy::SharedState { .. } => remote,
-            TokenPolicy::Proxied(_) => sealed?,
+            TokenPolicy::Nat(_) => sealed?,
         };
         let key = self.use_key(random)?;
         let expires = now + NEW_TOKEN_LIFETIME;
@@ -251,7 +251,7 @@ impl TokenPolicy {
     fn minting(&self) -> Option<&TokenKey> {
         match self {
             Self::SharedState { minting, keys } => keys.get(*minting),
-            Self::Proxied(keys) => keys.iter().next(),
+            Self::Nat(keys) => keys.iter().next(),
         }
     }
 
@@ -266,7 +266,7 @@ impl TokenPolicy {
         let Some(is_new) = is_new_token(token) else { return TokenVerdict::Nothing };
         let claim = match self {
             Self::SharedState { keys, .. } => shared_state::open(keys, token, client, dcid, now),
-            Self::Proxied(keys) => proxied::open(keys, token, dcid, now).map(Claim::Retry),
+            Self::Nat(keys) => nat::open(keys, token, dcid, now).map(Claim::Retry),
         };
         match claim {
             Ok(Claim::Retry(claim)) => TokenVerdict::Retried(claim),
@@ -308,9 +308,9 @@ mod tests {
 
     #[test]
     fn a_key_makes_no_more_tokens_than_the_draft_allows_also_over_reloads() {
-        for proxied in [false, true] {
+        for nat in [false, true] {
             let policy = |sequence| match policy(sequence) {
-                TokenPolicy::SharedState { keys, .. } if proxied => TokenPolicy::Proxied(keys),
+                TokenPolicy::SharedState { keys, .. } if nat => TokenPolicy::Nat(keys),
                 policy => policy,
             };
             let mut tokens = Tokens::new(policy(1));

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     header::Version,
-    token::{RetryClaim, Token, TokenKey, TokenKeys, proxied, shared_state},
+    token::{RetryClaim, Token, TokenKey, TokenKeys, nat, shared_state},
     transport::connection::Seen,
 };
 
@@ -41,7 +41,7 @@ const SHARED_STATE: Format = Format {
     policy: |keys| TokenPolicy::SharedState { minting: 5, keys },
     seal: shared_state::seal_retry,
 };
-const PROXIED: Format = Format { policy: TokenPolicy::Proxied, seal: proxied::seal };
+const NAT: Format = Format { policy: TokenPolicy::Nat, seal: nat::seal };
 
 impl Format {
     /// A server that honours tokens of this format, and its client.
@@ -75,7 +75,7 @@ fn req_e04_a_retry_token_that_is_not_valid_is_refused() {
 
 #[test]
 fn req_e04_forged_foreign_and_old_tokens_of_both_formats_are_refused() {
-    for format in [SHARED_STATE, PROXIED] {
+    for format in [SHARED_STATE, NAT] {
         // What becomes of the token, how much later it comes, and whether it is good.
         type Case = (&'static str, fn(&mut Vec<u8>), u64, bool);
         let cases: [Case; 6] = [
@@ -171,7 +171,7 @@ fn req_e06_a_token_that_comes_again_counts_as_absent() {
 
 #[test]
 fn a_validated_retry_token_drops_what_the_same_client_began_before_it() {
-    for format in [SHARED_STATE, PROXIED] {
+    for format in [SHARED_STATE, NAT] {
         // A balancer that begins to send Retries forwards what it answers for a while.
         let mut pair = format.pair();
         assert!(!pair.first_flights().is_empty());
