@@ -34,7 +34,6 @@ use crate::routable::CidGenerator;
 pub struct RoutableCids {
     generator: Arc<Mutex<CidGenerator>>,
     cid_len: usize,
-    lifetime: Option<Duration>,
 }
 
 impl RoutableCids {
@@ -45,14 +44,7 @@ impl RoutableCids {
     pub fn new(generator: CidGenerator, fallback_seed: [u8; 32]) -> Self {
         let cid_len = generator.cid_len();
         let generator = generator.or_unroutable(fallback_seed);
-        Self { generator: Arc::new(Mutex::new(generator)), cid_len, lifetime: None }
-    }
-
-    /// Asks quinn to replace connection IDs after `lifetime`.
-    #[must_use]
-    pub const fn with_lifetime(mut self, lifetime: Duration) -> Self {
-        self.lifetime = Some(lifetime);
-        self
+        Self { generator: Arc::new(Mutex::new(generator)), cid_len }
     }
 }
 
@@ -69,6 +61,6 @@ impl ConnectionIdGenerator for RoutableCids {
     }
 
     fn cid_lifetime(&self) -> Option<Duration> {
-        self.lifetime
+        None
     }
 }

@@ -2,20 +2,24 @@
 //! handles hear of what arrives all the same.
 
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::time::timeout;
 
 use super::{
-    accept::AcceptQueue, connection::Connection, endpoint, shard::Shard, socket, task::Task,
+    accept::AcceptQueue, connection::Connection, endpoint, error::SendDatagramError, shard::Shard,
+    socket, task::Task,
 };
 use crate::transport::{CidIssuer, ClientConfig, Endpoint, EndpointConfig, ResetKey, ServerConfig};
 
@@ -147,4 +151,28 @@ async fn readers_and_deadlines_are_served_while_the_socket_takes_nothing() {
         }
     };
     timeout(PATIENCE, forgotten).await.expect("the deadline is kept");
+}
+
+#[tokio::test]
+async fn a_message_waits_for_room_where_the_buffer_of_the_connection_is_full() {
+    let scene = scene().await;
+    scene.full.set(true);
+    let message = Bytes::from_static(&[7; 1000]);
+    let mut fill = (0..1_000_000).map(|_| scene.server.send_datagram(message.clone()));
+    let refused = fill.find_map(Result::err).expect("the buffer has an end");
+    assert!(matches!(refused, SendDatagramError::Blocked), "{refused:?}");
+    timeout(PATIENCE, scene.full.was_met()).await.unwrap();
+    // What the task has taken made room for some.
+    let mut fill = (0..1_000_000).map(|_| scene.server.send_datagram(message.clone()));
+    fill.find_map(Result::err).expect("the buffer has an end");
+    let (server, last) = (scene.server.clone(), Bytes::from_static(b"last"));
+    let mut waits = Box::pin(async move { server.send_datagram_wait(last).await });
+    let pending = poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_pending())).await;
+    assert!(pending, "there is no room");
+    // The socket takes datagrams again, which its next event shows.
+    scene.full.set(false);
+    scene.client.ping();
+    when_woken(waits).await.expect("there is room again").unwrap();
+    let received = timeout(PATIENCE, scene.client.read_datagram()).await.unwrap().unwrap();
+    assert_eq!(received, message);
 }
