@@ -1,4 +1,10 @@
 //! Where our connection IDs come from, and what may be said about those that nobody has any more.
+//!
+//! From the bottom up: a [`CidGenerator`] makes the octets. A [`CidIssuer`] adds what goes with them:
+//! the key of their reset tokens, how many a connection has, whether clients may migrate. [`Issuers`]
+//! are the one in use and those before it. What one connection got from here, and what its peer gave
+//! it, are the lists of `cids`. The driver's `Cids` is the setting from which it makes an issuer
+//! for each shard.
 
 use super::super::reset::ResetKey;
 use crate::{
