@@ -38,6 +38,8 @@ pub(crate) struct Forwarder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Balancer,
+    /// Another build of the balancer: the program is that build's benchmark.
+    Beside,
     NatFloor,
     CopyFloor,
     Nginx,
@@ -51,13 +53,9 @@ impl Forwarder {
         workers: usize,
         scratch: &Path,
     ) -> Result<Option<Self>> {
-        let mut command = match kind {
-            Kind::Balancer => {
-                let mut command = pinned(&std::env::current_exe()?);
-                let sources = if workers > 1 { "spread" } else { "single" };
-                command.args(["serve", &backend.to_string(), &workers.to_string(), sources]);
-                command
-            }
+        let command = match kind {
+            Kind::Balancer => balancer(&std::env::current_exe()?, backend, workers),
+            Kind::Beside => bail!("it is started from its program"),
             Kind::NatFloor | Kind::CopyFloor => {
                 let mut command = pinned(&compile_floor(scratch)?);
                 let mode = if kind == Kind::CopyFloor { "copy" } else { "nat" };
@@ -66,13 +64,23 @@ impl Forwarder {
             }
             Kind::Nginx => return Self::start_nginx(backend, scratch),
         };
+        Self::spawn(kind, command).map(Some)
+    }
+
+    /// Starts the balancer of another build, whose benchmark is `program`.
+    pub(crate) fn start_beside(program: &Path, backend: SocketAddr) -> Result<Self> {
+        Self::spawn(Kind::Beside, balancer(program, backend, 1))
+    }
+
+    /// Starts what says its port on standard output and ends with standard input.
+    fn spawn(kind: Kind, mut command: Command) -> Result<Self> {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         let stdout = child.stdout.take().context("a pipe was asked for")?;
         BufReader::new(stdout).read_line(&mut line)?;
         let port = line.trim().parse().with_context(|| format!("{kind:?} says {line:?}"))?;
         let stdin = child.stdin.take();
-        Ok(Some(Self { kind, address: local(port), child, _stdin: stdin }))
+        Ok(Self { kind, address: local(port), child, _stdin: stdin })
     }
 
     fn start_nginx(backend: SocketAddr, scratch: &Path) -> Result<Option<Self>> {
@@ -164,6 +172,14 @@ fn pinned(program: &Path) -> Command {
         command.args(["taskset", "-c", "1"]);
     }
     command.arg(program);
+    command
+}
+
+/// The balancer that the benchmark `program` contains.
+fn balancer(program: &Path, backend: SocketAddr, workers: usize) -> Command {
+    let mut command = pinned(program);
+    let sources = if workers > 1 { "spread" } else { "single" };
+    command.args(["serve", &backend.to_string(), &workers.to_string(), sources]);
     command
 }
 

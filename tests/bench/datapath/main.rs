@@ -5,7 +5,11 @@
 //! cargo bench -p quic-lb-tests --bench datapath              # the table of docs/benchmarks.md
 //! cargo bench -p quic-lb-tests --bench datapath -- --quick   # one round, fewer datagrams
 //! cargo bench -p quic-lb-tests --bench datapath -- --cost | --scale | --only WORD
+//! cargo bench -p quic-lb-tests --bench datapath -- --beside PROGRAM   # against another build
 //! ```
+//!
+//! `PROGRAM` is this benchmark as another commit built it: both balancers and the floor take turns
+//! in one run, and the ratio says whether a change costs anything.
 //!
 //! Each forwarder is a process of its own on the second processor; clients and backend share a
 //! thread on the first, whose time is not counted. Cost is the time on a processor of all threads
@@ -21,7 +25,7 @@
 mod forwarders;
 mod load;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use forwarders::{Forwarder, Kind};
@@ -43,6 +47,7 @@ struct Options {
     only: Option<String>,
     cost: bool,
     scale: bool,
+    beside: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
@@ -55,14 +60,16 @@ fn main() -> Result<()> {
         arguments.iter().position(|a| a == name).and_then(|at| arguments.get(at + 1)).cloned()
     };
     let quick = has("--quick");
-    let all = !has("--cost") && !has("--scale");
+    let beside = value("--beside").map(PathBuf::from);
+    let all = !has("--cost") && !has("--scale") && beside.is_none();
     let options = Options {
         rounds: if quick { 1 } else { value("--rounds").map_or(Ok(5), |n| n.parse())? },
         plain: if quick { 20_000 } else { 60_000 },
         offload: if quick { 100_000 } else { 400_000 },
         only: value("--only"),
-        cost: all || has("--cost"),
+        cost: all || has("--cost") || beside.is_some(),
         scale: all || has("--scale"),
+        beside,
     };
     forwarders::pin_self();
     let scratch = tempfile::tempdir()?;
@@ -79,17 +86,31 @@ fn main() -> Result<()> {
 fn cost(options: &Options, scratch: &Path) -> Result<()> {
     let mut load = Load::new(10_000)?;
     let mut forwarders = Vec::new();
-    for kind in [Kind::Balancer, Kind::NatFloor, Kind::CopyFloor, Kind::Nginx] {
+    let kinds: &[Kind] = match &options.beside {
+        None => &[Kind::Balancer, Kind::NatFloor, Kind::CopyFloor, Kind::Nginx],
+        Some(program) => {
+            forwarders.push(Forwarder::start_beside(program, load.backend_address()?)?);
+            &[Kind::Balancer, Kind::NatFloor]
+        }
+    };
+    for &kind in kinds {
         match Forwarder::start(kind, load.backend_address()?, 1, scratch)? {
             Some(forwarder) => forwarders.push(forwarder),
             None => eprintln!("SKIPPED: no nginx with stream here (nginx, libnginx-mod-stream)"),
         }
     }
-    println!(
-        "| datagrams | flows | | balancer, ns | floor (NAT), ns | ratio | floor (copy), ns | ratio \
-         | nginx, ns | nginx / balancer |"
-    );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    if options.beside.is_some() {
+        println!(
+            "| datagrams | flows | | other build, ns | balancer, ns | ratio | floor (NAT), ns | ratio |"
+        );
+        println!("|---|---|---|---|---|---|---|---|");
+    } else {
+        println!(
+            "| datagrams | flows | | balancer, ns | floor (NAT), ns | ratio | floor (copy), ns \
+             | ratio | nginx, ns | nginx / balancer |"
+        );
+        println!("|---|---|---|---|---|---|---|---|---|---|");
+    }
     for flows in [1, 100, 10_000] {
         for offload in [false, true] {
             for echo in [false, true] {
@@ -140,12 +161,24 @@ fn measure_line(
     let balancer = figure(Kind::Balancer).context("the balancer always runs")?;
     let ns = |kind| figure(kind).map_or("–".to_owned(), |ns| format!("{ns:.0}"));
     let over = |kind| figure(kind).map_or("–".to_owned(), |ns| format!("{:.2}", balancer / ns));
+    let way = if line.echo { "echo" } else { "one-way" };
+    if options.beside.is_some() {
+        println!(
+            "| {} | {} | {way} | {} | {balancer:.0} | {} | {} | {} |",
+            name(line),
+            line.flows,
+            ns(Kind::Beside),
+            over(Kind::Beside),
+            ns(Kind::NatFloor),
+            over(Kind::NatFloor),
+        );
+        return Ok(());
+    }
     let under = figure(Kind::Nginx).map_or("–".to_owned(), |ns| format!("{:.1}", ns / balancer));
     println!(
-        "| {} | {} | {} | {balancer:.0} | {} | {} | {} | {} | {} | {under} |",
+        "| {} | {} | {way} | {balancer:.0} | {} | {} | {} | {} | {} | {under} |",
         name(line),
         line.flows,
-        if line.echo { "echo" } else { "one-way" },
         ns(Kind::NatFloor),
         over(Kind::NatFloor),
         ns(Kind::CopyFloor),
