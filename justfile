@@ -18,7 +18,7 @@ test NAME='':
 gate:
     .ci/run
 
-# One benchmark: cid, token, datapath, flood, fleet or transport. `just bench datapath --scale`
+# One benchmark: cid, token, decide, datapath, flood, fleet or transport. `just bench datapath --scale`
 bench NAME *ARGS:
     cargo bench --workspace --bench {{ NAME }} -- {{ ARGS }}
 
