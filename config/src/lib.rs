@@ -9,6 +9,14 @@
 //! `not_yet` (what this version does not do) → [`Config`]. The JSON schema of [`schema`] comes from
 //! the declarations in `document`.
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        clippy::iter_over_hash_type,
+        reason = "tests are their own shell"
+    )
+)]
 
 mod check;
 mod checked;

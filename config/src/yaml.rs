@@ -4,7 +4,7 @@
 //! order and its duplicate keys. Judging that is the reader's business. What would let a small file
 //! become a large tree is bounded here: depth, and the number of nodes with all aliases expanded.
 
-use std::{collections::HashMap, rc::Rc};
+use std::{collections::BTreeMap, rc::Rc};
 
 use serde_yaml::granit_parser::{Event, Marker, Options, Parser, ScalarStyle, Span};
 
@@ -210,7 +210,7 @@ fn place(marker: Marker) -> Place {
 #[derive(Default)]
 struct Tree {
     open: Vec<Open>,
-    anchors: HashMap<usize, Node>,
+    anchors: BTreeMap<usize, Node>,
     nodes: usize,
     root: Option<Node>,
 }

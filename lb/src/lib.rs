@@ -26,6 +26,14 @@
 //! | [`logging`] | log records |
 //! | [`cli`] | the command line |
 #![deny(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        clippy::iter_over_hash_type,
+        reason = "tests are their own shell"
+    )
+)]
 
 pub mod admission;
 mod affinity;

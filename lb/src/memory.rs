@@ -300,6 +300,7 @@ impl Bounded {
         }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "which entries go does not depend on the order")]
     fn sweep(&self, moment: Moment) {
         let mut gone = 0;
         self.map.retain(|_, entry| {

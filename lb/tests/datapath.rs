@@ -1,5 +1,6 @@
 //! Workers between clients and backends on loopback, with datagrams made by hand.
 
+#![allow(clippy::disallowed_methods, reason = "tests are their own shell")]
 #![expect(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,

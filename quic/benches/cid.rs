@@ -4,6 +4,8 @@
 //! `cargo bench -p quic --bench cid` prints nanoseconds (median over interleaved rounds, so that a
 //! noisy machine disturbs all rows alike) and, where valgrind is installed, instructions. Compare
 //! rows of one run by their ratio; nanoseconds of different runs say little.
+
+#![allow(clippy::disallowed_methods, reason = "a benchmark is its own shell")]
 #![expect(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,

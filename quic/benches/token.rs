@@ -8,6 +8,8 @@
 //!
 //! That nothing is allocated is tested where it matters, in the balancer's datapath
 //! (`a_flood_is_answered_and_dropped_without_allocating`).
+
+#![allow(clippy::disallowed_methods, reason = "a benchmark is its own shell")]
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,

@@ -26,6 +26,14 @@
 )]
 #![cfg_attr(feature = "quinn", doc = "| [`adapters`] | routable connection IDs for other stacks |")]
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        clippy::iter_over_hash_type,
+        reason = "tests are their own shell"
+    )
+)]
 
 #[cfg(feature = "quinn")]
 pub mod adapters;

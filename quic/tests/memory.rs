@@ -1,6 +1,7 @@
 //! What connections cost in memory, counted by the allocator: idle ones, many of them, and packets
 //! of a bulk transfer.
 
+#![allow(clippy::disallowed_methods, reason = "tests are their own shell")]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::{

@@ -1,6 +1,6 @@
 //! Listeners: their names, their addresses, and the pools that each of them leads to.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::unique::check_unique;
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 
 /// Pools by name.
 pub(super) struct PoolNames<'a> {
-    pub(super) index: HashMap<&'a str, usize>,
+    pub(super) index: BTreeMap<&'a str, usize>,
     /// Whether there are pools with unreadable names.
     incomplete: bool,
 }
@@ -23,7 +23,7 @@ impl<'a> PoolNames<'a> {
     pub(super) fn new(pools: &'a List<Pool>, mistakes: &mut Mistakes) -> Self {
         let names = pools.items.iter().map(|pool| pool.value.name.as_ref());
         check_unique(names.clone().flatten().map(|at| (&at.value.0, at)), "name", mistakes);
-        let mut index = HashMap::new();
+        let mut index = BTreeMap::new();
         for (nth, name) in names.clone().enumerate() {
             if let Some(name) = name {
                 index.entry(name.value.0.as_str()).or_insert(nth);
@@ -36,9 +36,7 @@ impl<'a> PoolNames<'a> {
     fn find(&self, name: &At<Name>, mistakes: &mut Mistakes) -> Option<usize> {
         let found = self.index.get(name.value.0.as_str()).copied();
         if found.is_none() && !self.incomplete {
-            let mut known: Vec<_> = self.index.keys().copied().collect();
-            known.sort_unstable();
-            known.truncate(10);
+            let known: Vec<_> = self.index.keys().copied().take(10).collect();
             let expected = format!("the name of a pool, such as {}", known.join(", "));
             let found = format!("\"{}\", which no pool is called", shown(&name.value.0));
             mistakes.error(&name.place, found, expected);
@@ -137,7 +135,7 @@ pub(super) fn check_use(
     if listeners.incomplete || checked.iter().any(|listener| !listener.complete) {
         return;
     }
-    let used: HashSet<usize> = checked.iter().flat_map(|l| &l.pools).copied().collect();
+    let used: BTreeSet<usize> = checked.iter().flat_map(|l| &l.pools).copied().collect();
     for (index, pool) in pools.items.iter().enumerate() {
         if !used.contains(&index) {
             let found = "a pool that no listener sends to";

@@ -1,7 +1,7 @@
 //! Server IDs and config IDs: what has to be true of them within a pool, and of the pools behind
 //! one listener.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use quic::routable::{CidConfig, ConfigId, MAX_ENCODED_LEN, ServerId};
 
@@ -239,7 +239,7 @@ fn check_one_for_each<'a>(
 /// The server IDs of a pool, and where they stand.
 #[derive(Default)]
 pub(super) struct Identities<'a> {
-    places: HashMap<(ConfigId, ServerId), &'a Place>,
+    places: BTreeMap<(ConfigId, ServerId), &'a Place>,
     /// In the order of the file.
     order: Vec<(ConfigId, ServerId)>,
 }
@@ -340,7 +340,7 @@ pub(super) fn check_config_ids_of_listeners(
             .collect();
         reachable.sort_unstable();
         reachable.dedup();
-        let mut seen: HashMap<u32, (usize, &Place)> = HashMap::new();
+        let mut seen: BTreeMap<u32, (usize, &Place)> = BTreeMap::new();
         for index in reachable {
             let configs =
                 pools.items[index].value.quic_lb.here().map(|configs| &configs.value.items);

@@ -2,9 +2,8 @@
 //! some entries and not too many.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeMap, btree_map::Entry},
     fmt::Display,
-    hash::Hash,
     num::NonZeroUsize,
 };
 
@@ -32,12 +31,12 @@ pub(super) fn count<T>(
 }
 
 /// Reports every value that stands further up already.
-pub(super) fn check_unique<'a, K: Eq + Hash + Display, T: 'a>(
+pub(super) fn check_unique<'a, K: Ord + Display, T: 'a>(
     values: impl Iterator<Item = (K, &'a At<T>)>,
     what: &str,
     mistakes: &mut Mistakes,
 ) {
-    let mut first_places: HashMap<K, &Place> = HashMap::new();
+    let mut first_places: BTreeMap<K, &Place> = BTreeMap::new();
     for (key, At { place, .. }) in values {
         match first_places.entry(key) {
             Entry::Vacant(free) => {

@@ -5,6 +5,11 @@
 //! connection, the body of the one request that has one. Commands that a browser sends on behalf of some
 //! other page are refused.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the shell around the state of the control plane: it gives it the time"
+)]
+
 use std::{
     convert::Infallible,
     net::TcpListener,

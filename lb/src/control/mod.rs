@@ -50,6 +50,7 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// # Errors
 ///
 /// [`RunError`], when it could not start or had to stop.
+#[expect(clippy::disallowed_methods, reason = "the shell gives the state its time")]
 pub fn run(path: &Path) -> Result<(), RunError> {
     let Loaded { config, warnings } = quic_lb_config::load(path).map_err(RunError::Config)?;
     let logging = Logging::start(&config.log);
@@ -121,6 +122,7 @@ impl fmt::Display for Reason<'_> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the shell gives the state its time")]
 async fn look_after(
     path: &Path,
     plane: ControlPlane,
@@ -182,6 +184,7 @@ async fn look_after(
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the shell gives the state its time")]
 fn begin_drain(shared: &Shared) -> Instant {
     systemd::stopping();
     let mut plane = shared.plane();
@@ -197,6 +200,7 @@ fn end(reason: &str) -> Result<(), RunError> {
 }
 
 /// Two numbers that nobody outside can guess.
+#[expect(clippy::disallowed_methods, reason = "the shell gives the state its seed")]
 fn seed<const N: usize>() -> Result<[u64; N], RunError> {
     let mut seed = [0; N];
     for part in &mut seed {

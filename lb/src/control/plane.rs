@@ -6,7 +6,7 @@
 //! in as arguments. What an operator has to know leaves as log records.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -47,7 +47,7 @@ pub(crate) struct ControlPlane {
     flow_capacity: usize,
     /// What the operator wants instead of what the file says.
     commands: BTreeMap<Name, Admission>,
-    backends: HashMap<Name, Watched>,
+    backends: BTreeMap<Name, Watched>,
     baselines: Baselines,
     /// By listener.
     validations: Vec<Validation>,
@@ -128,7 +128,7 @@ impl ControlPlane {
             workers: 0,
             flow_capacity: 0,
             commands: BTreeMap::new(),
-            backends: HashMap::new(),
+            backends: BTreeMap::new(),
             baselines: Baselines::default(),
             validations,
             keys_warned_of: BTreeSet::new(),
@@ -325,7 +325,7 @@ impl ControlPlane {
     /// Makes the snapshot that follows from all this, and says which backends changed their state.
     fn rebuild(&mut self) {
         let mut wanted = self.config.clone();
-        let mut known = HashMap::new();
+        let mut known = BTreeMap::new();
         for pool in &mut wanted.pools {
             for backend in &mut pool.backends {
                 let name = (pool.name.clone(), backend.name.clone());

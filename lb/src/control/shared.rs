@@ -1,6 +1,11 @@
 //! What the tasks of the control plane share: its state behind a lock, and the registry of metrics
 //! that reads it.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the shell around the state of the control plane: it gives it the time"
+)]
+
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,

@@ -1,5 +1,7 @@
 //! A running balancer, and who is around it.
 
+#![allow(clippy::disallowed_methods, reason = "tests are their own shell")]
+
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read, Write},
