@@ -3,9 +3,12 @@
 mod support;
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader},
     net::UdpSocket,
-    process::{Child, ChildStderr, Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
@@ -98,9 +101,12 @@ fn what_is_not_understood_is_exit_2() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How long a server may take to say something.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 struct Server {
     process: Child,
-    log: BufReader<ChildStderr>,
+    log: mpsc::Receiver<String>,
 }
 
 impl Server {
@@ -108,20 +114,24 @@ impl Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_backend-sim"));
         command.arg("serve").args(arguments).env("RUST_LOG", "info").stderr(Stdio::piped());
         let mut process = command.spawn()?;
-        let log = BufReader::new(process.stderr.take().context("its standard error")?);
+        let lines = BufReader::new(process.stderr.take().context("its standard error")?).lines();
+        // Read to the end, whoever listens: it must not find its standard error closed.
+        let (said, log) = mpsc::channel();
+        thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(said.send(line))));
         Ok(Self { process, log })
     }
 
     /// The next line of its log that contains `words`.
-    fn until(&mut self, words: &str) -> anyhow::Result<String> {
-        let mut line = String::new();
-        while self.log.read_line(&mut line)? > 0 {
+    fn until(&self, words: &str) -> anyhow::Result<String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.log.recv_timeout(left);
+            let line = line.with_context(|| format!("it does not say {words:?}"))?;
             if line.contains(words) {
                 return Ok(line);
             }
-            line.clear();
         }
-        anyhow::bail!("it ended without saying {words:?}")
     }
 
     fn signal(&self, name: &str) -> anyhow::Result<()> {
@@ -137,8 +147,6 @@ impl Drop for Server {
         // One that has ended is as good as one that is killed.
         let _ = self.process.kill();
         let _ = self.process.wait();
-        let mut rest = String::new();
-        let _ = self.log.read_to_string(&mut rest);
     }
 }
 

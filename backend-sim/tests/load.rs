@@ -10,7 +10,7 @@ use backend_sim::{
     load::{Load, Options, Report},
     serve::{Misbehaviour, Origin, Settings},
 };
-use support::{NAME, settings};
+use support::{NAME, settings, soon};
 
 #[tokio::test]
 async fn a_load_counts_what_it_has_verified() -> anyhow::Result<()> {
@@ -88,9 +88,7 @@ async fn a_connection_that_falls_silent_is_lost() -> anyhow::Result<()> {
     let server = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let origin = server.spawn(async { anyhow::Ok(Origin::start(settings()?).await?) }).await??;
     let load = Load::start(options(&origin))?;
-    while load.report().requests == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    soon("an answer comes", || load.report().requests > 0).await?;
     server.shutdown_background();
     let report = load.finish().await;
     ensure!(report.lost == 1 && report.lost_by_cause["silent"] == 1, "{report:?}");
@@ -124,9 +122,7 @@ async fn a_server_that_drains_loses_nobody() -> anyhow::Result<()> {
     options.duration = Duration::from_secs(2);
     options.connections = 3;
     let load = Load::start(options)?;
-    while load.report().requests < 10 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    soon("ten answers come", || load.report().requests >= 10).await?;
     origin.drain(Duration::from_secs(10)).await;
     let report = load.report();
     load.stop();

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use quic::transport::{ConnectionError, PeerClose};
 use serde_json::Value;
-use support::{CONFIG, Site, config, get, settings, text};
+use support::{CONFIG, Site, config, get, settings, soon, text};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[tokio::test]
@@ -158,9 +158,7 @@ async fn datagrams_of_other_servers_are_counted_by_their_server_id() -> anyhow::
     socket.send_to(&datagram, site.origin.address())?;
     datagram[1] |= 0xe0;
     socket.send_to(&datagram, site.origin.address())?;
-    while site.origin.counters().unclaimed < 2 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    soon("both are seen", || site.origin.counters().unclaimed >= 2).await?;
     ensure!(site.origin.counters().misrouted == 1, "{:?}", site.origin.counters());
     let metrics = site.origin.metrics();
     for id in ["0002", "unknown"] {
@@ -174,13 +172,17 @@ async fn datagrams_of_other_servers_are_counted_by_their_server_id() -> anyhow::
 async fn draining_answers_what_was_asked_and_closes_without_an_error() -> anyhow::Result<()> {
     let site = Site::start(settings()?).await?;
     let session = site.session().await?;
-    let (answer, ()) = tokio::join!(text(&session, "/delay/300"), async {
-        while site.origin.counters().active == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    let connection = session.connection();
+    let sent = || connection.stats().map_or(0, |stats| stats.sent.datagrams);
+    let before = sent();
+    let (answer, drained) = tokio::join!(text(&session, "/delay/300"), async {
+        // What was sent and is not on its way any more has arrived.
+        let in_flight = || connection.path().map_or(0, |path| path.in_flight);
+        soon("the request arrives", || sent() > before && in_flight() == 0).await?;
         site.origin.drain(Duration::from_secs(20)).await;
+        anyhow::Ok(())
     });
+    drained?;
     ensure!(answer? == "300 milliseconds later\n", "the answer");
     let ConnectionError::PeerClosed(PeerClose::Application { code, .. }) =
         session.connection().closed().await
@@ -190,6 +192,7 @@ async fn draining_answers_what_was_asked_and_closes_without_an_error() -> anyhow
     ensure!(code == h3::error::Code::H3_NO_ERROR.value(), "{code:#x}");
     let late = tokio::time::timeout(Duration::from_millis(300), site.session()).await;
     ensure!(!matches!(late, Ok(Ok(_))), "nothing new is accepted");
+    ensure!(site.origin.counters().accepted == 1, "{:?}", site.origin.counters());
     Ok(())
 }
 

@@ -20,6 +20,9 @@ use quic::transport::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
+/// Rounds of an exchange that do not end by themselves are given up after so many.
+const MAX_ROUNDS: usize = 100_000;
+
 /// Counts what is allocated and how often.
 struct Counting;
 
@@ -213,7 +216,7 @@ impl Fleet {
     fn exchange(&mut self) {
         let from = |remote| Received { remote, local: None, ecn: None };
         let client: SocketAddr = SocketAddr::new([192, 0, 2, 2].into(), 1000);
-        loop {
+        for _ in 0..MAX_ROUNDS {
             let mut quiet = true;
             while let Some(sent) = self.client.poll_transmit(self.now, 10, &mut self.buffer) {
                 quiet = false;
@@ -235,6 +238,7 @@ impl Fleet {
                 return;
             }
         }
+        panic!("the endpoints never fall silent");
     }
 
     /// Has the server send `len` octets on connection `index`.
@@ -242,7 +246,7 @@ impl Fleet {
         let (at_server, at_client) = (self.at_server[index], self.at_client[index]);
         let stream = self.server.connection_mut(at_server).unwrap().open(Dir::Uni).unwrap();
         let (mut written, mut read) = (0, 0);
-        loop {
+        for _ in 0..MAX_ROUNDS {
             let mut server = self.server.connection_mut(at_server).unwrap();
             let left = (len - written).min(self.chunk.len());
             written += server.write(stream, &self.chunk[..left]).unwrap_or(0);
@@ -268,6 +272,7 @@ impl Fleet {
             drop(client);
             self.pass(Duration::from_millis(1));
         }
+        panic!("{read} of {len} octets have arrived");
     }
 
     fn cost(self) -> Cost {

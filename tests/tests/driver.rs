@@ -1,6 +1,13 @@
 //! What the handles of our stack's driver promise, with our stack at both ends.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use quic::{
@@ -65,16 +72,34 @@ async fn a_writer_waits_for_a_reader() -> anyhow::Result<()> {
     const OCTETS: usize = 32 << 20;
     let pair = Pair::start().await?;
     let mut send = pair.client.open_uni().await?;
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&taken);
     let writing = tokio::spawn(async move {
-        send.write_all(&vec![3; OCTETS]).await?;
-        send.shutdown().await
+        let octets = vec![3; OCTETS];
+        while count.load(Relaxed) < OCTETS {
+            let written = send.write(&octets[count.load(Relaxed)..]).await?;
+            count.fetch_add(written, Relaxed);
+        }
+        anyhow::Ok(send.shutdown().await?)
     });
     let mut recv = pair.server.accept_uni().await?;
-    // More than all windows and buffers together must not be taken.
-    while pair.server.stats().context("open")?.received.octets < 1 << 18 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    ensure!(!writing.is_finished(), "everything was taken although nobody reads");
+    // The sender has stalled when nothing is on its way and nothing more is taken, look after look.
+    let (mut before, mut quiet) = (0, 0);
+    soon("the sender stalls", || {
+        let now = taken.load(Relaxed);
+        let in_flight = pair.client.path().map_or(0, |path| path.in_flight);
+        let stands_still = now > 0 && now == before && in_flight == 0;
+        (before, quiet) = (now, if stands_still { quiet + 1 } else { 0 });
+        quiet == 20
+    })
+    .await?;
+    let limits = TransportConfig::default().streams;
+    let window = usize::try_from(limits.stream_window)?;
+    let taken = taken.load(Relaxed);
+    ensure!(
+        (window..=window + limits.send_buffer).contains(&taken),
+        "{taken} octets were taken although nobody reads; the window has {window}"
+    );
     ensure!(recv.read_to_end(OCTETS).await?.len() == OCTETS, "everything arrives");
     writing.await??;
     Ok(())
@@ -106,10 +131,16 @@ async fn opening_waits_while_the_peer_allows_no_more_streams() -> anyhow::Result
 #[tokio::test]
 async fn dropping_the_last_handle_closes_the_connection() -> anyhow::Result<()> {
     let Pair { client, server, client_endpoint, server_endpoint } = Pair::start().await?;
-    let (send, recv) = client.open_bi().await?;
+    let (mut send, mut recv) = client.open_bi().await?;
     drop(client);
-    tokio::time::sleep(Duration::from_millis(10)).await;
-    ensure!(server.close_reason().is_none(), "a stream is a handle too");
+    // A stream is a handle too: what is said now would come after the word of the end.
+    send.write_all(b"still here").await?;
+    let (mut answer, mut question) = server.accept_bi().await?;
+    let mut words = [0; 10];
+    question.read_exact(&mut words).await?;
+    answer.write_all(&words).await?;
+    recv.read_exact(&mut words).await?;
+    ensure!(server.close_reason().is_none(), "closed although a stream is left");
     drop((send, recv));
     let reason = server.closed().await;
     let expected = PeerClose::Application { code: 0, reason: Default::default() };
@@ -164,6 +195,18 @@ async fn failed_handshakes_reach_both_sides_as_typed_errors() -> anyhow::Result<
     ensure!(matches!(theirs, ConnectionError::Tls { .. }), "{theirs}");
     ensure!(theirs.to_string().contains("ALPN"), "it says what to do: {theirs}");
     Ok(())
+}
+
+/// Waits until something holds, with a patience.
+async fn soon(what: &str, mut holds: impl FnMut() -> bool) -> anyhow::Result<()> {
+    const LOOKS: usize = 3000;
+    for _ in 0..LOOKS {
+        if holds() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    anyhow::bail!("in vain: {what}")
 }
 
 /// A connection, seen from both ends.

@@ -103,12 +103,16 @@ async fn a_request_that_the_server_does_not_want_to_the_end_is_answered() -> any
     let response = exchange.recv_response().await?;
     ensure!(response.status() == StatusCode::OK, "{response:?}");
     ensure!(body_of(&mut exchange).await? == pattern::octets(0, 5), "the body is another one");
-    let endless = Bytes::from(vec![0; 1 << 16]);
-    let error = loop {
-        if let Err(error) = exchange.send_data(endless.clone()).await {
-            break error;
+    // More than any window holds, so that it is told sooner or later.
+    let block = Bytes::from(vec![0; 1 << 16]);
+    let mut refused = None;
+    for _ in 0..1024 {
+        refused = exchange.send_data(block.clone()).await.err();
+        if refused.is_some() {
+            break;
         }
-    };
+    }
+    let error = refused.context("64 MiB were taken that nobody reads")?;
     let h3::error::StreamError::RemoteTerminate { code, .. } = error else {
         return Err(error.into());
     };

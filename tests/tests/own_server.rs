@@ -76,11 +76,16 @@ async fn move_about(
     rebinds: usize,
 ) -> anyhow::Result<()> {
     let rebind = || client.rebind(LOCAL).expect("a free port");
-    while client.rebinds() < rebinds {
+    // Each round moves at least once.
+    for _ in 0..rebinds {
+        if client.rebinds() >= rebinds {
+            break;
+        }
         get(connection, 1024 * KIB, each(100 * KIB, rebind)).await?;
         let (send, recv) = connection.open_bi().await?;
         exchange::put(send, recv, 200 * KIB, |_| {}).await?;
     }
+    ensure!(client.rebinds() >= rebinds, "{} rebinds", client.rebinds());
     Ok(())
 }
 

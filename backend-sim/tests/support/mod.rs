@@ -1,7 +1,7 @@
 //! An origin in this process, and a client for it.
 #![allow(dead_code, reason = "each suite needs a part of it")]
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use backend_sim::{
@@ -63,6 +63,18 @@ impl Site {
 
 pub(crate) async fn get(session: &Session, path: &str) -> anyhow::Result<Answer> {
     session.request(Method::GET, path, bytes::Bytes::new()).await.context(path.to_owned())
+}
+
+/// Waits until something holds, with a patience.
+pub(crate) async fn soon(what: &str, mut holds: impl FnMut() -> bool) -> anyhow::Result<()> {
+    const LOOKS: usize = 4000;
+    for _ in 0..LOOKS {
+        if holds() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    anyhow::bail!("in vain: {what}")
 }
 
 pub(crate) async fn text(session: &Session, path: &str) -> anyhow::Result<String> {
