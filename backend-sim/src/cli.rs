@@ -7,6 +7,7 @@ use std::{
     io::{self, IsTerminal as _, Write as _},
     net::SocketAddr,
     path::PathBuf,
+    pin::pin,
     process::ExitCode,
     time::Duration,
 };
@@ -356,10 +357,12 @@ impl Progress {
 /// Reloads on SIGHUP until a signal ends it.
 async fn until_told(origin: &Origin, file: &PathBuf) -> Result<(), String> {
     let mut hangups = signal(SignalKind::hangup()).map_err(|error| error.to_string())?;
+    // One for all turns: a signal that comes during a reload counts.
+    let mut ended = pin!(ended());
     loop {
         tokio::select! {
             _ = hangups.recv() => reload(origin, file),
-            () = ended() => {
+            () = &mut ended => {
                 info!("draining");
                 return Ok(());
             }
