@@ -226,6 +226,44 @@ async fn misbehaviour_is_what_was_asked_for() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// 64 KiB are the most that the fields of a message may have (RFC 9114, section 4.2.2).
+#[tokio::test]
+async fn req_n07_requests_with_too_many_fields_are_refused_and_cost_nothing_else()
+-> anyhow::Result<()> {
+    let site = Site::start(settings()?).await?;
+    let session = site.session().await?;
+    for (length, answered) in [(60_000, true), (70_000, false)] {
+        // GET, https, `/health`, `x` and a field of its own with a long value.
+        let mut fields = vec![0, 0, 0xc0 | 17, 0xc0 | 23, 0x51, 7];
+        fields.extend_from_slice(b"/health\x50\x01x\x21a");
+        fields.extend(prefixed(length));
+        fields.resize(fields.len() + length, b'v');
+        let mut frame = vec![1];
+        quic::varint::write(fields.len() as u64, &mut frame);
+        let (mut send, mut recv) = session.connection().open_bi().await?;
+        send.write_all(&[frame, fields].concat()).await?;
+        send.finish()?;
+        let answer = recv.read_to_end(1 << 20).await;
+        // HEADERS, with the status 200 (25 of the static table), or a reset.
+        let ok =
+            answer.as_ref().is_ok_and(|answer| answer[0] == 1 && answer.contains(&(0xc0 | 25)));
+        ensure!(ok == answered, "{length}: {answer:?}");
+    }
+    ensure!(text(&session, "/health").await? == "ok\n", "the connection goes on");
+    Ok(())
+}
+
+/// An integer after a prefix of seven bits (RFC 9204, section 4.1.1).
+fn prefixed(value: usize) -> Vec<u8> {
+    let (mut octets, mut left) = (vec![0x7f], value - 0x7f);
+    while left >= 0x80 {
+        octets.push(left as u8 | 0x80);
+        left >>= 7;
+    }
+    octets.push(left as u8);
+    octets
+}
+
 #[tokio::test]
 async fn browsers_are_told_where_http3_is() -> anyhow::Result<()> {
     let mut settings = settings()?;

@@ -6,6 +6,7 @@ mod support;
 
 use std::net::{TcpListener, UdpSocket};
 
+use quic_lb::verdict::DropReason;
 use serde_json::{Value, json};
 use support::{
     Folder, KEY,
@@ -54,6 +55,18 @@ fn a_scrape_shows_every_datagram_with_its_verdict() {
     assert!(samples["quic_lb_bytes_total{direction=\"received\",listener=\"edge\"}"] > 600.0);
     assert!(samples["quic_lb_datagrams_returned_total{listener=\"edge\"}"] >= 2.0);
     assert_eq!(samples["quic_lb_ready"], 1.0);
+}
+
+#[test]
+fn req_o03_every_reason_to_drop_has_a_counter_before_anything_was_dropped() {
+    let balancer = Balancer::start(Host::new());
+    let samples = balancer.metrics();
+    for reason in DropReason::ALL {
+        let reason = reason.label();
+        let name =
+            format!("quic_lb_datagrams_dropped_total{{listener=\"edge\",reason=\"{reason}\"}}");
+        assert_eq!(samples.get(&name), Some(&0.0), "{reason}");
+    }
 }
 
 /// Counters are read while they change: verdicts and datagrams differ by what is on its way through

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -195,6 +195,45 @@ async fn failed_handshakes_reach_both_sides_as_typed_errors() -> anyhow::Result<
     ensure!(matches!(theirs, ConnectionError::Tls { .. }), "{theirs}");
     ensure!(theirs.to_string().contains("ALPN"), "it says what to do: {theirs}");
     Ok(())
+}
+
+/// For Wireshark and the like.
+#[tokio::test]
+async fn req_o02_secrets_go_to_the_key_log_of_the_tls_configuration() -> anyhow::Result<()> {
+    let (at_client, at_server) = (Arc::new(Secrets::default()), Arc::new(Secrets::default()));
+    let certificate = Certificate::new()?;
+    let mut tls = certificate.server_tls(provider())?;
+    tls.key_log = Arc::<Secrets>::clone(&at_server);
+    let server = Endpoint::server(ServerConfig::new(Arc::new(tls)), ANY)?;
+    let mut tls = client_tls(certificate.der(), provider())?;
+    tls.key_log = Arc::<Secrets>::clone(&at_client);
+    let (client, config) = (Endpoint::client(ANY)?, ClientConfig::new(Arc::new(tls)));
+    let connecting = client.connect_with(&config, server.local_addr(), SERVER_NAME)?;
+    let (connection, incoming) = tokio::join!(connecting, server.accept());
+    let (_connection, _incoming) = (connection?, incoming.context("it is open")?.await?);
+    for label in ["CLIENT_HANDSHAKE_TRAFFIC_SECRET", "SERVER_TRAFFIC_SECRET_0"] {
+        let (ours, theirs) = (at_client.get(label), at_server.get(label));
+        ensure!(ours.is_some() && ours == theirs, "{label}: {ours:?} {theirs:?}");
+    }
+    Ok(())
+}
+
+/// A key log in memory.
+#[derive(Debug, Default)]
+struct Secrets(Mutex<Vec<(String, Vec<u8>)>>);
+
+impl Secrets {
+    fn get(&self, label: &str) -> Option<Vec<u8>> {
+        let all = self.0.lock().expect("nobody panics with it");
+        all.iter().find(|(found, _)| found == label).map(|(_, secret)| secret.clone())
+    }
+}
+
+impl rustls::KeyLog for Secrets {
+    fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
+        let mut all = self.0.lock().expect("nobody panics with it");
+        all.push((label.to_owned(), secret.to_vec()));
+    }
 }
 
 /// Waits until something holds, with a patience.

@@ -137,42 +137,130 @@ async fn closing_is_seen_with_its_code_by_the_other_side() -> anyhow::Result<()>
     Ok(())
 }
 
+/// RFC 9114, section 6.2.1: the type of the stream, then SETTINGS before anything else, once, and
+/// the stream stays.
 #[tokio::test]
-async fn broken_rules_close_the_connection_with_the_code_of_the_rule() -> anyhow::Result<()> {
-    // RFC 9114, sections 7.2.1, 7.2.8, 6.2.1 and 7.2.4: type, length, payload.
-    let data_first: &[u8] = &[0x00, 1, 0];
-    let of_http2: &[u8] = &[0x06, 0];
-    for (frames, code) in
-        [(data_first, Code::H3_FRAME_UNEXPECTED), (of_http2, Code::H3_FRAME_UNEXPECTED)]
-    {
-        let (_site, connection) = Site::start().await?.connect_and_keep().await?;
-        let (mut send, _recv) = connection.open_bi().await?;
-        send.write_all(frames).await?;
-        expect_close(&connection, code).await?;
-    }
-    // RFC 9114, section 6.2.1: the type of the stream, then SETTINGS before anything else, once.
+async fn req_n01_control_streams_begin_with_settings_come_once_and_never_end() -> anyhow::Result<()>
+{
     for (streams, code) in [
         (&[&[0x00, 0x00, 0][..]][..], Code::H3_MISSING_SETTINGS),
+        (&[&[0x00, 0x07, 1, 0]], Code::H3_MISSING_SETTINGS),
         (&[&[0x00, 0x04, 0], &[0x00, 0x04, 0]], Code::H3_STREAM_CREATION_ERROR),
     ] {
         let (_site, connection) = Site::start().await?.connect_and_keep().await?;
-        let mut open = Vec::new();
-        for start in streams {
-            let mut send = connection.open_uni().await?;
-            send.write_all(start).await?;
-            open.push(send);
-        }
+        let _open = say(&connection, streams).await?;
         expect_close(&connection, code).await?;
     }
     let (_site, connection) = Site::start().await?.connect_and_keep().await?;
-    let mut send = connection.open_uni().await?;
-    send.write_all(&[0x00, 0x04, 0]).await?;
-    send.finish()?;
+    let mut open = say(&connection, &[&[0x00, 0x04, 0]]).await?;
+    open[0].finish()?;
     expect_close(&connection, Code::H3_CLOSED_CRITICAL_STREAM).await
 }
 
+/// RFC 9114, section 7.2: each row is a type, a length and a payload.
 #[tokio::test]
-async fn a_malformed_request_costs_its_stream_and_no_more() -> anyhow::Result<()> {
+async fn req_n02_frames_on_streams_that_are_not_theirs_are_unexpected() -> anyhow::Result<()> {
+    let on_requests: [(&str, &[u8]); 6] = [
+        ("DATA before HEADERS", &[0x00, 1, 0]),
+        ("SETTINGS", &[0x04, 0]),
+        ("GOAWAY", &[0x07, 1, 0]),
+        ("MAX_PUSH_ID", &[0x0d, 1, 0]),
+        ("PUSH_PROMISE", &[0x05, 1, 0]),
+        ("PING of HTTP/2", &[0x06, 0]),
+    ];
+    for (name, frame) in on_requests {
+        let (_site, connection) = Site::start().await?.connect_and_keep().await?;
+        let (mut send, _recv) = connection.open_bi().await?;
+        send.write_all(frame).await?;
+        expect_close(&connection, Code::H3_FRAME_UNEXPECTED).await.context(name)?;
+    }
+    let on_control_streams: [(&str, &[u8]); 4] = [
+        ("DATA", &[0x00, 0x04, 0, 0x00, 1, 0]),
+        ("HEADERS", &[0x00, 0x04, 0, 0x01, 1, 0]),
+        ("SETTINGS again", &[0x00, 0x04, 0, 0x04, 0]),
+        ("WINDOW_UPDATE of HTTP/2", &[0x00, 0x04, 0, 0x08, 0]),
+    ];
+    for (name, stream) in on_control_streams {
+        let (_site, connection) = Site::start().await?.connect_and_keep().await?;
+        let _open = say(&connection, &[stream]).await?;
+        expect_close(&connection, Code::H3_FRAME_UNEXPECTED).await.context(name)?;
+    }
+    Ok(())
+}
+
+/// RFC 9114, section 7.2.4: pairs of identifier and value.
+#[tokio::test]
+async fn req_n03_settings_that_come_twice_or_are_of_http2_are_errors() -> anyhow::Result<()> {
+    let twice: &[u8] = &[0x00, 0x04, 4, 0x06, 1, 0x06, 1];
+    let of_http2: &[u8] = &[0x00, 0x04, 2, 0x02, 0];
+    for stream in [twice, of_http2] {
+        let (_site, connection) = Site::start().await?.connect_and_keep().await?;
+        let _open = say(&connection, &[stream]).await?;
+        expect_close(&connection, Code::H3_SETTINGS_ERROR).await?;
+    }
+    Ok(())
+}
+
+/// RFC 9114, section 5.2: a server may say first that requests below 8 are answered, then that only
+/// those below 4 are, and not the other way round. The end of its control stream is an error either
+/// way, if it was not one before.
+#[tokio::test]
+async fn req_n05_a_goaway_that_takes_back_an_earlier_one_is_an_error() -> anyhow::Result<()> {
+    for (goaways, code) in [
+        (&[0x07, 1, 8, 0x07, 1, 4][..], Code::H3_CLOSED_CRITICAL_STREAM),
+        (&[0x07, 1, 4, 0x07, 1, 8], Code::H3_ID_ERROR),
+    ] {
+        let certificate = Certificate::new()?;
+        let (server, client) = endpoints(&certificate)?;
+        let connecting = client.connect(server.local_addr(), SERVER_NAME)?;
+        let (connection, incoming) = tokio::join!(connecting, server.accept());
+        let (control, _requests) = self::client(connection?).await?;
+        let running = run(control);
+        let server = incoming.context("the endpoint is open")?.await?;
+        let mut open = say(&server, &[&[&[0x00, 0x04, 0], goaways].concat()]).await?;
+        open[0].finish()?;
+        expect_close(&server, code).await?;
+        running.await?;
+    }
+    Ok(())
+}
+
+/// RFC 9114, sections 6.2.3, 7.2.8 and 7.2.4.1: what is reserved to be ignored is.
+#[tokio::test]
+async fn req_n06_unknown_streams_frames_and_settings_are_ignored() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let connection = site.connect().await?;
+    let settings_and_a_frame = [&[0x00, 0x04, 2, 0x21, 7][..], &[0x21, 3, 1, 2, 3]].concat();
+    let unknown_stream = [0x21, b'?'];
+    let _open = say(&connection, &[&settings_and_a_frame, &unknown_stream]).await?;
+    let (mut send, mut recv) = connection.open_bi().await?;
+    // A reserved frame, then HEADERS: GET, https, the path `/` and the authority `x` (static 17, 23,
+    // 1 and, by name, 0).
+    send.write_all(&[0x21, 1, 0, 0x01, 8, 0, 0, 0xc0 | 17, 0xc0 | 23, 0xc0 | 1, 0x50, 1, b'x'])
+        .await?;
+    send.finish()?;
+    let answer = recv.read_to_end(1000).await?;
+    ensure!(answer.first() == Some(&0x01), "no HEADERS: {answer:?}");
+    ensure!(connection.close_reason().is_none(), "{:?}", connection.close_reason());
+    Ok(())
+}
+
+/// RFC 9204, sections 2.2 and 3.1: the decoder has no dynamic table, and the static one ends at 98.
+#[tokio::test]
+async fn req_n07_field_sections_that_cannot_be_decoded_end_the_connection() -> anyhow::Result<()> {
+    let dynamic: &[u8] = &[0x01, 3, 2, 0, 0x80];
+    let beyond_the_static_table: &[u8] = &[0x01, 4, 0, 0, 0xff, 99 - 63];
+    for frame in [dynamic, beyond_the_static_table] {
+        let (_site, connection) = Site::start().await?.connect_and_keep().await?;
+        let (mut send, _recv) = connection.open_bi().await?;
+        send.write_all(frame).await?;
+        expect_close(&connection, Code::QPACK_DECOMPRESSION_FAILED).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn req_n04_a_malformed_request_costs_its_stream_and_no_more() -> anyhow::Result<()> {
     let site = Site::start().await?;
     let connection = site.connect().await?;
     let (mut send, mut recv) = connection.open_bi().await?;
@@ -189,6 +277,20 @@ async fn a_malformed_request_costs_its_stream_and_no_more() -> anyhow::Result<()
     Ok(())
 }
 
+/// Opens unidirectional streams that say this, and keeps them open.
+async fn say(
+    connection: &driver::Connection,
+    streams: &[&[u8]],
+) -> anyhow::Result<Vec<driver::SendStream>> {
+    let mut open = Vec::new();
+    for octets in streams {
+        let mut send = connection.open_uni().await?;
+        send.write_all(octets).await?;
+        open.push(send);
+    }
+    Ok(open)
+}
+
 async fn expect_close(connection: &driver::Connection, code: Code) -> anyhow::Result<()> {
     let ConnectionError::PeerClosed(PeerClose::Application { code: seen, reason }) =
         connection.closed().await
@@ -197,6 +299,18 @@ async fn expect_close(connection: &driver::Connection, code: Code) -> anyhow::Re
     };
     ensure!(seen == code.value(), "{seen:#x} ({reason:?}) instead of {code}");
     Ok(())
+}
+
+/// A server and a client that agree on HTTP/3.
+fn endpoints(certificate: &Certificate) -> anyhow::Result<(Endpoint, Endpoint)> {
+    let mut tls = certificate.server_tls(provider())?;
+    tls.alpn_protocols = vec![http3::ALPN.to_vec()];
+    let server = Endpoint::server(ServerConfig::new(Arc::new(tls)), ANY)?;
+    let mut tls = client_tls(certificate.der(), provider())?;
+    tls.alpn_protocols = vec![http3::ALPN.to_vec()];
+    let mut client = Endpoint::client(ANY)?;
+    client.set_default_client_config(ClientConfig::new(Arc::new(tls)));
+    Ok((server, client))
 }
 
 /// A server, and what clients need to know of it.
@@ -210,13 +324,7 @@ struct Site {
 impl Site {
     async fn start() -> anyhow::Result<Self> {
         let certificate = Certificate::new()?;
-        let mut tls = certificate.server_tls(provider())?;
-        tls.alpn_protocols = vec![http3::ALPN.to_vec()];
-        let endpoint = Endpoint::server(ServerConfig::new(Arc::new(tls)), ANY)?;
-        let mut tls = client_tls(certificate.der(), provider())?;
-        tls.alpn_protocols = vec![http3::ALPN.to_vec()];
-        let mut client = Endpoint::client(ANY)?;
-        client.set_default_client_config(ClientConfig::new(Arc::new(tls)));
+        let (endpoint, client) = endpoints(&certificate)?;
         let (announce, accepted) = tokio::sync::mpsc::unbounded_channel();
         let accepting = endpoint.clone();
         tokio::spawn(async move {

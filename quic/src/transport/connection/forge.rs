@@ -213,6 +213,12 @@ impl Connection {
         self.has_keys(space)
     }
 
+    /// The probe timeout of a space, not backed off.
+    #[cfg(test)]
+    pub(crate) fn probe_timeout(&self, space: Space) -> std::time::Duration {
+        self.pto(space)
+    }
+
     /// The peer's transport parameters.
     pub(crate) fn peer(&self) -> TransportParameters {
         self.handshake.peer.clone().expect("a handshake")

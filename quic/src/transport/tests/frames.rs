@@ -212,3 +212,26 @@ fn req_f18_datagrams_are_acknowledged_and_counted_and_never_repeated() {
     assert_eq!(pair.at_client().receive_datagram().as_deref(), Some(&b"twice"[..]));
     assert_eq!(pair.at_server().path().in_flight, 0);
 }
+
+#[test]
+fn req_f16_a_ping_is_acknowledged_and_padding_is_not() {
+    for (space, frames, answered) in [
+        (Space::Data, &[1][..], true),
+        (Space::Data, &[0], false),
+        (Space::Data, &[0, 1, 0, 0], true),
+        (Space::Data, &[0; 1000], false),
+        (Space::Initial, &[0, 1], true),
+        (Space::Initial, &[0, 0], false),
+    ] {
+        let mut pair = match space {
+            Space::Data => Pair::connected(),
+            _ => Pair::new(Scene::default()),
+        };
+        let now = pair.now;
+        let packet = pair.at_client().forge_padded(now, space, frames);
+        pair.deliver(packet);
+        pair.pass(Duration::from_millis(30));
+        assert_eq!(!pair.down().is_empty(), answered, "{space:?} {frames:?}");
+        assert_eq!(pair.code(), None);
+    }
+}

@@ -131,6 +131,13 @@ fn req_e05_tokens_of_a_server_are_used_once_and_kept_within_bounds() {
         pair.settle();
         assert_eq!(pair.server.tokens(TokenResult::NewToken), round);
     }
+    // Two that begin together do not share one.
+    assert_eq!(pair.client.kept_tokens(), 1);
+    pair.reconnect();
+    pair.reconnect();
+    assert_eq!(pair.client.kept_tokens(), 0);
+    pair.settle();
+    assert_eq!(pair.server.tokens(TokenResult::NewToken), 40);
     assert_eq!(pair.server.tokens(TokenResult::Spent), 0);
     // A server may give as many as it likes.
     for number in 0..1000u32 {
@@ -343,16 +350,24 @@ fn req_c22_without_a_common_protocol_the_handshake_fails() {
         Pair::new(Scene { client: ClientConfig::new(Arc::new(client)), ..Scene::default() });
     pair.exchange();
     assert!(closed_with(&pair.client_closed, Code::crypto(120)), "{:?}", pair.client_closed);
-    // Nor does one that offers none at all get through.
-    let mut client = rustls::ClientConfig::clone(&tls().client);
-    client.alpn_protocols = vec![];
-    let mut pair =
-        Pair::new(Scene { client: ClientConfig::new(Arc::new(client)), ..Scene::default() });
-    pair.exchange();
-    let refused = [&pair.client_closed, &pair.closed]
-        .iter()
-        .any(|error| matches!(error, Some(ConnectionError::Tls { code, .. }) if code.alert() == Some(120)));
-    assert!(refused, "{:?} {:?}", pair.client_closed, pair.closed);
+    // Nor does one that offers none at all get through, even to a server that has none either.
+    for server_has_one in [true, false] {
+        let mut client = rustls::ClientConfig::clone(&tls().client);
+        client.alpn_protocols = vec![];
+        let mut server = rustls::ServerConfig::clone(&tls().server);
+        server.alpn_protocols.retain(|_| server_has_one);
+        let mut pair = Pair::new(Scene {
+            client: ClientConfig::new(Arc::new(client)),
+            server: ServerConfig::new(Arc::new(server)),
+            ..Scene::default()
+        });
+        pair.exchange();
+        let errors = [&pair.client_closed, &pair.closed];
+        let refused = errors.iter().any(|error| {
+            matches!(error, Some(ConnectionError::Tls { code, .. }) if code.alert() == Some(120))
+        });
+        assert!(refused, "{errors:?}");
+    }
 }
 
 #[test]
@@ -416,6 +431,47 @@ fn req_c18_keys_are_updated_after_confirmation_and_one_acknowledgment_at_a_time(
     pair.settle();
     assert_eq!(pair.at_client().stats().key_updates, 2);
     assert_eq!(pair.at_server().stats().key_updates, 2, "and the server has followed");
+}
+
+#[test]
+fn req_c20_old_keys_open_what_was_sent_before_an_update_for_three_probe_timeouts() {
+    let mut pair = Pair::connected();
+    let late: Vec<_> = (0..3).map(|_| pair.forge(Space::Data, &[1])).collect();
+    pair.at_client().force_phase();
+    let first = pair.forge(Space::Data, &[1]);
+    pair.deliver(first);
+    pair.down();
+    assert_eq!(pair.at_server().stats().key_updates, 1);
+    let forgeries = |pair: &mut Pair| {
+        let reasons = [DropReason::Undecryptable, DropReason::NoKeys];
+        reasons.map(|reason| pair.at_server().dropped(reason)).iter().sum::<u64>()
+    };
+    pair.deliver(late[0].clone());
+    assert_eq!(forgeries(&mut pair), 0, "in time");
+    let probe_timeout = pair.at_server().probe_timeout(Space::Data);
+    pair.pass(3 * probe_timeout - Duration::from_millis(1));
+    pair.deliver(late[1].clone());
+    assert_eq!(forgeries(&mut pair), 0, "still in time");
+    pair.pass(Duration::from_millis(2));
+    pair.deliver(late[2].clone());
+    assert_eq!(forgeries(&mut pair), 1, "too late");
+    assert_eq!((pair.at_server().stats().key_updates, pair.closed.clone()), (1, None));
+}
+
+/// What header protection hides says nothing until the packet is known to be the peer's: a flipped
+/// reserved bit is no violation then, and a flipped phase no update.
+#[test]
+fn req_c27_reserved_bits_and_phase_count_only_in_packets_that_open() {
+    for bit in [0x10, 0x08, 0x04] {
+        let mut pair = Pair::connected();
+        let mut packet = pair.forge(Space::Data, &[1]);
+        packet[0] ^= bit;
+        pair.deliver(packet);
+        pair.exchange();
+        assert_eq!(pair.at_server().dropped(DropReason::Undecryptable), 1, "bit {bit:#x}");
+        assert_eq!(pair.at_server().stats().key_updates, 0);
+        assert_eq!(pair.closed, None, "bit {bit:#x}");
+    }
 }
 
 #[test]

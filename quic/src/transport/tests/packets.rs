@@ -5,7 +5,11 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::{
     header::Version,
-    transport::{connection::Seen, frame::Frame, packet::Header},
+    transport::{
+        connection::Seen,
+        frame::Frame,
+        packet::{Header, PacketKind},
+    },
 };
 
 #[test]
@@ -37,6 +41,42 @@ fn req_a10_coalesced_packets_of_another_connection_are_ignored() {
     let client = pair.at_client();
     assert_eq!(client.dropped(DropReason::OtherConnection), 1);
     assert!(client.holds_keys(Space::Handshake), "the first packet counts");
+}
+
+/// Two handshakes of one client at once.
+#[test]
+fn req_a11_packets_share_a_datagram_within_one_connection_and_in_the_order_of_their_keys() {
+    let mut pair = Pair::new(Scene::default());
+    pair.reconnect();
+    let mut shared = 0;
+    for _ in 0..40 {
+        for upward in [true, false] {
+            let datagrams = if upward { pair.up() } else { pair.down() };
+            for mut datagram in datagrams {
+                let (mut rest, mut kinds) = (&mut datagram.clone()[..], vec![]);
+                while let Ok(header) = Header::read(rest, 8) {
+                    let level = match header.kind {
+                        PacketKind::Initial { .. } => 0,
+                        PacketKind::Handshake { .. } => 1,
+                        PacketKind::OneRtt => 2,
+                        other => panic!("{other:?}"),
+                    };
+                    kinds.push((level, header.dcid));
+                    rest = &mut rest[header.len..];
+                }
+                assert!(kinds.is_sorted_by_key(|(level, _)| *level), "{kinds:?}");
+                assert!(kinds.windows(2).all(|pair| pair[0].1 == pair[1].1), "{kinds:?}");
+                shared += usize::from(kinds.len() > 1);
+                match upward {
+                    true => pair.deliver(std::mem::take(&mut datagram)),
+                    false => pair.deliver_down(std::mem::take(&mut datagram)),
+                }
+            }
+        }
+        pair.pass(Duration::from_millis(10));
+    }
+    assert_eq!(pair.client.connection_count(), 2);
+    assert!(shared >= 4, "{shared} datagrams of several packets");
 }
 
 #[test]

@@ -123,3 +123,39 @@ fn req_j10_losses_before_the_first_sample_are_no_persistent_congestion() {
     assert!(pair.at_client().is_confirmed());
     assert!(pair.at_client().path().congestion_window > 2 * 1452);
 }
+
+#[test]
+fn req_k06_a_congestion_mark_costs_window_as_a_loss_does() {
+    let download = |marked: Option<usize>| {
+        let mut pair = Pair::new(Scene::default());
+        let (mut arrived, mut written) = (0, false);
+        for _ in 0..60 {
+            for datagram in pair.up() {
+                pair.deliver(datagram);
+            }
+            while let Some((handle, event)) = pair.server.poll_event() {
+                if event == Event::Connected {
+                    pair.at_server = Some(handle);
+                }
+            }
+            for mut datagram in pair.down() {
+                let ecn = if marked == Some(arrived) { Ecn::Ce } else { Ecn::Ect0 };
+                let from =
+                    Received { remote: SERVER.parse().unwrap(), local: None, ecn: Some(ecn) };
+                pair.client.handle_datagram(pair.now, from, &mut datagram);
+                arrived += usize::from(written);
+            }
+            if !written && pair.at_server.is_some() && pair.at_server().is_confirmed() {
+                let stream = pair.at_server().open(Dir::Uni).unwrap();
+                pair.at_server().write(stream, &[0; 40_000]).unwrap();
+                written = true;
+            }
+            pair.pass(Duration::from_millis(5));
+        }
+        assert!(arrived > 20, "{arrived} datagrams");
+        assert_eq!(pair.at_server().stats().lost_packets, 0);
+        pair.at_server().path().congestion_window
+    };
+    let (without, with) = (download(None), download(Some(10)));
+    assert!(with < without, "{with} after a mark, {without} without one");
+}
