@@ -57,6 +57,18 @@ pub(crate) struct Lookup {
     pub(crate) usage: Use,
 }
 
+/// A handshake that goes to a backend.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewHandshake<'a> {
+    pub(crate) listener: ListenerIndex,
+    pub(crate) path: &'a ClientPath,
+    /// Of the packet at hand.
+    pub(crate) header: &'a LongHeader<'a>,
+    pub(crate) backend: BackendId,
+    /// Whether the client has proved its address.
+    pub(crate) validated: bool,
+}
+
 impl Memory {
     /// Room for `capacity` entries, half of them handshakes. Nobody outside may know `seed`, so that
     /// nobody can aim at a shard or make keys collide.
@@ -101,17 +113,10 @@ impl Memory {
         Some(Handshake { validated: note & VALIDATED != 0, same_dcid })
     }
 
-    /// Remembers that `backend` holds the handshake of the packet with this header, unless another
-    /// is remembered to; and, for good, that its client has been `validated`.
-    pub(crate) fn remember_handshake(
-        &self,
-        now: Instant,
-        listener: ListenerIndex,
-        path: &ClientPath,
-        header: &LongHeader<'_>,
-        backend: BackendId,
-        validated: bool,
-    ) {
+    /// Remembers which backend holds a handshake, unless another is remembered to; and, for good, that
+    /// its client has been validated.
+    pub(crate) fn remember_handshake(&self, now: Instant, handshake: &NewHandshake<'_>) {
+        let &NewHandshake { listener, path, header, backend, validated } = handshake;
         let key = self.handshake_key(listener, path, header.scid);
         let flag = if validated { VALIDATED } else { 0 };
         let note = self.dcid_note(header.dcid) | flag;
@@ -413,8 +418,11 @@ mod tests {
             let scid = n.to_be_bytes();
             let octets = crate::fixtures::initial(Version::V1, &[1; 8], &scid, &[]);
             let Ok(Packet::Long(header)) = Packet::read(&octets) else { panic!("a long header") };
-            memory.remember_handshake(now, ListenerIndex(0), &path, &header, ids[0], validated);
-            memory.handshake(&at(now), ListenerIndex(0), &path, &scid).is_some()
+            let (listener, path, header) = (ListenerIndex(0), &path, &header);
+            let backend = ids[0];
+            let new = NewHandshake { listener, path, header, backend, validated };
+            memory.remember_handshake(now, &new);
+            memory.handshake(&at(now), listener, path, &scid).is_some()
         };
         assert_eq!((0..100).filter(|&n| remember(n, false)).count(), 10);
         assert_eq!((100..200).filter(|&n| remember(n, true)).count(), 10);

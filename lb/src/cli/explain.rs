@@ -187,7 +187,7 @@ impl<'a> Explainer<'a> {
                         Some(backend) => format!("backend {}", backend.name),
                         None => "no answer".to_owned(),
                     };
-                    writeln!(out, "  rule {nth} {label:<15} {}: {answer}", step.saw)?;
+                    writeln!(out, "  rule {nth} {label:<15} {}: {answer}", step.finding)?;
                 }
                 None => writeln!(out, "  rule {nth} {label:<15} not asked")?,
             }
@@ -244,8 +244,8 @@ impl<'a> Explainer<'a> {
 
 fn print_admission(admission: Option<&AdmissionStep>, out: &mut impl Write) -> Result<(), Failure> {
     match admission {
-        Some(AdmissionStep { phase, saw }) => {
-            writeln!(out, "  admission              {saw} (address validation: {phase})")?;
+        Some(AdmissionStep { phase, finding }) => {
+            writeln!(out, "  admission              {finding} (address validation: {phase})")?;
         }
         None => writeln!(out, "  admission              not asked")?,
     }

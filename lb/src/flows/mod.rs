@@ -14,7 +14,7 @@
 //! that was used at this very moment does not come to mean another flow: datagrams of this moment
 //! may still be waiting to be sent by it.
 
-mod queue;
+mod half_open;
 #[cfg(test)]
 mod tests;
 
@@ -29,7 +29,7 @@ use crate::{
     routing::Lifetimes,
     verdict::{DropReason, FlowId},
 };
-use queue::Queue;
+use half_open::HalfOpen;
 
 /// A client path bound to one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub(crate) struct FlowTable {
     /// Numbers of flows that have ended, the one that ended first first.
     free: VecDeque<u32>,
     by_key: HashMap<FlowKey, u32, ahash::RandomState>,
-    half_open: Queue,
+    half_open: HalfOpen,
     sweep_from: usize,
 }
 
@@ -117,7 +117,7 @@ impl FlowTable {
             slots: Vec::with_capacity(max_flows),
             free: VecDeque::with_capacity(max_flows),
             by_key: HashMap::with_capacity_and_hasher(max_flows, hash.clone()),
-            half_open: Queue::with_capacity(max_flows),
+            half_open: HalfOpen::with_capacity(max_flows),
             sweep_from: 0,
         }
     }

@@ -52,8 +52,8 @@ pub enum Outcome {
 pub struct AdmissionStep {
     /// Whether addresses are being validated: a label of [`crate::admission::mode::Phase`].
     pub phase: &'static str,
-    /// What it saw, for people.
-    pub saw: String,
+    /// What it found, for people.
+    pub finding: String,
 }
 
 /// What the packet path would do with `datagram`, by these rules.
@@ -88,7 +88,7 @@ pub(super) fn explain(
     let known = rules.known(&question, &mut explanation.known);
     let judgement = rules.judge(&question, known, clock);
     let phase = route.gate.phase(now).label();
-    explanation.admission = Some(AdmissionStep { phase, saw: judgement.why.to_string() });
+    explanation.admission = Some(AdmissionStep { phase, finding: judgement.why.to_string() });
     let retry = match judgement.ruling {
         Ruling::Pass => false,
         Ruling::Begin { retry, .. } => match route.gate.limits().peek(now, path.client.ip()) {

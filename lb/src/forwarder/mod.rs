@@ -50,7 +50,7 @@ use crate::{
     backend::BackendId,
     client_path::ListenerIndex,
     flows::{Claim, FlowTable},
-    memory::{Lookup, Memory, Use},
+    memory::{Lookup, Memory, NewHandshake, Use},
     routing::{Forwarding, Routing},
     verdict::{DropReason, FlowId, Opened, Opening, ReplyKind, Rule, TokenResult, Verdict, Via},
 };
@@ -167,7 +167,7 @@ impl Forwarder {
                     let Datagram { path, octets } = &datagrams[index];
                     let (len, decoded) = (octets.len(), decoded[index]);
                     let question = Question { now, listener, route, path, len, packet, decoded };
-                    self.decide(&routing, &question, index)
+                    self.verdict(&routing, &question, index)
                 }
                 Err(malformed) => Verdict::Drop(malformed.into()),
             };
@@ -234,8 +234,8 @@ impl Forwarder {
         self.flows.len()
     }
 
-    /// Decides about datagram number `index` of its batch.
-    fn decide(&mut self, routing: &Routing, question: &Question<'_>, index: usize) -> Verdict {
+    /// The verdict on datagram number `index` of its batch.
+    fn verdict(&mut self, routing: &Routing, question: &Question<'_>, index: usize) -> Verdict {
         let known = self.rules(routing).known(question, &mut Untraced);
         let admitted = match (known, &question.packet) {
             (Some(_), Packet::Short(_)) => Admitted { begins: false, validated: false },
@@ -303,7 +303,8 @@ impl Forwarder {
         if let Packet::Long(header) = &question.packet
             && (validated || matches!(rule, Rule::FourTuple | Rule::Fallback))
         {
-            self.memory.remember_handshake(now, listener, path, header, backend, validated);
+            let handshake = NewHandshake { listener, path, header, backend, validated };
+            self.memory.remember_handshake(now, &handshake);
         }
         let forward = |via| Verdict::Forward { backend, rule, via };
         if let Some(flow) = self.flows.find(now, listener, path, backend) {

@@ -17,15 +17,15 @@ use crate::{
 pub struct Step {
     /// Which.
     pub rule: Rule,
-    /// What it saw, for people.
-    pub saw: String,
+    /// What it found, for people.
+    pub finding: String,
     /// What it answered.
     pub backend: Option<BackendId>,
 }
 
 /// Somebody who wants to know how a decision comes about.
 pub(super) trait Trace {
-    fn step(&mut self, rule: Rule, backend: Option<BackendId>, saw: impl FnOnce() -> String);
+    fn step(&mut self, rule: Rule, backend: Option<BackendId>, finding: impl FnOnce() -> String);
 }
 
 /// Nobody: what the packet path passes.
@@ -36,8 +36,8 @@ impl Trace for Untraced {
 }
 
 impl Trace for Vec<Step> {
-    fn step(&mut self, rule: Rule, backend: Option<BackendId>, saw: impl FnOnce() -> String) {
-        self.push(Step { rule, saw: saw(), backend });
+    fn step(&mut self, rule: Rule, backend: Option<BackendId>, finding: impl FnOnce() -> String) {
+        self.push(Step { rule, finding: finding(), backend });
     }
 }
 

@@ -220,15 +220,15 @@ impl Socket {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Waits until something can be sent again, or for `patience`.
+    /// Waits until something can be sent again, or for `timeout`.
     ///
     /// # Errors
     ///
     /// Those of poll(2).
-    pub fn wait_writable(&self, patience: Duration) -> io::Result<()> {
+    pub fn wait_writable(&self, timeout: Duration) -> io::Result<()> {
         let mut poll = libc::pollfd { fd: self.raw(), events: libc::POLLOUT, revents: 0 };
         // SAFETY: one pollfd, alive for the call.
-        check(unsafe { libc::poll(&raw mut poll, 1, milliseconds(patience)) })
+        check(unsafe { libc::poll(&raw mut poll, 1, milliseconds(timeout)) })
     }
 
     fn new(family_of: IpAddr) -> io::Result<Self> {

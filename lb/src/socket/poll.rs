@@ -55,17 +55,17 @@ impl Poller {
         check(unsafe { libc::epoll_ctl(poller, libc::EPOLL_CTL_ADD, socket, &raw mut event) })
     }
 
-    /// Waits until a socket has something, or for `patience`.
+    /// Waits until a socket has something, or for `timeout`.
     ///
     /// # Errors
     ///
     /// Those of epoll_wait(2) other than an interruption.
-    pub fn wait(&self, ready: &mut Ready, patience: Duration) -> io::Result<()> {
+    pub fn wait(&self, ready: &mut Ready, timeout: Duration) -> io::Result<()> {
         let room = c_int::try_from(ready.events.len()).unwrap_or(c_int::MAX);
         let events = ready.events.as_mut_ptr();
         // SAFETY: the kernel writes at most `room` events, the length of the array.
         let found =
-            unsafe { libc::epoll_wait(self.fd.as_raw_fd(), events, room, milliseconds(patience)) };
+            unsafe { libc::epoll_wait(self.fd.as_raw_fd(), events, room, milliseconds(timeout)) };
         let found = check(found).map(|()| found);
         ready.count = match found {
             Ok(found) => usize::try_from(found).unwrap_or(0),

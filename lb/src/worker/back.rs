@@ -6,14 +6,14 @@ use super::{
     burst::Burst,
     plan::{Bundle, Run},
     transmit::{Sent, Transmitter},
-    upstreams::{Link, Upstream},
+    upstreams::{Connection, Upstream},
 };
 use crate::{
     client_path::ListenerIndex,
     counters::WorkerCounters,
     forwarder::Forwarder,
     socket::{Departure, Ecn, Peer, Received, Receiver, SLOTS, Socket},
-    verdict::{FlowId, Rule},
+    verdict::FlowId,
 };
 
 /// Runs that fit before memory has to be taken.
@@ -23,7 +23,7 @@ const RUNS: usize = 1_024;
 pub(super) struct ReturnPlan {
     filled: usize,
     flows: [FlowId; SLOTS],
-    runs: Vec<Run>,
+    runs: Vec<Run<()>>,
     bundles: Vec<Bundle>,
 }
 
@@ -60,7 +60,7 @@ impl ReturnPlan {
     ) -> Range<usize> {
         let first = self.filled;
         // A socket that is about to be closed may still be reported.
-        let Link::Open(socket, _) = &upstream.link else { return first..first };
+        let Connection::Open(socket, _) = &upstream.connection else { return first..first };
         let backend = &counters.backends[usize::from(upstream.backend)];
         let slots = first..SLOTS.min(first + share);
         match receiver.receive(socket, slots, Peer::Known) {
@@ -112,7 +112,7 @@ impl ReturnPlan {
                 }
             };
             let (mut returned, mut octets, mut failed) = (0, 0, 0);
-            let done = |sent: Sent<'_>| match sent.fate {
+            let done = |sent: Sent<'_, ()>| match sent.fate {
                 None => {
                     returned += sent.count;
                     octets += sent.octets;
@@ -136,14 +136,13 @@ fn plan_slot(
     slot: usize,
     message: &Received,
     follows: bool,
-    runs: &mut Vec<Run>,
+    runs: &mut Vec<Run<()>>,
     bundles: &mut Vec<Bundle>,
 ) {
     let mut follows = follows;
     let mut rest = Burst::of_message(slot, message);
     while rest.count > 0 {
-        // The rule says nothing about this direction; any will do.
-        let run = rest.split_off_whole().run(Rule::Cid);
+        let run = rest.split_off_whole().run(());
         #[expect(
             clippy::cast_possible_truncation,
             reason = "fewer than RUNS for all slots together"

@@ -5,10 +5,7 @@ use std::ops::Range;
 use quic::routable::Decoder;
 
 use super::plan::{NO_RUN, Run};
-use crate::{
-    socket::{Ecn, MAX_SEGMENTS, Received, Receiver},
-    verdict::Rule,
-};
+use crate::socket::{Ecn, MAX_SEGMENTS, Received, Receiver};
 
 /// Datagrams side by side in one slot about which the forwarder would say the same, if it says that
 /// their connection ID is routable: they came as one message, on one client path therefore, and
@@ -90,8 +87,7 @@ impl Burst {
     }
 
     pub(super) fn datagrams(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        // The rule says nothing here; any will do.
-        self.run(Rule::Cid).datagrams()
+        self.run(()).datagrams()
     }
 
     /// Each datagram by itself.
@@ -106,9 +102,10 @@ impl Burst {
         })
     }
 
-    pub(super) fn run(&self, rule: Rule) -> Run {
+    /// As a run with this tag.
+    pub(super) fn run<T>(&self, tag: T) -> Run<T> {
         let Self { slot, ecn, start, len, count, .. } = *self;
         let segment = if count == 1 { len } else { self.segment };
-        Run { slot, rule, ecn, count, segment, start, len, next: NO_RUN }
+        Run { slot, tag, ecn, count, segment, start, len, next: NO_RUN }
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use super::{
     plan::{Bundle, NO_RUN, Run},
     transmit::{Sent, Transmitter},
-    upstreams::{Link, NO_QUEUE, Upstreams},
+    upstreams::{Connection, NO_QUEUE, Upstreams},
 };
 use crate::{
     client_path::ListenerIndex,
@@ -19,14 +19,14 @@ const RUNS: usize = 1_024;
 
 /// The datagrams of a batch that are to be sent, by flow, each flow's in order.
 pub(super) struct ForwardPlan {
-    runs: Vec<Run>,
-    queues: Vec<Queue>,
+    runs: Vec<Run<Rule>>,
+    queues: Vec<FlowRuns>,
     bundles: Vec<Bundle>,
 }
 
 /// The runs of one flow, linked.
 #[derive(Clone, Copy)]
-struct Queue {
+struct FlowRuns {
     flow: FlowId,
     first: u16,
     last: u16,
@@ -49,7 +49,7 @@ impl ForwardPlan {
 
     /// Adds datagrams of `flow`.
     #[inline]
-    pub(super) fn enqueue(&mut self, upstreams: &mut Upstreams, flow: FlowId, run: Run) {
+    pub(super) fn enqueue(&mut self, upstreams: &mut Upstreams, flow: FlowId, run: Run<Rule>) {
         let Self { runs, queues, .. } = self;
         #[expect(clippy::cast_possible_truncation, reason = "below RUNS")]
         let index = runs.len() as u16;
@@ -58,7 +58,7 @@ impl ForwardPlan {
             #[expect(clippy::cast_possible_truncation, reason = "no more than runs")]
             let queue = queues.len() as u16;
             upstream.queue = queue;
-            queues.push(Queue { flow, first: index, last: index });
+            queues.push(FlowRuns { flow, first: index, last: index });
             runs.push(run);
             return;
         }
@@ -85,7 +85,7 @@ impl ForwardPlan {
         for queue in queues.drain(..) {
             let upstream = upstreams.of(queue.flow);
             upstream.queue = NO_QUEUE;
-            let Link::Open(socket, _) = &upstream.link else { continue };
+            let Connection::Open(socket, _) = &upstream.connection else { continue };
             let backend = &counters.backends[usize::from(upstream.backend)];
             let first = &runs[usize::from(queue.first)];
             // Senders keep to one mark, and a mark that the socket has costs nothing per message.
@@ -100,7 +100,7 @@ impl ForwardPlan {
             if alone {
                 match socket.send(receiver.octets(usize::from(first.slot), first.range())) {
                     Ok(()) => {
-                        by_rule[first.rule as usize] += 1;
+                        by_rule[first.tag as usize] += 1;
                         backend.forwarded.add(1);
                         continue;
                     }
@@ -121,20 +121,15 @@ impl ForwardPlan {
                 ipv6: upstream.ipv6,
             };
             let mut forwarded = 0;
-            transmitter.send(
-                socket,
-                receiver,
-                runs,
-                bundles,
-                departure,
-                |sent: Sent<'_>| match sent.fate {
+            transmitter.send(socket, receiver, runs, bundles, departure, |sent: Sent<'_, Rule>| {
+                match sent.fate {
                     None => {
-                        by_rule[sent.run.rule as usize] += sent.count;
+                        by_rule[sent.run.tag as usize] += sent.count;
                         forwarded += sent.count;
                     }
                     Some(reason) => counters.listeners[listener.0].drop(reason, sent.count),
-                },
-            );
+                }
+            });
             backend.forwarded.add(forwarded);
             backend.refused.add(transmitter.take_refused());
         }
@@ -148,7 +143,7 @@ impl ForwardPlan {
 }
 
 /// The runs of a flow, beginning with number `first`, as bundles.
-fn bundle_linked(runs: &[Run], first: u16, bundles: &mut Vec<Bundle>) {
+fn bundle_linked(runs: &[Run<Rule>], first: u16, bundles: &mut Vec<Bundle>) {
     let mut index = first;
     while index != NO_RUN {
         let run = &runs[usize::from(index)];

@@ -5,19 +5,17 @@
 //! of one length, of which only the last may be shorter, with one ECN mark. Order within a flow is
 //! kept: a run that does not fit the bundle before it begins another one.
 
-use crate::{
-    socket::{Ecn, MAX_SEGMENTS, MAX_SEND_LEN},
-    verdict::Rule,
-};
+use crate::socket::{Ecn, MAX_SEGMENTS, MAX_SEND_LEN};
 
 /// No run follows.
 pub(super) const NO_RUN: u16 = u16::MAX;
 
-/// Datagrams of one flow, side by side in one slot.
+/// Datagrams of one flow, side by side in one slot, all with one `tag`: the rule that found the backend
+/// on the way there, nothing on the way back.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Run {
+pub(super) struct Run<T> {
     pub(super) slot: u8,
-    pub(super) rule: Rule,
+    pub(super) tag: T,
     pub(super) ecn: Ecn,
     /// How many there are.
     pub(super) count: u16,
@@ -29,11 +27,11 @@ pub(super) struct Run {
     pub(super) next: u16,
 }
 
-impl Run {
+impl<T: Copy + PartialEq> Run<T> {
     /// Takes in `next`, if it lies behind this run and could have been part of it.
     pub(super) fn extend(&mut self, next: &Self) -> bool {
         let fits = self.slot == next.slot
-            && self.rule == next.rule
+            && self.tag == next.tag
             && u32::from(self.start) + u32::from(self.len) == u32::from(next.start)
             && self.is_full()
             && next.continues(self.segment)
@@ -56,7 +54,7 @@ impl Run {
     }
 
     /// Where each datagram begins and ends in the slot.
-    pub(super) fn datagrams(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+    pub(super) fn datagrams(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<T> {
         let (start, end) =
             (usize::from(self.start), usize::from(self.start) + usize::from(self.len));
         let segment = usize::from(self.segment);
@@ -91,7 +89,7 @@ pub(super) struct Bundle {
 
 impl Bundle {
     /// A bundle of the run with number `index`.
-    pub(super) fn new(index: u16, run: &Run) -> Self {
+    pub(super) fn new<T: Copy + PartialEq>(index: u16, run: &Run<T>) -> Self {
         Self {
             first: index,
             runs: 1,
@@ -104,7 +102,7 @@ impl Bundle {
     }
 
     /// Takes in the run that follows, if it may leave in the same message.
-    pub(super) fn extend(&mut self, run: &Run) -> bool {
+    pub(super) fn extend<T: Copy + PartialEq>(&mut self, run: &Run<T>) -> bool {
         let fits = self.full
             && run.continues(self.segment)
             && run.ecn == self.ecn
@@ -120,7 +118,10 @@ impl Bundle {
     }
 
     /// The runs, given all of them.
-    pub(super) fn runs<'a>(&self, all: &'a [Run]) -> impl Iterator<Item = &'a Run> + use<'a> {
+    pub(super) fn runs<'a, T>(
+        &self,
+        all: &'a [Run<T>],
+    ) -> impl Iterator<Item = &'a Run<T>> + use<'a, T> {
         let mut next = self.first;
         (0..self.runs).map(move |_| {
             let run = &all[usize::from(next)];
@@ -135,9 +136,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn run(segment: u16, len: u16, ecn: Ecn) -> Run {
+    fn run(segment: u16, len: u16, ecn: Ecn) -> Run<()> {
         let count = if segment == 0 { 1 } else { len.div_ceil(segment) };
-        Run { slot: 0, rule: Rule::Cid, ecn, count, segment, start: 0, len, next: NO_RUN }
+        Run { slot: 0, tag: (), ecn, count, segment, start: 0, len, next: NO_RUN }
     }
 
     fn bundles(lengths: &[(u16, u16)]) -> Vec<u16> {
@@ -187,7 +188,7 @@ mod tests {
         fn a_run_gives_back_the_datagrams_it_took(
             pieces in prop::collection::vec((0u16..50, 1u16..5), 1..80),
         ) {
-            let mut runs: Vec<Run> = Vec::new();
+            let mut runs: Vec<Run<()>> = Vec::new();
             let mut start = 0;
             let mut given = Vec::new();
             for &(segment, count) in &pieces {

@@ -29,7 +29,7 @@ use super::{
     replies::Outbox,
     setup::Setup,
     transmit::Transmitter,
-    upstreams::{Connected, Link, Upstreams, flow_of},
+    upstreams::{Connected, Connection, Upstreams, flow_of},
 };
 use crate::{
     backend::BackendId,
@@ -200,17 +200,17 @@ impl Datapath {
                 let burst = rest.split_off_front(&self.receiver, decoder);
                 self.bursts.push(burst);
                 if self.bursts.len() == BATCH {
-                    self.decide(now, listener);
+                    self.forward_bursts(now, listener);
                 }
             }
         }
-        self.decide(now, listener);
+        self.forward_bursts(now, listener);
         self.send_forward(listener);
     }
 
     /// Asks the forwarder about the bursts that have been gathered, and puts them where its
     /// verdicts say.
-    fn decide(&mut self, now: Instant, listener: ListenerIndex) {
+    fn forward_bursts(&mut self, now: Instant, listener: ListenerIndex) {
         let mut bursts = mem::take(&mut self.bursts);
         let mut verdicts = mem::take(&mut self.verdicts);
         self.ask(now, listener, &bursts, &mut verdicts);
@@ -219,7 +219,7 @@ impl Datapath {
             if burst.count == 1 || is_about_all {
                 self.carry_out(listener, burst, verdict);
             } else {
-                self.decide_singly(now, listener, burst, verdict);
+                self.forward_singly(now, listener, burst, verdict);
             }
         }
         bursts.clear();
@@ -227,8 +227,8 @@ impl Datapath {
         self.verdicts = verdicts;
     }
 
-    /// As [`Self::decide`], for a burst of whose first datagram only `verdict` speaks.
-    fn decide_singly(
+    /// As [`Self::forward_bursts`], for a burst of whose first datagram only `verdict` speaks.
+    fn forward_singly(
         &mut self,
         now: Instant,
         listener: ListenerIndex,
@@ -306,11 +306,11 @@ impl Datapath {
                 rule,
                 via: Via::Flow(flow) | Via::NewFlow(Opened { flow, .. }),
                 ..
-            } => match self.upstreams.of(flow).link {
-                Link::Open(..) => {
+            } => match self.upstreams.of(flow).connection {
+                Connection::Open(..) => {
                     self.forward.enqueue(&mut self.upstreams, flow, burst.run(rule));
                 }
-                Link::Missing(reason) => self.drop(listener, reason, burst),
+                Connection::Missing(reason) => self.drop(listener, reason, burst),
             },
         }
     }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long a round waits, once, for room to send.
-const PATIENCE: Duration = Duration::from_millis(1);
+const SEND_WAIT: Duration = Duration::from_millis(1);
 /// How often one message is tried before it is given up.
 const ATTEMPTS: usize = 4;
 
@@ -34,8 +34,8 @@ pub(super) struct Transmitter {
 
 /// Datagrams that went the same way: those of a run, or one.
 #[derive(Clone, Copy)]
-pub(super) struct Sent<'a> {
-    pub(super) run: &'a Run,
+pub(super) struct Sent<'a, T> {
+    pub(super) run: &'a Run<T>,
     pub(super) count: u64,
     pub(super) octets: u64,
     pub(super) fate: Fate,
@@ -45,19 +45,19 @@ pub(super) struct Sent<'a> {
 struct State {
     /// Whether the kernel takes several datagrams in one message, by family.
     offload: [bool; 2],
-    patient: bool,
+    may_wait: bool,
     refused: u64,
 }
 
 impl Transmitter {
     pub(super) fn new() -> Self {
         let (sender, one_by_one) = (Sender::new(), Sender::new());
-        Self { sender, one_by_one, state: State { offload: [true; 2], patient: true, refused: 0 } }
+        Self { sender, one_by_one, state: State { offload: [true; 2], may_wait: true, refused: 0 } }
     }
 
     /// Begins a round.
     pub(super) fn begin(&mut self) {
-        self.state.patient = true;
+        self.state.may_wait = true;
     }
 
     /// How often "connection refused" was reported since this was asked last.
@@ -66,14 +66,14 @@ impl Transmitter {
     }
 
     /// Sends `bundles` in order, each as `departure` says, and tells `done` what became of them.
-    pub(super) fn send(
+    pub(super) fn send<T: Copy + PartialEq>(
         &mut self,
         socket: &Socket,
         receiver: &Receiver,
-        runs: &[Run],
+        runs: &[Run<T>],
         bundles: &[Bundle],
         departure: impl Fn(&Bundle) -> Departure,
-        mut done: impl FnMut(Sent<'_>),
+        mut done: impl FnMut(Sent<'_, T>),
     ) {
         let Self { sender, one_by_one, state } = self;
         let mut next = 0;
@@ -148,9 +148,9 @@ impl State {
             match error.raw_os_error() {
                 Some(libc::ECONNREFUSED) => self.refused += 1,
                 Some(libc::EMSGSIZE) if !was_too_big => was_too_big = true,
-                Some(libc::EAGAIN | libc::ENOBUFS) if self.patient => {
-                    self.patient = false;
-                    socket.wait_writable(PATIENCE)?;
+                Some(libc::EAGAIN | libc::ENOBUFS) if self.may_wait => {
+                    self.may_wait = false;
+                    socket.wait_writable(SEND_WAIT)?;
                 }
                 _ => return Err(error),
             }
@@ -163,15 +163,15 @@ impl State {
 
     /// Sends each datagram as a message; says whether all of them left.
     #[expect(clippy::too_many_arguments, reason = "what one message of several needs")]
-    fn send_one_by_one(
+    fn send_one_by_one<T: Copy + PartialEq>(
         &mut self,
         sender: &mut Sender,
         socket: &Socket,
         receiver: &Receiver,
-        runs: &[Run],
+        runs: &[Run<T>],
         bundle: &Bundle,
         departure: &Departure,
-        done: &mut impl FnMut(Sent<'_>),
+        done: &mut impl FnMut(Sent<'_, T>),
     ) -> bool {
         let datagrams = || bundle.runs(runs).flat_map(|run| run.datagrams().map(move |d| (run, d)));
         let mut outgoing = sender.compose();
@@ -196,11 +196,11 @@ impl State {
     }
 }
 
-fn octets<'a>(receiver: &'a Receiver, run: &Run, range: std::ops::Range<usize>) -> &'a [u8] {
+fn octets<'a, T>(receiver: &'a Receiver, run: &Run<T>, range: std::ops::Range<usize>) -> &'a [u8] {
     receiver.octets(usize::from(run.slot), range)
 }
 
-fn report(bundles: &[Bundle], runs: &[Run], fate: Fate, done: &mut impl FnMut(Sent<'_>)) {
+fn report<T>(bundles: &[Bundle], runs: &[Run<T>], fate: Fate, done: &mut impl FnMut(Sent<'_, T>)) {
     for bundle in bundles {
         for run in bundle.runs(runs) {
             let (count, octets) = (u64::from(run.count), u64::from(run.len));

@@ -30,7 +30,7 @@ pub(super) struct Upstreams {
 
 /// The socket of a flow.
 pub(super) struct Upstream {
-    pub(super) link: Link,
+    pub(super) connection: Connection,
     /// How the socket marks datagrams that do not say.
     pub(super) ecn: Ecn,
     pub(super) ipv6: bool,
@@ -40,7 +40,7 @@ pub(super) struct Upstream {
     pub(super) backend: u16,
 }
 
-pub(super) enum Link {
+pub(super) enum Connection {
     Open(Socket, Lease),
     /// There is none: this is what becomes of datagrams that wanted one.
     Missing(DropReason),
@@ -118,10 +118,12 @@ impl Upstreams {
                 }
                 #[expect(clippy::cast_possible_truncation, reason = "each has a descriptor")]
                 let listener = listener.0 as u16;
-                let link = Link::Open(socket, lease);
-                Upstream { link, ecn: Ecn::NOT_ECT, ipv6, queue: NO_QUEUE, listener, backend }
+                let connection = Connection::Open(socket, lease);
+                Upstream { connection, ecn: Ecn::NOT_ECT, ipv6, queue: NO_QUEUE, listener, backend }
             }
-            Err(reason) => Upstream { link: Link::Missing(reason), ..Upstream::default() },
+            Err(reason) => {
+                Upstream { connection: Connection::Missing(reason), ..Upstream::default() }
+            }
         };
     }
 
@@ -130,7 +132,7 @@ impl Upstreams {
     pub(super) fn evict(&mut self, counters: &WorkerCounters, flow: FlowId) {
         let upstream = mem::take(&mut self.sockets[flow.index()]);
         debug_assert_eq!(upstream.queue, NO_QUEUE, "{flow:?} was used in this round");
-        if let Link::Open(socket, lease) = upstream.link {
+        if let Connection::Open(socket, lease) = upstream.connection {
             let counters = &counters.listeners[usize::from(upstream.listener)];
             counters.flows.sub(1);
             counters.evicted.add(1);
@@ -142,7 +144,7 @@ impl Upstreams {
     /// Has the socket of a flow that has expired closed in one of the next rounds.
     pub(super) fn expire(&mut self, counters: &WorkerCounters, flow: FlowId) {
         let upstream = mem::take(&mut self.sockets[flow.index()]);
-        if let Link::Open(socket, lease) = upstream.link {
+        if let Connection::Open(socket, lease) = upstream.connection {
             counters.listeners[usize::from(upstream.listener)].flows.sub(1);
             self.closing.push_back((socket, lease));
         }
@@ -162,7 +164,7 @@ impl Upstreams {
 impl Default for Upstream {
     fn default() -> Self {
         Self {
-            link: Link::Missing(DropReason::SendFailed),
+            connection: Connection::Missing(DropReason::SendFailed),
             ecn: Ecn::NOT_ECT,
             ipv6: false,
             queue: NO_QUEUE,

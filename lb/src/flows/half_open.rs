@@ -1,29 +1,29 @@
-//! Slot numbers in the order in which they came, any of which can leave: a doubly linked list in
+//! The half-open flows: their numbers in the order in which they came, any of which can leave: a doubly linked list in
 //! one vector, without an allocation per entry.
 
 const NONE: u32 = u32::MAX;
 
-/// The queue.
+/// The numbers.
 #[derive(Debug)]
-pub(super) struct Queue {
-    links: Vec<Link>,
+pub(super) struct HalfOpen {
+    links: Vec<Neighbours>,
     oldest: u32,
     newest: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Link {
+struct Neighbours {
     older: u32,
     newer: u32,
     waits: bool,
 }
 
-impl Link {
+impl Neighbours {
     const OUT: Self = Self { older: NONE, newer: NONE, waits: false };
 }
 
-impl Queue {
-    /// An empty queue that allocates nothing as long as numbers are below `capacity`.
+impl HalfOpen {
+    /// None; it allocates nothing as long as numbers are below `capacity`.
     pub(super) fn with_capacity(capacity: usize) -> Self {
         Self { links: Vec::with_capacity(capacity), oldest: NONE, newest: NONE }
     }
@@ -32,10 +32,10 @@ impl Queue {
     pub(super) fn push(&mut self, number: u32) {
         let at = number as usize;
         if self.links.len() <= at {
-            self.links.resize(at + 1, Link::OUT);
+            self.links.resize(at + 1, Neighbours::OUT);
         }
         debug_assert!(!self.links[at].waits);
-        self.links[at] = Link { older: self.newest, newer: NONE, waits: true };
+        self.links[at] = Neighbours { older: self.newest, newer: NONE, waits: true };
         match self.newest {
             NONE => self.oldest = number,
             newest => self.links[newest as usize].newer = number,
@@ -46,7 +46,7 @@ impl Queue {
     /// Takes `number` out, if it is there.
     pub(super) fn remove(&mut self, number: u32) {
         let Some(link) = self.links.get_mut(number as usize) else { return };
-        let Link { older, newer, waits } = std::mem::replace(link, Link::OUT);
+        let Neighbours { older, newer, waits } = std::mem::replace(link, Neighbours::OUT);
         if !waits {
             return;
         }
@@ -76,17 +76,17 @@ mod tests {
     proptest! {
         #[test]
         fn it_keeps_the_order_of_arrival(steps in prop::collection::vec((0u32..20, any::<bool>()), 0..200)) {
-            let mut queue = Queue::with_capacity(4);
+            let mut half_open = HalfOpen::with_capacity(4);
             let mut model: Vec<u32> = Vec::new();
             for (number, comes) in steps {
                 if !comes {
-                    queue.remove(number);
+                    half_open.remove(number);
                     model.retain(|&other| other != number);
                 } else if !model.contains(&number) {
-                    queue.push(number);
+                    half_open.push(number);
                     model.push(number);
                 }
-                prop_assert_eq!(queue.iter().collect::<Vec<_>>(), model.clone());
+                prop_assert_eq!(half_open.iter().collect::<Vec<_>>(), model.clone());
             }
         }
     }
