@@ -575,6 +575,13 @@ fn what_is_learnt_of_a_pool_holds_on_every_listener_in_front_of_it() {
             let (backend, rule, _) = bench.forwarded_on(listener, 4, &short(&of_api));
             assert_eq!((backend, rule), (api.clone(), Rule::Dcid));
         }
+        // A connection ID is learnt for the pool of the server that uses it, whichever pool the
+        // listener sends strangers to.
+        let (_, _, flow) = bench.forwarded_on(EDGE, 4, &short(&of_api));
+        let another = [0xfd; 10];
+        bench.forwarder.returned(bench.now, flow, &long(V1, b"client", &another));
+        let (backend, rule, _) = bench.forwarded_on(INNER, 6, &short(&another));
+        assert_eq!((backend, rule), (api, Rule::Dcid));
         // What was learnt of a pool means nothing to a listener that does not lead there.
         assert_ne!(bench.forwarded_on(INNER, 5, &short(&of_web)).1, Rule::Dcid);
     }
