@@ -3,6 +3,8 @@
 //! Backends are named by [`BackendId`], which stays with a backend over reloads, so that flows and
 //! remembered connection IDs go on pointing at it, and never comes to mean another one.
 
+use std::{fmt, net::SocketAddr};
+
 /// How many backends all pools together may have.
 pub const MAX_BACKENDS: usize = 4096;
 
@@ -30,6 +32,16 @@ impl BackendId {
 /// A pool, by its place in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PoolIndex(pub usize);
+
+/// Where a backend listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BackendAddr(pub SocketAddr);
+
+impl fmt::Display for BackendAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// Whether a backend gets new connections. Each state but a removed backend keeps those it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]

@@ -1,11 +1,7 @@
 //! The routing snapshot: what a worker needs to know of the configuration and of the state of the
 //! backends, immutable, replaced as a whole.
 
-use std::{
-    hash::Hasher,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{hash::Hasher, net::IpAddr, time::Duration};
 
 use hashbrown::HashMap;
 use quic::routable::{Decoded, Decoder};
@@ -14,8 +10,8 @@ use siphasher::sip::SipHasher13;
 
 use crate::{
     admission::Gate,
-    backend::{BackendId, BackendState, MAX_BACKENDS, PoolIndex},
-    client_path::ListenerIndex,
+    backend::{BackendAddr, BackendId, BackendState, MAX_BACKENDS, PoolIndex},
+    client_path::{ClientAddr, ListenerIndex},
     maglev::Maglev,
     registry::Registry,
 };
@@ -97,7 +93,7 @@ pub struct BackendRoute {
     /// The pool that it is in.
     pub pool: PoolIndex,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub address: BackendAddr,
     /// Whether it gets new connections.
     pub state: BackendState,
 }
@@ -139,7 +135,7 @@ impl Routing {
                     id,
                     name: backend.name.clone(),
                     pool: PoolIndex(index),
-                    address: backend.address,
+                    address: BackendAddr(backend.address),
                     state,
                 });
                 ids.push((id, backend, state));
@@ -269,7 +265,7 @@ impl PoolRoute {
         let mut hasher = SipHasher13::new_with_keys(self.tag, 0);
         match key {
             FallbackKey::ConnectionId(dcid) => hasher.write(dcid),
-            FallbackKey::Client(client) => {
+            FallbackKey::Client(ClientAddr(client)) => {
                 match client.ip() {
                     IpAddr::V4(ip) => hasher.write(&ip.octets()),
                     IpAddr::V6(ip) => hasher.write(&ip.octets()),
@@ -295,7 +291,7 @@ pub enum FallbackKey<'a> {
     /// The destination connection ID of a client's first flight.
     ConnectionId(&'a [u8]),
     /// The client's address and port.
-    Client(SocketAddr),
+    Client(ClientAddr),
 }
 
 /// A number that is the same for the same name on every balancer.

@@ -34,7 +34,6 @@ mod versions;
 
 use std::{
     fmt,
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -47,6 +46,7 @@ use quic::{
 };
 use quic_lb_config::{Config, RetryMode, UnknownPackets};
 
+use crate::client_path::ClientAddr;
 use crate::verdict::{DropReason, Rule, TokenResult};
 use limits::{Limiter, Limits};
 use mode::Phase;
@@ -138,7 +138,7 @@ impl Ledger {
 pub(crate) struct Arrival<'a> {
     pub(crate) now: Instant,
     pub(crate) unix: SystemTime,
-    pub(crate) client: SocketAddr,
+    pub(crate) client: ClientAddr,
     pub(crate) local: Option<std::net::IpAddr>,
     pub(crate) datagram_len: usize,
     pub(crate) packet: Packet<'a>,
@@ -319,7 +319,7 @@ impl Gate {
         let checked = match is_new_token(token) {
             None => None,
             Some(is_new) => {
-                let checked = self.tokens.check(token, arrival.client, header.dcid, arrival.unix);
+                let checked = self.tokens.check(token, arrival.client.0, header.dcid, arrival.unix);
                 Some((is_new, checked))
             }
         };
@@ -359,9 +359,9 @@ impl Gate {
     }
 
     fn refused_source(&self, arrival: &Arrival<'_>) -> Option<Judgement> {
-        let reason = if sources::is_reflector(arrival.client.port()) {
+        let reason = if sources::is_reflector(arrival.client.0.port()) {
             DropReason::ReflectorPort
-        } else if self.own.contains(arrival.client, arrival.local) {
+        } else if self.own.contains(arrival.client.0, arrival.local) {
             DropReason::OwnAddress
         } else {
             return None;

@@ -10,9 +10,11 @@ use quic::{
 };
 use quic_lb_config::{Admittance, NewConnections, TokenFormat};
 
+use std::net::SocketAddr;
+
 use super::*;
 use crate::{
-    client_path::{ClientPath, ListenerIndex},
+    client_path::{ClientAddr, ClientPath, ListenerIndex},
     fixtures::{self, cid_config, initial, server_id},
     forwarder::{Clock, Datagram, Forwarder, Outcome, Start},
     memory::Memory,
@@ -77,7 +79,8 @@ impl Bench {
     }
 
     fn send_from(&mut self, client: SocketAddr, octets: &[u8]) -> (&'static str, Option<Vec<u8>>) {
-        let datagram = Datagram { path: ClientPath { client, local: None }, octets };
+        let datagram =
+            Datagram { path: ClientPath { client: ClientAddr(client), local: None }, octets };
         let explained = self.forwarder.explain(self.now, ListenerIndex(0), &datagram).outcome;
         let mut verdicts = [Verdict::Drop(DropReason::Empty)];
         self.forwarder.decide_batch(self.now, ListenerIndex(0), &[datagram], &mut verdicts);
@@ -192,7 +195,10 @@ fn the_initial_after_a_retry_reaches_the_same_backend_through_any_balancer() {
         let backend = |bench: &mut Bench| {
             let octets = initial(Version::V1, &dcid, SCID, &token);
             let client = SocketAddr::from(([192, 0, 2, 1], port));
-            let datagram = Datagram { path: ClientPath { client, local: None }, octets: &octets };
+            let datagram = Datagram {
+                path: ClientPath { client: ClientAddr(client), local: None },
+                octets: &octets,
+            };
             match bench.forwarder.explain(bench.now, ListenerIndex(0), &datagram).outcome {
                 Outcome::Forward { backend, rule, retry: false } => (backend, rule),
                 outcome => panic!("{outcome:?}"),

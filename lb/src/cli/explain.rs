@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     backend::BackendState,
-    client_path::{ClientPath, ListenerIndex},
+    client_path::{ClientAddr, ClientPath, ListenerIndex},
     forwarder::{AdmissionStep, Clock, Datagram, Explanation, Forwarder, Outcome, Start},
     memory::Memory,
     registry::Registry,
@@ -44,7 +44,7 @@ pub(super) fn explain(
     let mut explainer = Explainer::new(config);
     match &explain.subject {
         Subject::Datagram { from, octets } => {
-            let path = ClientPath { client: *from, local: None };
+            let path = ClientPath { client: ClientAddr(*from), local: None };
             let listeners = match wanted {
                 Some(listener) => listener..listener + 1,
                 None => 0..config.listeners.len(),
@@ -128,7 +128,8 @@ impl<'a> Explainer<'a> {
             let mut whole = octets.to_vec();
             whole.resize(wire_len.max(octets.len()), 0);
             let octets = &whole;
-            let datagram = Datagram { path: ClientPath { client: source, local }, octets };
+            let datagram =
+                Datagram { path: ClientPath { client: ClientAddr(source), local }, octets };
             self.print(time, listener, &datagram, out)?;
             self.decide(time, listener, &datagram);
             return Ok(true);
@@ -227,7 +228,7 @@ impl<'a> Explainer<'a> {
             && let Ok(Packet::Long(header)) = Packet::read(datagram.octets)
             && self.handshakes.len() < MAX_FLOWS
         {
-            let key = (listener, datagram.path.client, header.scid.to_vec());
+            let key = (listener, datagram.path.client.0, header.scid.to_vec());
             self.handshakes.insert(key, flow);
         }
     }

@@ -350,7 +350,7 @@ impl ControlPlane {
                 self.baselines.begin(&self.totals, backend.id);
                 Watched {
                     id: backend.id,
-                    address: backend.address,
+                    address: backend.address.0,
                     health: Health::default(),
                     last: self.totals.of_backend(backend.id.slot()),
                     half_open: None,
@@ -358,7 +358,7 @@ impl ControlPlane {
             });
             let was = before.backend(backend.id).map(|before| before.state);
             if let Some(was) = was.filter(|was| *was != backend.state) {
-                report(pool, &backend.name, backend.address, was, backend.state);
+                report(pool, &backend.name, backend.address.0, was, backend.state);
             }
         }
         self.routing.store(routing);

@@ -48,7 +48,7 @@ use crate::{
     admission::Ruling,
     affinity::AffinityTable,
     backend::BackendId,
-    client_path::ListenerIndex,
+    client_path::{ClientAddr, ListenerIndex},
     flows::{Claim, FlowTable},
     memory::{Lookup, Memory, NewHandshake, Use},
     routing::{Forwarding, Routing},
@@ -343,7 +343,7 @@ impl Forwarder {
         index: usize,
     ) -> Result<(), DropReason> {
         let Packet::Long(initial) = &question.packet else { return Err(DropReason::Malformed) };
-        let client = question.path.client;
+        let ClientAddr(client) = question.path.client;
         let unix = self.clock.unix_at(question.now);
         let tokens = question.route.gate.tokens();
         let random = &mut self.random;

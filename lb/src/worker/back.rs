@@ -104,7 +104,7 @@ impl ReturnPlan {
                 let slot = usize::from(runs[usize::from(bundle.first)].slot);
                 let path = &forwarder.flow(flows[slot]).path;
                 Departure {
-                    to: Some(path.client),
+                    to: Some(path.client.0),
                     from: path.local,
                     ecn: (bundle.ecn != Ecn::NOT_ECT).then_some(bundle.ecn),
                     segment: None,

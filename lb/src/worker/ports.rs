@@ -24,6 +24,7 @@ use std::{
 use hashbrown::HashMap;
 
 use crate::{
+    backend::BackendAddr,
     socket::{PortUse, Socket},
     verdict::DropReason,
 };
@@ -88,7 +89,7 @@ impl Ports {
     pub(super) fn open(
         &mut self,
         now: Instant,
-        peer: SocketAddr,
+        BackendAddr(peer): BackendAddr,
         sources: &[IpAddr],
     ) -> Result<(Socket, Lease), DropReason> {
         if sources.is_empty() {
@@ -267,11 +268,11 @@ mod tests {
     use super::*;
     use std::{collections::HashSet, net::UdpSocket};
 
-    fn backends<const N: usize>() -> ([UdpSocket; N], [SocketAddr; N]) {
+    fn backends<const N: usize>() -> ([UdpSocket; N], [BackendAddr; N]) {
         let sockets = std::array::from_fn(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
         let addresses = std::array::from_fn(|n: usize| {
             let sockets: &[UdpSocket; N] = &sockets;
-            sockets[n].local_addr().unwrap()
+            BackendAddr(sockets[n].local_addr().unwrap())
         });
         (sockets, addresses)
     }
@@ -302,7 +303,7 @@ mod tests {
         let (_sockets, peers) = backends::<3>();
         let sources: Vec<IpAddr> = vec!["127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap()];
         let mut workers = [Ports::default(), Ports::default()];
-        let mut open: Vec<(usize, SocketAddr, SocketAddr, Socket, Lease)> = Vec::new();
+        let mut open: Vec<(usize, SocketAddr, BackendAddr, Socket, Lease)> = Vec::new();
         let now = Instant::now();
         let mut random = 1u64;
         for _ in 0..4_000 {

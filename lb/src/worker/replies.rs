@@ -38,7 +38,7 @@ impl Outbox {
             {
                 batch[outgoing.len()] = Some(reply);
                 let path = &question[reply.datagram].path;
-                let (to, from) = (Some(path.client), path.local);
+                let (to, from) = (Some(path.client.0), path.local);
                 let departure = Departure { to, from, ecn: None, segment: None, ipv6 };
                 outgoing.push(&departure, [reply.octets]);
             }

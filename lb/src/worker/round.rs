@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     backend::BackendId,
-    client_path::{ClientPath, ListenerIndex},
+    client_path::{ClientAddr, ClientPath, ListenerIndex},
     counters::{ListenerCounters, WorkerCounters},
     forwarder::{BATCH, Clock, Datagram, Forwarder, OnFailure, Start, Tally},
     routing::Routing,
@@ -263,7 +263,7 @@ impl Datapath {
         let mut question = recycled(mem::take(&mut self.question));
         question.extend(bursts.iter().map(|burst| {
             let message = self.receiver.received(usize::from(burst.slot));
-            let path = ClientPath { client: message.from, local: message.local };
+            let path = ClientPath { client: ClientAddr(message.from), local: message.local };
             Datagram { path, octets: burst.first_datagram(&self.receiver) }
         }));
         self.forwarder.decide_batch(now, listener, &question, verdicts);

@@ -95,7 +95,7 @@ impl Upstreams {
         }
         #[expect(clippy::cast_possible_truncation, reason = "below MAX_BACKENDS")]
         let slot = backend.id.slot() as u16;
-        Ok(Connected { socket, lease, backend: slot, ipv6: backend.address.is_ipv6() })
+        Ok(Connected { socket, lease, backend: slot, ipv6: backend.address.0.is_ipv6() })
     }
 
     /// Gives a flow that begins its socket, or the reason why it has none.

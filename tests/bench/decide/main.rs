@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail};
 use quic::{routable::CidConfig, varint};
 use quic_lb::{
     backend::BackendState,
-    client_path::{ClientPath, ListenerIndex},
+    client_path::{ClientAddr, ClientPath, ListenerIndex},
     forwarder::{BATCH, Clock, Datagram, Forwarder, Start},
     memory::Memory,
     registry::Registry,
@@ -263,7 +263,7 @@ fn by(verdict: &Verdict, wanted: Rule) -> bool {
 
 fn path(at: usize) -> ClientPath {
     let client = SocketAddr::from(([192, 0, 2, 1], 40_000 + at as u16));
-    ClientPath { client, local: None }
+    ClientPath { client: ClientAddr(client), local: None }
 }
 
 fn scid(at: usize) -> [u8; 8] {

@@ -13,7 +13,7 @@ use quic::routable::{CidConfig, ServerId};
 use quic_lb::{
     admission::mode::{Load, Settings, Switch},
     backend::BackendState,
-    client_path::{ClientPath, ListenerIndex},
+    client_path::{ClientAddr, ClientPath, ListenerIndex},
     forwarder::{Clock, Datagram, Forwarder, Start},
     memory::Memory,
     registry::Registry,
@@ -104,7 +104,7 @@ impl Balancer {
     }
 
     fn handle_client(&mut self, now: Instant, packet: Packet) {
-        let path = ClientPath { client: packet.from, local: Some(self.front.ip()) };
+        let path = ClientPath { client: ClientAddr(packet.from), local: Some(self.front.ip()) };
         let datagram = Datagram { path, octets: &packet.octets };
         let mut verdicts = [Verdict::Drop(DropReason::Empty)];
         self.forwarder.decide_batch(now, ListenerIndex(0), &[datagram], &mut verdicts);
@@ -129,7 +129,7 @@ impl Balancer {
                 let port = via.flow().and_then(|flow| self.ports.get(&flow.index()));
                 let Some(&port) = port else { return };
                 let from = SocketAddr::new(self.inside, port);
-                self.out.push(Packet { from, to: backend.address, ..packet });
+                self.out.push(Packet { from, to: backend.address.0, ..packet });
             }
         }
     }
@@ -137,7 +137,7 @@ impl Balancer {
     fn handle_backend(&mut self, now: Instant, packet: Packet) {
         let Some(&flow) = self.flows.get(&packet.to.port()) else { return };
         self.forwarder.returned(now, flow, &packet.octets);
-        let client = self.forwarder.flow(flow).path.client;
+        let client = self.forwarder.flow(flow).path.client.0;
         self.out.push(Packet { from: self.front, to: client, ..packet });
     }
 }
