@@ -232,12 +232,12 @@ async fn req_n07_requests_with_too_many_fields_are_refused_and_cost_nothing_else
 -> anyhow::Result<()> {
     let site = Site::start(settings()?).await?;
     let session = site.session().await?;
-    for (length, answered) in [(60_000, true), (70_000, false)] {
+    for (length, answered) in [(60_000_u32, true), (70_000, false)] {
         // GET, https, `/health`, `x` and a field of its own with a long value.
         let mut fields = vec![0, 0, 0xc0 | 17, 0xc0 | 23, 0x51, 7];
         fields.extend_from_slice(b"/health\x50\x01x\x21a");
         fields.extend(prefixed(length));
-        fields.resize(fields.len() + length, b'v');
+        fields.resize(fields.len() + usize::try_from(length)?, b'v');
         let mut frame = vec![1];
         quic::varint::write(fields.len() as u64, &mut frame);
         let (mut send, mut recv) = session.connection().open_bi().await?;
@@ -253,14 +253,14 @@ async fn req_n07_requests_with_too_many_fields_are_refused_and_cost_nothing_else
     Ok(())
 }
 
-/// An integer after a prefix of seven bits (RFC 9204, section 4.1.1).
-fn prefixed(value: usize) -> Vec<u8> {
+/// An integer after a prefix of seven bits (RFC 9204, section 4.1.1), the prefix included.
+fn prefixed(value: u32) -> Vec<u8> {
     let (mut octets, mut left) = (vec![0x7f], value - 0x7f);
     while left >= 0x80 {
-        octets.push(left as u8 | 0x80);
+        octets.push(left.to_le_bytes()[0] | 0x80);
         left >>= 7;
     }
-    octets.push(left as u8);
+    octets.push(left.to_le_bytes()[0]);
     octets
 }
 
