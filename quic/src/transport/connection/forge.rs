@@ -9,7 +9,9 @@ use super::Connection;
 #[cfg(test)]
 use super::closing::State;
 #[cfg(test)]
-use crate::transport::congestion::Controller;
+use crate::transport::{
+    cids::ACTIVE_LIMIT, congestion::Controller, send_buffer::SendBuffer, tls::Session,
+};
 use crate::{
     connection_id::ConnectionId,
     transport::{
@@ -144,6 +146,32 @@ impl Connection {
     #[cfg(test)]
     pub(crate) fn force_controller(&mut self, controller: Box<dyn Controller>) {
         self.paths[0].congestion = controller;
+    }
+
+    /// Has a client that has sent nothing yet announce other transport parameters than its own.
+    #[cfg(test)]
+    pub(crate) fn announce(
+        &mut self,
+        tls: std::sync::Arc<rustls::ClientConfig>,
+        change: impl FnOnce(&mut TransportParameters),
+    ) {
+        let mut parameters = TransportParameters {
+            initial_source_connection_id: Some(self.handshake.local_cid),
+            max_idle_timeout: self.config.idle_timeout,
+            active_connection_id_limit: ACTIVE_LIMIT,
+            ..TransportParameters::default()
+        };
+        self.config.streams.announce(&mut parameters);
+        change(&mut parameters);
+        let (mut announced, mut hello) = (Vec::new(), Vec::new());
+        parameters.write(0, &mut announced);
+        let name = "server.test".try_into().unwrap();
+        let mut session = Session::client(tls, self.version, name, announced).unwrap();
+        assert!(session.write(&mut hello).is_none());
+        self.handshake.session = session;
+        let initial = self.space(Space::Initial);
+        initial.crypto_out = SendBuffer::default();
+        initial.crypto_out.write(&hello);
     }
 
     #[cfg(test)]

@@ -2,19 +2,28 @@
 //! are forged: what a peer may not do ends the connection with the right code, and what it may do
 //! a million times costs no memory.
 
+mod acknowledgments;
+mod addresses;
 mod ceilings;
 mod closing;
+mod congestion;
 mod controllers;
 mod deadlines;
 mod ends;
+mod flow;
 mod frames;
 mod handshake;
+mod ids;
 mod packets;
 mod paths;
 mod records;
 mod recovery;
+mod repeats;
+mod sizes;
+mod timers;
 mod unsent;
 mod vectors;
+mod wire;
 
 use std::{
     net::SocketAddr,
@@ -214,18 +223,7 @@ impl Pair {
     fn exchange_up_to(&mut self, limit: usize) {
         for _ in 0..100_000 {
             let (up, down) = (drain(&mut self.client, self.now), drain(&mut self.server, self.now));
-            while let Some((_, event)) = self.client.poll_event() {
-                if let Event::Closed(error) = event {
-                    self.client_closed = Some(error);
-                }
-            }
-            while let Some((handle, event)) = self.server.poll_event() {
-                match event {
-                    Event::Closed(error) => self.closed = Some(error),
-                    Event::Connected => self.at_server = Some(handle),
-                    _ => {}
-                }
-            }
+            self.note_events();
             if up.is_empty() && down.is_empty() {
                 return;
             }
@@ -241,6 +239,22 @@ impl Pair {
             }
         }
         panic!("the endpoints never fall silent");
+    }
+
+    /// Takes the events of both ends.
+    fn note_events(&mut self) {
+        while let Some((_, event)) = self.client.poll_event() {
+            if let Event::Closed(error) = event {
+                self.client_closed = Some(error);
+            }
+        }
+        while let Some((handle, event)) = self.server.poll_event() {
+            match event {
+                Event::Closed(error) => self.closed = Some(error),
+                Event::Connected => self.at_server = Some(handle),
+                _ => {}
+            }
+        }
     }
 
     /// What the client has to send now.

@@ -365,7 +365,7 @@ fn initials(datagrams: &[Vec<u8>], dcid: ConnectionId) -> Initials {
     Initials { numbers, hello: pieces.into_iter().flat_map(|(_, data)| data).collect() }
 }
 
-fn retry(pair: &mut Pair, scid: ConnectionId, token: &[u8]) -> Vec<u8> {
+pub(super) fn retry(pair: &mut Pair, scid: ConnectionId, token: &[u8]) -> Vec<u8> {
     let client = pair.at_client();
     let packet = crate::retry::Retry {
         version: Version::V1,

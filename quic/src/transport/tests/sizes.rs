@@ -1,0 +1,76 @@
+//! Section L of the requirements, and what a peer allows: how large datagrams are.
+
+use super::{
+    wire::{Fate, Wire, all_arrive},
+    *,
+};
+
+const ROUND_TRIP: Duration = Duration::from_millis(100);
+
+/// A script for a path that carries datagrams of up to `limit` bytes, and notes the largest.
+fn carrying(limit: usize, largest: &mut usize) -> impl FnMut(&mut Pair, &wire::Datagram) -> Fate {
+    move |_, datagram| {
+        if !datagram.upward {
+            *largest = (*largest).max(datagram.bytes.len());
+        }
+        if datagram.bytes.len() > limit { Fate::Lost } else { Fate::Arrives }
+    }
+}
+
+#[test]
+fn req_l06_no_datagram_is_larger_than_the_peer_takes_on_any_path() {
+    let mut wire = Wire::new(Scene::default(), ROUND_TRIP);
+    wire.pair.at_client().announce(Arc::clone(&tls().client), |parameters| {
+        parameters.max_udp_payload_size = 1300;
+    });
+    let mut largest = 0;
+    wire.run(Duration::from_secs(5), &mut carrying(9000, &mut largest));
+    wire.download(100_000);
+    wire.run(Duration::from_secs(5), &mut carrying(9000, &mut largest));
+    assert_eq!((wire.read, wire.pair.at_server().path().mtu, largest), (100_000, 1300, 1300));
+    // The same holds where the client moves to, although nothing is known of that path.
+    wire.pair.from = "198.51.100.2:1000".parse().unwrap();
+    let at_client = wire.pair.at_client;
+    wire.pair.client.connection_mut(at_client).unwrap().ping();
+    largest = 0;
+    wire.run(Duration::from_secs(5), &mut carrying(9000, &mut largest));
+    wire.download(100_000);
+    wire.run(Duration::from_secs(5), &mut carrying(9000, &mut largest));
+    let path = wire.pair.at_server().path();
+    assert_eq!((path.remote, path.mtu, largest), (wire.pair.from, 1300, 1300));
+}
+
+#[test]
+fn req_f17_no_datagram_frame_is_larger_than_the_peer_takes() {
+    let mut wire = Wire::new(Scene::default(), ROUND_TRIP);
+    wire.pair.at_client().announce(Arc::clone(&tls().client), |parameters| {
+        parameters.max_datagram_frame_size = 100;
+    });
+    wire.run(Duration::from_secs(5), &mut all_arrive);
+    // One byte of type, two for the length.
+    let max = wire.pair.at_server().max_datagram();
+    assert_eq!(max, Some(97));
+    let message = |len| vec![7; len].into();
+    let refused = Err(SendDatagramError::TooLarge);
+    assert_eq!(wire.pair.at_server().send_datagram(message(98)), refused);
+    let server = wire.pair.at_server.unwrap();
+    let mut server = wire.pair.server.connection_mut(server).unwrap();
+    assert_eq!(server.send_datagram(message(97)), Ok(()));
+    drop(server);
+    wire.run(Duration::from_secs(1), &mut all_arrive);
+    assert_eq!(wire.pair.at_client().receive_datagram().map(|found| found.len()), Some(97));
+}
+
+#[test]
+fn req_l05_a_path_that_carries_more_after_ten_minutes_is_noticed_without_anything_to_send() {
+    let config = TransportConfig { idle_timeout: Duration::ZERO, ..TransportConfig::default() };
+    let mut wire = Wire::new(Scene::with(config), ROUND_TRIP);
+    let mut largest = 0;
+    wire.run(Duration::from_secs(60), &mut carrying(1300, &mut largest));
+    let mtu = wire.pair.at_server().path().mtu;
+    assert!((1280..=1300).contains(&mtu), "{mtu}");
+    wire.run(Duration::from_secs(500), &mut all_arrive);
+    assert_eq!(wire.pair.at_server().path().mtu, mtu);
+    wire.run(Duration::from_secs(100), &mut all_arrive);
+    assert_eq!(wire.pair.at_server().path().mtu, 1452);
+}
