@@ -8,6 +8,7 @@ use super::Connection;
 use crate::transport::{
     error::TransportError,
     frame::Ack,
+    parameters::MIN_UDP_PAYLOAD,
     path::{Path, PathId},
     record::{CongestionSign, CongestionState, Record, RecoveryMetrics},
     recovery::{SentFrame, SentPacket, persistent_congestion_after},
@@ -394,7 +395,7 @@ impl Connection {
     /// Lets probes leave, with as much of what is oldest as fits them. Were it less, a small loss
     /// at the front would keep everything behind it waiting, probe after probe.
     fn probe(&mut self, space: Space) {
-        let room = usize::from(PROBES) * self.paths[0].datagram_size();
+        let room = usize::from(PROBES) * usize::from(MIN_UDP_PAYLOAD);
         let state = &mut self.spaces[space.index()];
         state.probes = PROBES;
         let mut used = 0;

@@ -93,7 +93,7 @@ impl Connection {
         let start = out.len();
         let mut segment = None;
         for _ in 0..max_segments.max(1) {
-            let size = segment.unwrap_or_else(|| self.paths[0].datagram_size());
+            let size = segment.unwrap_or_else(|| self.next_size());
             let Some(len) = self.datagram(now, size, ecn, out) else { break };
             segment.get_or_insert(len);
             // The mark may change while the path is tested: one mark per batch.
@@ -167,6 +167,14 @@ impl Connection {
         let len = out.len() - start;
         self.on_datagram_sent(now, 0, len, ecn);
         Some(len)
+    }
+
+    /// Bytes that the next datagram on the active path may have. Probes have the size that every
+    /// path carries: where one carries less than it did, nothing larger would ever be answered, and
+    /// so nothing would count as lost.
+    fn next_size(&self) -> usize {
+        let probing = self.spaces.iter().any(|state| state.probes > 0);
+        if probing { usize::from(MIN_UDP_PAYLOAD) } else { self.paths[0].datagram_size() }
     }
 
     /// How much of `size` may leave now: less before the peer's address is validated.

@@ -41,6 +41,26 @@ fn req_l06_no_datagram_is_larger_than_the_peer_takes_on_any_path() {
 }
 
 #[test]
+fn req_k02_l01_a_probe_for_a_larger_size_waits_until_the_window_has_room_for_it() {
+    let mut probes = 0;
+    // Each size leaves another remainder of the window.
+    for bytes in (10_000..30_000).step_by(1777) {
+        let mut wire = Wire::new(Scene::default(), ROUND_TRIP);
+        wire.download(bytes);
+        wire.run(Duration::from_secs(2), &mut |pair, datagram| {
+            if !datagram.upward && pair.server.connection_count() > 0 {
+                let path = pair.half_open().path();
+                assert!(path.in_flight <= path.congestion_window, "{path:?}");
+                probes += usize::from(datagram.bytes.len() > usize::from(path.mtu));
+            }
+            Fate::Arrives
+        });
+        assert_eq!(wire.read, bytes);
+    }
+    assert!(probes > 10, "{probes} probes");
+}
+
+#[test]
 fn req_f17_no_datagram_frame_is_larger_than_the_peer_takes() {
     let mut wire = Wire::new(Scene::default(), ROUND_TRIP);
     wire.pair.at_client().announce(Arc::clone(&tls().client), |parameters| {
@@ -59,6 +79,17 @@ fn req_f17_no_datagram_frame_is_larger_than_the_peer_takes() {
     drop(server);
     wire.run(Duration::from_secs(1), &mut all_arrive);
     assert_eq!(wire.pair.at_client().receive_datagram().map(|found| found.len()), Some(97));
+}
+
+#[test]
+fn req_l03_a_path_that_carries_less_than_it_did_is_noticed_and_used_on() {
+    let mut wire = Wire::connected(Scene::default(), ROUND_TRIP);
+    assert_eq!(wire.pair.at_server().path().mtu, 1452);
+    wire.download(100_000);
+    let mut largest = 0;
+    wire.run(Duration::from_secs(20), &mut carrying(1250, &mut largest));
+    assert_eq!((largest, wire.read), (1452, 100_000));
+    assert_eq!(wire.pair.at_server().path().mtu, 1200);
 }
 
 #[test]
