@@ -11,6 +11,9 @@ use quic::{
     token::TokenKey,
 };
 
+/// How many backends all pools of a [`Config`] together have at most.
+pub const MAX_BACKENDS: usize = 4096;
+
 /// A configuration in which nothing needs to be checked again.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -195,34 +198,6 @@ impl Config {
     #[must_use]
     pub fn retry_mode(&self, listener: &Listener) -> RetryMode {
         listener.retry_mode.unwrap_or(self.retry.mode)
-    }
-}
-
-impl Default for Retry {
-    /// Off, with the durations and thresholds that a file without them has.
-    fn default() -> Self {
-        Self {
-            mode: RetryMode::Off,
-            format: TokenFormat::Nat,
-            keys: Vec::new(),
-            lifetime: Duration::from_secs(10),
-            transition: Duration::from_millis(200),
-            other_versions: Admittance::Allow,
-            except_versions: Vec::new(),
-            adaptive: Adaptive::default(),
-        }
-    }
-}
-
-impl Default for Adaptive {
-    fn default() -> Self {
-        Self {
-            on_rate: 1000,
-            on_half_open: 1000,
-            off_rate: 500,
-            off_half_open: 500,
-            hold: Duration::from_secs(30),
-        }
     }
 }
 

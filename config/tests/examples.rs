@@ -47,10 +47,15 @@ fn full_shows_the_defaults() {
     assert_eq!(full.timeouts, contract.timeouts);
     assert_eq!(full.log, contract.log);
     assert_eq!(full.masked_document()["retry"], contract.masked_document()["retry"]);
-    assert_eq!(full.retry.adaptive, Retry::default().adaptive);
-    assert_eq!((full.retry.lifetime, full.retry.transition), {
-        let default = Retry::default();
+    let default = Retry::default();
+    assert_eq!(full.retry.adaptive, default.adaptive);
+    assert_eq!(
+        (full.retry.lifetime, full.retry.transition),
         (default.lifetime, default.transition)
+    );
+    assert_eq!((default.adaptive.on_rate, default.adaptive.off_rate), (1000, 500));
+    assert_eq!((default.lifetime, default.transition), {
+        (Duration::from_secs(10), Duration::from_millis(200))
     });
     assert_eq!(full.pools[0].backends[0].weight, contract.pools[0].backends[0].weight);
     assert_eq!((full.limits.flows.get(), full.limits.remembered.get()), (50_000, 262_144));

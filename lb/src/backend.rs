@@ -6,7 +6,7 @@
 use std::{fmt, net::SocketAddr};
 
 /// How many backends all pools together may have.
-pub const MAX_BACKENDS: usize = 4096;
+pub const MAX_BACKENDS: usize = quic_lb_config::MAX_BACKENDS;
 
 /// One backend, as long as the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -17,7 +17,7 @@ use std::{
 use quic::routable::{CidConfig, ConfigId, ServerId};
 
 use crate::{
-    checked::{self, Admission, Config},
+    checked::{self, Admission, Config, MAX_BACKENDS},
     document::{Backend, Document, HealthCheck, Listener, Pool},
     mistake::Mistakes,
     read::{At, Given, List},
@@ -29,8 +29,6 @@ use unique::{check_unique, count, non_zero};
 
 /// Listeners of one process; each costs a socket for each worker.
 const MAX_LISTENERS: usize = 64;
-/// Backends of one process, of all pools together.
-const MAX_BACKENDS: usize = 4096;
 
 /// The configuration that `document` describes; `None` when there are errors.
 pub(crate) fn check(

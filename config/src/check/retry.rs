@@ -11,8 +11,9 @@ use crate::{
     keys::{self, KeyChoice, KeySource},
     leaf::Count,
     mistake::{Mistakes, Place},
-    read::{At, Given},
+    read::{At, Given, Read as _},
     surroundings::Surroundings,
+    yaml::Node,
 };
 
 /// How `document` validates addresses; `None` when some of it could not be read.
@@ -38,15 +39,19 @@ pub(super) fn check(
     }
     check_thresholds(&retry.adaptive.value, mistakes);
     let except_versions = check_versions(retry, mistakes);
+    Some(make(retry, keys?, except_versions?))
+}
+
+fn make(retry: &Retry, keys: Vec<TokenKey>, except_versions: Vec<u32>) -> checked::Retry {
     let Adaptive { on_rate, on_half_open, off_rate, off_half_open, hold } = &retry.adaptive.value;
-    Some(checked::Retry {
+    checked::Retry {
         mode: retry.mode.value,
         format: retry.format.value,
-        keys: keys?,
+        keys,
         lifetime: retry.lifetime.value.0,
         transition: retry.transition.value.0,
         other_versions: retry.other_versions.value,
-        except_versions: except_versions?,
+        except_versions,
         adaptive: checked::Adaptive {
             on_rate: on_rate.value.0,
             on_half_open: on_half_open.value.0,
@@ -54,7 +59,24 @@ pub(super) fn check(
             off_half_open: off_half_open.value.0,
             hold: hold.value.0,
         },
-    })
+    }
+}
+
+impl Default for checked::Retry {
+    /// What a file without `retry` means.
+    fn default() -> Self {
+        let top = Place { path: String::new(), line: 1, column: 1 };
+        let absent = Node::empty_mapping(&top);
+        let retry = Retry::read(&absent, &top, &mut Mistakes::default());
+        make(&retry.expect("no key of it is required"), Vec::new(), Vec::new())
+    }
+}
+
+impl Default for checked::Adaptive {
+    /// What a file without `retry.adaptive` means.
+    fn default() -> Self {
+        checked::Retry::default().adaptive
+    }
 }
 
 pub(super) fn new_connections(limits: &NewConnections) -> checked::NewConnections {

@@ -2,8 +2,6 @@
 
 use quic_lb_config::{Config, Listener};
 
-use crate::backend::MAX_BACKENDS;
-
 /// Whether two configurations are the same, keys included: the digest covers those.
 pub(crate) fn is_same(old: &Config, new: &Config) -> bool {
     old.digest() == new.digest() && old.masked_document() == new.masked_document()
@@ -34,10 +32,6 @@ pub(crate) fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
     let format = |config: &Config| config.log.format.as_str().to_owned();
     changed("log.format", format(old), format(new));
     reasons.extend(listener_changes(&old.listeners, &new.listeners));
-    let backends: usize = new.pools.iter().map(|pool| pool.backends.len()).sum();
-    if backends > MAX_BACKENDS {
-        reasons.push(format!("there are {backends} backends, and at most {MAX_BACKENDS} can be"));
-    }
     reasons
 }
 
