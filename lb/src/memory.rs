@@ -69,6 +69,15 @@ pub(crate) struct NewHandshake<'a> {
     pub(crate) validated: bool,
 }
 
+/// Numbers of entries, by table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Sizes {
+    /// Handshakes in progress.
+    pub handshakes: usize,
+    /// Connection IDs that were learnt from servers.
+    pub connection_ids: usize,
+}
+
 impl Memory {
     /// Room for `capacity` entries, half of them handshakes. Nobody outside may know `seed`, so that
     /// nobody can aim at a shard or make keys collide.
@@ -182,10 +191,18 @@ impl Memory {
         self.connection_ids.sweep(self.moment(now, lifetimes.learnt));
     }
 
-    /// Remembered handshakes and learnt connection IDs.
+    /// How many entries there are.
     #[must_use]
-    pub fn sizes(&self) -> (usize, usize) {
-        (self.handshakes.len.load(Relaxed), self.connection_ids.len.load(Relaxed))
+    pub fn sizes(&self) -> Sizes {
+        let (handshakes, connection_ids) = (&self.handshakes.len, &self.connection_ids.len);
+        Sizes { handshakes: handshakes.load(Relaxed), connection_ids: connection_ids.load(Relaxed) }
+    }
+
+    /// How many entries there can be.
+    #[must_use]
+    pub const fn capacity(&self) -> Sizes {
+        let (handshakes, connection_ids) = (&self.handshakes, &self.connection_ids);
+        Sizes { handshakes: handshakes.capacity, connection_ids: connection_ids.capacity }
     }
 
     fn handshake_key(&self, listener: ListenerIndex, path: &ClientPath, scid: &[u8]) -> u64 {
@@ -387,6 +404,10 @@ mod tests {
         }
         memory.sweep(start + Duration::from_secs(9 * 150 + 181), &LIFETIMES);
         assert_eq!(memory.sizes(), (0, 0));
+}
+
+        memory.sweep(start + Duration::from_secs(9 * 150 + 181));
+        assert_eq!(memory.sizes(), Sizes::default());
     }
 
     #[test]
@@ -395,10 +416,14 @@ mod tests {
         let pool = routing.pool(PoolIndex(0));
         let start = Instant::now();
         let memory = Memory::new(20, start, [3; 4]);
+}
+
+        let memory = Memory::new(19, Duration::from_secs(180), start);
+        assert_eq!(memory.capacity(), Sizes { handshakes: 10, connection_ids: 10 });
         for n in 0..1000u64 {
             memory.learn_connection_id(&at(start), pool, &n.to_be_bytes(), ids[0]);
         }
-        assert_eq!(memory.sizes().1, 10);
+        assert_eq!(memory.sizes().connection_ids, 10);
         for n in 0..10u64 {
             assert_eq!(memory.connection_id(&at(start), pool, &n.to_be_bytes()), Some(ids[0]));
         }

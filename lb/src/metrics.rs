@@ -20,6 +20,7 @@ use crate::{
         tokens::TokensMade,
     },
     backend::BackendState,
+    memory::Sizes,
     totals::{BackendTotals, ListenerTotals},
     verdict::{DropReason, ReplyKind, Rule, TokenResult},
 };
@@ -234,10 +235,10 @@ pub struct Reading {
     pub listeners: Vec<ListenerReading>,
     /// Those of the current configuration.
     pub backends: Vec<BackendReading>,
-    /// Handshakes remembered, learnt connection IDs.
-    pub remembered: (usize, usize),
-    /// How many there may be of each.
-    pub remembered_limits: (usize, usize),
+    /// What all workers remember together.
+    pub remembered: Sizes,
+    /// How much of it there may be.
+    pub remembered_limits: Sizes,
     /// Flows that all workers together may have.
     pub flow_limit: usize,
     /// Worker threads.
@@ -468,9 +469,7 @@ fn of_backends(reading: &Reading) -> Vec<MetricFamily> {
 }
 
 fn of_the_process(reading: &Reading) -> Vec<MetricFamily> {
-    let (handshakes, connection_ids) = reading.remembered;
-    let (handshake_limit, connection_id_limit) = reading.remembered_limits;
-    let by_table = |handshakes: usize, connection_ids: usize| {
+    let by_table = |Sizes { handshakes, connection_ids }| {
         [(["handshakes"], handshakes as u64), (["connection_ids"], connection_ids as u64)]
     };
     let Reloads { applied, rejected } = reading.reloads;
@@ -481,8 +480,8 @@ fn of_the_process(reading: &Reading) -> Vec<MetricFamily> {
     let limits = keys.iter().filter_map(|(sequence, key)| Some(([sequence.as_str()], key.limit?)));
     [
         FLOW_LIMIT.collect([([], reading.flow_limit as u64)]),
-        REMEMBERED.collect(by_table(handshakes, connection_ids)),
-        REMEMBERED_LIMIT.collect(by_table(handshake_limit, connection_id_limit)),
+        REMEMBERED.collect(by_table(reading.remembered)),
+        REMEMBERED_LIMIT.collect(by_table(reading.remembered_limits)),
         RETRY_SENT.collect([([], listeners().map(|of| of.retries).sum())]),
         RETRY_TOKENS.collect(TokenResult::ALL.map(|result| {
             let count = listeners().map(|of| of.tokens[result as usize]).sum();
@@ -579,7 +578,7 @@ mod tests {
                 totals: BackendTotals { forwarded: 7, returned: 0, refused: 3 },
                 half_open: Some(12),
             }],
-            remembered: (8, 9),
+            remembered: Sizes { handshakes: 8, connection_ids: 9 },
             tokens_made: [(3, 77, Some(99)), (4, 100, None)]
                 .map(|(sequence, made, limit)| TokensMade { sequence, made, limit })
                 .to_vec(),

@@ -284,12 +284,11 @@ impl ControlPlane {
             totals: view.totals,
             half_open: view.half_open,
         };
-        let half = self.config.limits.remembered.get().div_ceil(2);
         Reading {
             listeners,
             backends: self.views(now).into_iter().map(backend).collect(),
             remembered: self.memory.sizes(),
-            remembered_limits: (half, half),
+            remembered_limits: self.memory.capacity(),
             flow_limit: self.flow_capacity,
             workers: self.workers,
             ready: self.stage == Stage::Running,

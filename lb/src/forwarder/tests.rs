@@ -195,12 +195,12 @@ fn rule_3_is_not_asked_to_remember_what_decodes() {
     let (backend, _, flow) = bench.forwarded(7, &long(V1, b"client drawn", b"client"));
     let server = backend.as_bytes()[0] - b'a' + 1;
     bench.forwarder.returned(bench.now, flow, &long(V1, b"client", &routable_cid(server, 1)));
-    assert_eq!(bench.memory.sizes().1, 0);
+    assert_eq!(bench.memory.sizes().connection_ids, 0);
     // One that decodes to somebody else would lead packets astray only if it were not learnt,
     // and rule 1 goes first in any case.
     let other = server % 3 + 1;
     bench.forwarder.returned(bench.now, flow, &long(V1, b"client", &routable_cid(other, 1)));
-    assert_eq!(bench.memory.sizes().1, 1);
+    assert_eq!(bench.memory.sizes().connection_ids, 1);
 }
 
 #[test]
@@ -461,7 +461,7 @@ fn a_reload_with_shorter_timeouts_ends_flows_and_forgets_what_was_learnt() {
         expired
     };
     assert_eq!(sweep(&mut bench), []);
-    assert_eq!(bench.memory.sizes().1, 1);
+    assert_eq!(bench.memory.sizes().connection_ids, 1);
 
     bench.reload(|config| config.timeouts.flow_unanswered = Duration::from_secs(5), false);
     assert_eq!(sweep(&mut bench), [unanswered]);
@@ -472,7 +472,7 @@ fn a_reload_with_shorter_timeouts_ends_flows_and_forgets_what_was_learnt() {
     bench.reload(|config| config.timeouts.flow_idle = Duration::from_secs(5), false);
     assert_ne!(bench.forwarded(4, &short(&cid)).1, Rule::Dcid, "{backend} is not remembered");
     assert!(sweep(&mut bench).contains(&answered));
-    assert_eq!(bench.memory.sizes().1, 0);
+    assert_eq!(bench.memory.sizes().connection_ids, 0);
 }
 
 #[test]

@@ -365,7 +365,7 @@ fuzz_target!(|plan: Plan| {
             Step::Phase(number) => scene.set_phase(number),
         }
         assert!(scene.forwarder.flow_count() <= FLOWS && scene.open.len() <= FLOWS);
-        assert!(scene.memory.sizes().0 <= 16 && scene.memory.sizes().1 <= 16);
+        assert!(scene.memory.sizes().handshakes <= 16 && scene.memory.sizes().connection_ids <= 16);
     }
     for server in [1, 2] {
         let cid = [0x40, 0x08, 0, server, 1, 2, 3, 4, 5, 6, 9, 9, 9];

@@ -92,7 +92,7 @@ fuzz_target!(|octets: &[u8]| {
             }
         }
         assert!(forwarder.flow_count() <= 16 && open.len() <= 16);
-        assert!(memory.sizes().0 <= 16 && memory.sizes().1 <= 16);
+        assert!(memory.sizes().handshakes <= 16 && memory.sizes().connection_ids <= 16);
     }
     for server in [1, 2] {
         let cid = [0x40, 0x08, 0, server, 1, 2, 3, 4, 5, 6, 9, 9, 9];
