@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use quic_lb_config::system_error::reason;
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -215,9 +216,4 @@ impl ServerCertVerifier for Anyone {
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
-}
-
-/// An error of the system, in its words and without its number.
-pub(crate) fn reason(error: &std::io::Error) -> String {
-    error.to_string().split(" (os error").next().unwrap_or_default().to_owned()
 }

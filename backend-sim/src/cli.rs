@@ -15,7 +15,7 @@ use std::{
 use clap::{Args as Arguments, Parser, Subcommand, ValueHint};
 use indicatif::ProgressBar;
 use quic::routable::ConfigId;
-use quic_lb_config::units::{parse_duration, parse_size};
+use quic_lb_config::units::{parse_config_id, parse_duration, parse_size};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
@@ -142,7 +142,7 @@ struct ServeArgs {
     #[arg(long, value_name = "NAME")]
     backend: String,
     /// Issue connection IDs of this configuration; of the one with the highest ID otherwise.
-    #[arg(long, value_name = "N", value_parser = config_id)]
+    #[arg(long, value_name = "N", value_parser = parse_config_id)]
     config_id: Option<ConfigId>,
     /// Listen here instead of at the backend's address in the file.
     #[arg(long, value_name = "ADDR")]
@@ -412,11 +412,6 @@ fn tell(what: &str) {
 fn rate(text: &str) -> Result<f64, String> {
     let rate = text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
     rate.ok_or_else(|| "a rate is a number above 0".to_owned())
-}
-
-fn config_id(text: &str) -> Result<ConfigId, String> {
-    let id = text.parse().ok().and_then(ConfigId::new);
-    id.ok_or_else(|| "a config ID is a number from 0 to 6".to_owned())
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ fn what_is_wrong_is_one_sentence_and_exit_1() -> anyhow::Result<()> {
         (&["--config", file, "--backend", "zz"][..], "there is no backend \"zz\""),
         (
             &["--config", file, "--backend", "a", "--listen", &address],
-            "another process listens there",
+            "stop the process that listens there",
         ),
         (
             &["--config", file, "--backend", "a", "--cert", "/nowhere/c", "--key", "/nowhere/k"],

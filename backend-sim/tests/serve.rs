@@ -296,7 +296,7 @@ async fn what_is_wrong_is_said_in_one_sentence() -> anyhow::Result<()> {
     in_use.address = Some(taken.local_addr()?);
     let sentence = Origin::start(in_use).await.err().context("in use")?.to_string();
     ensure!(
-        sentence.ends_with("Address already in use; another process listens there"),
+        sentence.ends_with("stop the process that listens there, or choose another address"),
         "{sentence}"
     );
     let mut no_folder = settings()?;

@@ -15,7 +15,7 @@ use crate::{
     checked::{Admission, Admittance, LogFormat, LogLevel, RetryMode, TokenFormat, UnknownPackets},
     mistake::{Mistakes, Place},
     read::{At, Read, join, place_of},
-    units::{display_duration, parse_duration},
+    units::{display_duration, parse_config_id, parse_duration},
     yaml::{Content, Node, shown},
 };
 
@@ -338,7 +338,7 @@ impl<T: Read> Read for PerConfig<T> {
                 _ => "",
             };
             let key_place = Place { path: join(&place.path, &shown(text)), ..place_of(key) };
-            let Some(id) = config_id(text) else {
+            let Ok(id) = parse_config_id(text) else {
                 let found = format!("{} as a key", key.describe());
                 mistakes.error(&key_place, found, "a config ID from 0 to 6");
                 continue;
@@ -439,13 +439,6 @@ fn text<'a>(
         mistakes.error(place, node.describe(), format!("{expected}{hint}"));
     }
     text
-}
-
-fn config_id(text: &str) -> Option<ConfigId> {
-    match text.as_bytes() {
-        [digit @ b'0'..=b'9'] => ConfigId::new(digit - b'0'),
-        _ => None,
-    }
 }
 
 /// The bytes that an even number of hex digits stands for.

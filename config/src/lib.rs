@@ -27,7 +27,7 @@ mod mistake;
 mod not_yet;
 mod read;
 mod surroundings;
-mod system_error;
+pub mod system_error;
 pub mod units;
 mod view;
 mod yaml;

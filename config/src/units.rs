@@ -1,11 +1,13 @@
-//! Durations and sizes as people write them: `"200ms"`, `"5s"`, `"1m"`, `"64KiB"`.
+//! Durations, sizes and config IDs as people write them: `"200ms"`, `"5s"`, `"1m"`, `"64KiB"`, `6`.
 //!
 //! A number without a unit is refused: whoever reads it has to guess. These functions serve the
 //! YAML and command lines alike.
 
 use std::time::Duration;
 
-/// A text that is no duration or size.
+use quic::routable::ConfigId;
+
+/// A text that is no duration, size or config ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// Not a duration.
@@ -14,6 +16,9 @@ pub enum UnitError {
     /// Not a size.
     #[error("a size is a whole number with a unit: \"512B\", \"64KiB\", \"4MiB\" or \"1GiB\"")]
     Size,
+    /// Not a config ID.
+    #[error("a config ID is a number from 0 to 6")]
+    ConfigId,
 }
 
 const DURATION_UNITS: [(&str, u64); 4] =
@@ -37,6 +42,19 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
 /// [`UnitError::Size`] for everything else, among it what does not fit 64 bits.
 pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     parse(text, &SIZE_UNITS).ok_or(UnitError::Size)
+}
+
+/// Reads the number of a configuration of connection IDs: one digit.
+///
+/// # Errors
+///
+/// [`UnitError::ConfigId`] for everything else.
+pub fn parse_config_id(text: &str) -> Result<ConfigId, UnitError> {
+    let id = match text.as_bytes() {
+        [digit @ b'0'..=b'9'] => ConfigId::new(digit - b'0'),
+        _ => None,
+    };
+    id.ok_or(UnitError::ConfigId)
 }
 
 /// Writes a duration of whole milliseconds so that [`parse_duration`] reads the same.

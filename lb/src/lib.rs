@@ -23,6 +23,7 @@
 //! | [`control`] | reload, health, admin interface, the life of the process |
 //! | [`totals`] | what all workers counted, added up |
 //! | [`metrics`] | what `/metrics` shows |
+//! | `hex` | bytes as they are typed and shown |
 //! | [`logging`] | log records |
 //! | [`cli`] | the command line |
 #![deny(unsafe_code)]
@@ -46,6 +47,7 @@ pub mod counters;
 mod fixtures;
 mod flows;
 pub mod forwarder;
+mod hex;
 pub mod logging;
 pub mod maglev;
 pub mod memory;

@@ -403,10 +403,6 @@ mod tests {
             assert_eq!(memory.connection_id(&at(now), pool, b"12345678"), Some(ids[0]));
         }
         memory.sweep(start + Duration::from_secs(9 * 150 + 181), &LIFETIMES);
-        assert_eq!(memory.sizes(), (0, 0));
-}
-
-        memory.sweep(start + Duration::from_secs(9 * 150 + 181));
         assert_eq!(memory.sizes(), Sizes::default());
     }
 
@@ -415,10 +411,7 @@ mod tests {
         let (routing, ids) = backends();
         let pool = routing.pool(PoolIndex(0));
         let start = Instant::now();
-        let memory = Memory::new(20, start, [3; 4]);
-}
-
-        let memory = Memory::new(19, Duration::from_secs(180), start);
+        let memory = Memory::new(19, start, [3; 4]);
         assert_eq!(memory.capacity(), Sizes { handshakes: 10, connection_ids: 10 });
         for n in 0..1000u64 {
             memory.learn_connection_id(&at(start), pool, &n.to_be_bytes(), ids[0]);

@@ -13,10 +13,10 @@ use quic::{
     token::TokenKeys,
     transport::{ResetKey, TokenPolicy},
 };
-use quic_lb_config::{Backend, Config, Pool, Retry, TokenFormat};
+use quic_lb_config::{Backend, Config, Pool, Retry, TokenFormat, system_error::why_not_listening};
 
 use super::{misbehaviour::Misbehaviour, report::AdminAddress};
-use crate::certificate::{Certificate, CertificateError, reason};
+use crate::certificate::{Certificate, CertificateError};
 
 /// Octets of connection IDs where the pool has no configuration for them.
 const UNROUTABLE_LEN: usize = 8;
@@ -107,7 +107,7 @@ pub enum ServeError {
         config_id: u8,
     },
     /// An address is not to be had.
-    #[error("cannot listen on {address} ({what}): {}{}", reason(error), advice(error))]
+    #[error("cannot listen on {address} ({what}): {}", why_not_listening(error))]
     Listen {
         /// What for.
         what: &'static str,
@@ -125,15 +125,6 @@ pub enum ServeError {
     /// The endpoint does not take the connection IDs, or there is no randomness.
     #[error("the QUIC endpoint refuses: {0}")]
     Endpoint(io::Error),
-}
-
-fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "; another process listens there",
-        io::ErrorKind::AddrNotAvailable => "; this host does not have it",
-        io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE",
-        _ => "",
-    }
 }
 
 /// Which server an origin is, and how the pool's connection IDs are read.

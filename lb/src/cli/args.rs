@@ -3,11 +3,14 @@
 //! [`Args`] is what clap reads; completions and manual pages come from the same definitions. Where
 //! what was typed and what is meant differ, there is one conversion, here.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args as Arguments, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use quic::routable::ConfigId;
+use quic_lb_config::units::parse_config_id;
+
+use crate::hex::Hex;
 
 /// A load balancer for QUIC: every packet reaches the server that holds its connection.
 #[derive(Debug, Parser)]
@@ -167,7 +170,7 @@ pub(crate) struct EncodeArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) backend: String,
     /// The configuration to encode with; needed where the pool has several.
-    #[arg(long, value_name = "N", value_parser = config_id)]
+    #[arg(long, value_name = "N", value_parser = parse_config_id)]
     pub(crate) config_id: Option<ConfigId>,
     /// The nonce in hex; random otherwise.
     #[arg(long, value_name = "HEX")]
@@ -219,37 +222,6 @@ impl From<ExplainArgs> for Explain {
     }
 }
 
-/// Octets, typed in hex; colons and white space between them do not matter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Hex(pub(crate) Vec<u8>);
-
-impl FromStr for Hex {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut digits = Vec::with_capacity(text.len());
-        for character in text.chars().filter(|c| *c != ':' && !c.is_ascii_whitespace()) {
-            let digit = character.to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-            digits.push(digit.ok_or_else(|| format!("{character:?} is not a hex digit"))?);
-        }
-        let (octets, []) = digits.as_chunks::<2>() else {
-            return Err(format!("{} hex digits are half a byte too many", digits.len()));
-        };
-        Ok(Self(octets.iter().map(|[high, low]| high << 4 | low).collect()))
-    }
-}
-
-impl fmt::Display for Hex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|octet| write!(f, "{octet:02x}"))
-    }
-}
-
-fn config_id(text: &str) -> Result<ConfigId, String> {
-    let id = text.parse().ok().and_then(ConfigId::new);
-    id.ok_or_else(|| "a config ID is a number from 0 to 6".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -259,17 +231,6 @@ mod tests {
     #[test]
     fn the_definitions_are_consistent() {
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn hex_is_read_with_and_without_separators() {
-        let octets = Ok(Hex(vec![0x07, 0xc4, 0x60]));
-        assert_eq!("07c460".parse(), octets);
-        assert_eq!("07:C4:60".parse(), octets);
-        assert_eq!(" 07c4 60\n".parse(), octets);
-        assert_eq!("".parse(), Ok(Hex(vec![])));
-        assert_eq!("07c".parse::<Hex>(), Err("3 hex digits are half a byte too many".into()));
-        assert_eq!("0g".parse::<Hex>(), Err("'g' is not a hex digit".into()));
     }
 
     #[test]

@@ -7,10 +7,11 @@ use quic_lb_config::{Backend, Config, Pool};
 use serde::Serialize;
 
 use super::{
-    args::{DecodeArgs, EncodeArgs, Hex},
+    args::{DecodeArgs, EncodeArgs},
     generate,
     outcome::Failure,
 };
+use crate::hex::Hex;
 
 /// What a connection ID says, as `--json` prints it.
 #[derive(Debug, PartialEq, Eq, Serialize)]

@@ -15,7 +15,7 @@ use quic::{
 use quic_lb_config::{Config, Listener};
 
 use super::{
-    args::{Explain, Hex, Subject},
+    args::{Explain, Subject},
     capture::{self, Captured, End},
     outcome::{Failure, count},
 };
@@ -23,6 +23,7 @@ use crate::{
     backend::BackendState,
     client_path::{ClientAddr, ClientPath, ListenerIndex},
     forwarder::{AdmissionStep, Clock, Datagram, Explanation, Forwarder, Outcome, Start},
+    hex::Hex,
     memory::Memory,
     registry::Registry,
     routing::Routing,

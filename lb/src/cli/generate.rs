@@ -5,10 +5,8 @@ use std::io::Write;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::{
-    args::{Args, Hex},
-    outcome::Failure,
-};
+use super::{args::Args, outcome::Failure};
+use crate::hex::Hex;
 
 /// What manual pages say they belong to.
 const VERSION: &str = concat!("quic-lb ", env!("CARGO_PKG_VERSION"));

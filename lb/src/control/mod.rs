@@ -16,14 +16,17 @@ mod validation;
 mod watch;
 
 use std::{
-    fmt, io,
+    io,
     net::{SocketAddr, TcpListener},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use quic_lb_config::{Config, Loaded, Report};
+use quic_lb_config::{
+    Config, Loaded, Report,
+    system_error::{reason, why_not_listening},
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::{self, MissedTickBehavior},
@@ -86,7 +89,7 @@ pub enum RunError {
     #[error("{0}")]
     Config(Report),
     /// The admin address cannot be had.
-    #[error("cannot listen on {address} for the admin interface: {}", Reason(error))]
+    #[error("cannot listen on {address} for the admin interface: {}", why_not_listening(error))]
     Admin {
         /// The address.
         address: SocketAddr,
@@ -97,29 +100,11 @@ pub enum RunError {
     #[error(transparent)]
     Workers(#[from] StartError),
     /// The control plane cannot be started.
-    #[error("cannot start the control plane: {}", Reason(.0))]
+    #[error("cannot start the control plane: {}", reason(.0))]
     Runtime(io::Error),
     /// A worker has ended by itself.
     #[error("{0}, which none should")]
     WorkerEnded(String),
-}
-
-/// An error of the system, in its words and without its number.
-struct Reason<'a>(&'a io::Error);
-
-impl fmt::Display for Reason<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.0.to_string();
-        f.write_str(text.split(" (os error").next().unwrap_or_default())?;
-        match self.0.kind() {
-            io::ErrorKind::AddrInUse => f.write_str("; another process listens there"),
-            io::ErrorKind::AddrNotAvailable => f.write_str("; this host does not have it"),
-            io::ErrorKind::PermissionDenied => {
-                f.write_str("; ports below 1024 need CAP_NET_BIND_SERVICE")
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the shell gives the state its time")]
