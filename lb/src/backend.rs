@@ -53,13 +53,11 @@ pub enum BackendState {
     Draining,
     /// Does not answer.
     Down,
-    /// Answers, but its connection IDs do not decode to it.
-    Miswired,
 }
 
 impl BackendState {
     /// Every state.
-    pub const ALL: [Self; 4] = [Self::Active, Self::Draining, Self::Down, Self::Miswired];
+    pub const ALL: [Self; 3] = [Self::Active, Self::Draining, Self::Down];
 
     /// The metric label.
     #[must_use]
@@ -68,7 +66,6 @@ impl BackendState {
             Self::Active => "active",
             Self::Draining => "draining",
             Self::Down => "down",
-            Self::Miswired => "miswired",
         }
     }
 }

@@ -377,7 +377,7 @@ fn report(pool: &str, backend: &str, address: SocketAddr, was: BackendState, is:
         BackendState::Active | BackendState::Draining => {
             info!(pool, backend, %address, was, state, "backend changed its state");
         }
-        BackendState::Down | BackendState::Miswired => {
+        BackendState::Down => {
             warn!(pool, backend, %address, was, state, "backend gets no new connections");
         }
     }
