@@ -1,6 +1,8 @@
 //! The thread of a worker: its descriptors, its listeners, and its report that it is ready.
 
-use std::{fmt, io, net::SocketAddr, sync::mpsc};
+use std::{io, net::SocketAddr, sync::mpsc};
+
+use quic_lb_config::system_error::{reason, why_not_listening};
 
 use super::{
     round::Datapath,
@@ -16,7 +18,7 @@ const SPARE_DESCRIPTORS: usize = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A listener could not be opened.
-    #[error("cannot listen on {address}: {}", Advice(error))]
+    #[error("cannot listen on {address}: {}", why_not_listening(error))]
     Listen {
         /// Its address.
         address: SocketAddr,
@@ -24,7 +26,7 @@ pub enum StartError {
         error: io::Error,
     },
     /// A socket that was to be taken over cannot be.
-    #[error("cannot take over the socket of a listener: {0}")]
+    #[error("cannot take over the socket of a listener: {}", reason(.0))]
     Inherit(io::Error),
     /// There is not one socket for each worker.
     #[error(
@@ -37,39 +39,17 @@ pub enum StartError {
         workers: usize,
     },
     /// The poller could not be made.
-    #[error("cannot wait for datagrams: {0}")]
+    #[error("cannot wait for datagrams: {}", reason(.0))]
     Poll(io::Error),
     /// The limit on descriptors could not be read.
-    #[error("cannot read the limit on descriptors: {0}")]
+    #[error("cannot read the limit on descriptors: {}", reason(.0))]
     Descriptors(io::Error),
     /// A thread could not be started.
-    #[error("cannot start a worker thread: {0}")]
+    #[error("cannot start a worker thread: {}", reason(.0))]
     Thread(io::Error),
     /// A worker ended before it was ready.
     #[error("a worker ended before it was ready")]
     Ended,
-}
-
-/// What to do about an address that cannot be had.
-struct Advice<'a>(&'a io::Error);
-
-impl fmt::Display for Advice<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0.kind() {
-            io::ErrorKind::AddrInUse => {
-                "the address is in use; stop the process that listens there, or change the \
-                 listener's address"
-            }
-            io::ErrorKind::AddrNotAvailable => {
-                "this host does not have the address; add it to an interface, or change the \
-                 listener's address"
-            }
-            io::ErrorKind::PermissionDenied => {
-                "permission denied; ports below 1024 need the capability CAP_NET_BIND_SERVICE"
-            }
-            _ => return self.0.fmt(f),
-        })
-    }
 }
 
 /// What a worker reports when its listeners are open.
