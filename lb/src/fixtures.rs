@@ -54,11 +54,11 @@ pub(crate) fn config(routable: bool) -> Config {
 
 /// Numbers of backends.
 pub(crate) fn backend_ids<const N: usize>() -> [BackendId; N] {
-    let mut registry = Registry::default();
-    std::array::from_fn(|n| {
-        let address = ([127, 0, 0, 1], 5000 + u16::try_from(n).unwrap()).into();
-        registry.id("web", &n.to_string(), address).unwrap()
-    })
+    let names: [String; N] = std::array::from_fn(|n| n.to_string());
+    let backends = (5000..).zip(&names);
+    let backends = backends.map(|(port, name)| ("web", &**name, ([127, 0, 0, 1], port).into()));
+    let ids = Registry::default().assign(backends);
+    std::array::from_fn(|n| ids[n].unwrap())
 }
 
 /// The configuration of routable connection IDs: two octets of server ID, six of nonce, a key.

@@ -12,6 +12,7 @@
 //! | [`admission`] | whether what begins a connection may: Retry, limits |
 //! | [`routing`] | the immutable snapshot that decisions are made from |
 //! | [`registry`] | what outlives snapshots |
+//! | [`wanted`] | which backends there are to be, and in which state |
 //! | [`maglev`] | consistent hashing |
 //! | [`memory`] | what all workers remember together |
 //! | [`client_path`] | the client's side: where a datagram comes from and arrives |
@@ -57,4 +58,5 @@ pub mod routing;
 pub mod socket;
 pub mod totals;
 pub mod verdict;
+pub mod wanted;
 pub mod worker;

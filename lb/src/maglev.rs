@@ -4,17 +4,17 @@
 //! Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016,
 //! section 3.4. Weights: a backend takes its turn as often as its share of the largest weight says.
 
-use std::hash::Hasher;
+use std::{hash::Hasher, sync::Arc};
 
 use siphasher::sip::SipHasher13;
 
 /// Slots of a table; a prime, so that every step visits every slot.
 pub const SLOTS: usize = 65_537;
 
-/// A filled table of values.
+/// A filled table of values. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Maglev<T> {
-    slots: Box<[T]>,
+    slots: Arc<[T]>,
 }
 
 impl<T: Copy> Maglev<T> {
@@ -43,7 +43,13 @@ impl<T: Copy> Maglev<T> {
                 }
             }
         }
-        slots.into_iter().collect::<Option<Box<[T]>>>().map(|slots| Self { slots })
+        slots.into_iter().collect::<Option<Arc<[T]>>>().map(|slots| Self { slots })
+    }
+
+    /// Whether this is the very table that `other` is, and not one that was filled anew.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.slots, &other.slots)
     }
 
     /// The value for a hashed key.
@@ -136,7 +142,7 @@ mod tests {
         let moved = before
             .slots
             .iter()
-            .zip(&after.slots)
+            .zip(after.slots.iter())
             .filter(|&(&before, &after)| before != 9 && before != after)
             .count();
         assert!((moved as f64) < 0.05 * SLOTS as f64, "{moved} slots moved");

@@ -1,6 +1,9 @@
 //! What outlives snapshots: the numbers of backends, and what admission has counted.
 
-use std::net::SocketAddr;
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    net::SocketAddr,
+};
 
 use crate::{
     admission::Ledger,
@@ -11,6 +14,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Registry {
     slots: Vec<Slot>,
+    /// The slots of the backends at an address.
+    by_address: BTreeMap<SocketAddr, Vec<usize>>,
     /// What admission has counted, and where each listener stands.
     pub ledger: Ledger,
 }
@@ -25,35 +30,126 @@ struct Slot {
 }
 
 impl Registry {
-    pub(crate) fn begin(&mut self) {
+    /// The numbers of backends (pool name, backend name, address) that are wanted from now on, in
+    /// their order; `None` for those that there is no number left for.
+    ///
+    /// A backend keeps its number for as long as it is wanted, and gets it back when it returns. One
+    /// that changes its address is another backend. Slots of backends that are gone are given away
+    /// again only when none is fresh.
+    pub(crate) fn assign<'a>(
+        &mut self,
+        wanted: impl Iterator<Item = (&'a str, &'a str, SocketAddr)> + Clone,
+    ) -> Vec<Option<BackendId>> {
         self.slots.iter_mut().for_each(|slot| slot.in_use = false);
+        // All that are known come before the first that is new, lest that one take the slot of a
+        // backend that stands further down.
+        let mut slots: Vec<_> = wanted.clone().map(|backend| self.known(backend)).collect();
+        slots.iter().flatten().for_each(|&slot| self.slots[slot].in_use = true);
+        for (slot, backend) in slots.iter_mut().zip(wanted) {
+            // The same backend may be wanted twice.
+            *slot = slot.or_else(|| self.known(backend)).or_else(|| self.take(backend));
+        }
+        slots.into_iter().map(|slot| slot.map(|slot| self.id(slot))).collect()
     }
 
-    /// The number of the backend with this identity. A backend that changes its address is another
-    /// backend. Slots of backends that are gone are given away again only when none is fresh.
-    pub(crate) fn id(&mut self, pool: &str, name: &str, address: SocketAddr) -> Option<BackendId> {
-        let known = self
-            .slots
-            .iter()
-            .position(|slot| slot.name == name && slot.pool == pool && slot.address == address);
-        let slot = match known {
-            Some(slot) => slot,
-            None if self.slots.len() < MAX_BACKENDS => {
-                let (pool, name) = (pool.to_owned(), name.to_owned());
-                self.slots.push(Slot { pool, name, address, generation: 0, in_use: false });
-                self.slots.len() - 1
-            }
-            None => {
-                let free = self.slots.iter().position(|slot| !slot.in_use)?;
-                let slot = &mut self.slots[free];
-                slot.generation = slot.generation.wrapping_add(1);
-                (slot.pool, slot.name, slot.address) = (pool.to_owned(), name.to_owned(), address);
-                free
-            }
+    fn known(&self, (pool, name, address): (&str, &str, SocketAddr)) -> Option<usize> {
+        let slots = self.by_address.get(&address)?;
+        let is_it =
+            |&&slot: &&usize| self.slots[slot].name == name && self.slots[slot].pool == pool;
+        slots.iter().find(is_it).copied()
+    }
+
+    fn take(&mut self, (pool, name, address): (&str, &str, SocketAddr)) -> Option<usize> {
+        let mut taken = Slot {
+            pool: pool.to_owned(),
+            name: name.to_owned(),
+            address,
+            generation: 0,
+            in_use: true,
         };
-        self.slots[slot].in_use = true;
+        let slot = if self.slots.len() < MAX_BACKENDS {
+            self.slots.push(taken);
+            self.slots.len() - 1
+        } else {
+            let slot = self.slots.iter().position(|slot| !slot.in_use)?;
+            let before = &mut self.slots[slot];
+            taken.generation = before.generation.wrapping_add(1);
+            if let Entry::Occupied(mut of_address) = self.by_address.entry(before.address) {
+                of_address.get_mut().retain(|other| *other != slot);
+                if of_address.get().is_empty() {
+                    of_address.remove();
+                }
+            }
+            *before = taken;
+            slot
+        };
+        self.by_address.entry(address).or_default().push(slot);
+        Some(slot)
+    }
+
+    fn id(&self, slot: usize) -> BackendId {
         let generation = self.slots[slot].generation;
         #[expect(clippy::cast_possible_truncation, reason = "below MAX_BACKENDS")]
-        Some(BackendId { slot: slot as u16, generation })
+        BackendId { slot: slot as u16, generation }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Backend = (&'static str, String, SocketAddr);
+
+    fn backend(n: usize) -> Backend {
+        ("web", format!("b{n}"), ([127, 0, 0, 1], u16::try_from(n).unwrap()).into())
+    }
+
+    fn assign(registry: &mut Registry, wanted: &[Backend]) -> Vec<Option<BackendId>> {
+        registry.assign(wanted.iter().map(|(pool, name, address)| (*pool, &**name, *address)))
+    }
+
+    #[test]
+    fn a_number_stays_with_pool_name_and_address() {
+        let mut registry = Registry::default();
+        let [a, b] = [backend(1), backend(2)];
+        let [Some(of_a), Some(of_b)] = assign(&mut registry, &[a.clone(), b.clone()])[..] else {
+            panic!("there is room")
+        };
+        assert_ne!(of_a, of_b);
+        assert_eq!(assign(&mut registry, &[b.clone(), a.clone()]), [Some(of_b), Some(of_a)]);
+        assert_eq!(assign(&mut registry, std::slice::from_ref(&b)), [Some(of_b)]);
+        let mut others = [a.clone(), a.clone(), a.clone()];
+        others[0].0 = "api";
+        others[1].1 = "c".into();
+        others[2].2 = b.2;
+        for other in others {
+            let id = assign(&mut registry, std::slice::from_ref(&other))[0].unwrap();
+            assert!(id != of_a && id != of_b, "{other:?}");
+        }
+        assert_eq!(assign(&mut registry, &[a, b]), [Some(of_a), Some(of_b)]);
+    }
+
+    #[test]
+    fn a_full_registry_gives_away_numbers_of_backends_that_are_gone_and_no_others() {
+        let mut registry = Registry::default();
+        let all: Vec<_> = (1..=MAX_BACKENDS).map(backend).collect();
+        let ids = assign(&mut registry, &all);
+        assert!(ids.iter().all(Option::is_some));
+
+        // The new one stands in front of all that stay; the last of the others is gone.
+        let mut wanted = vec![backend(MAX_BACKENDS + 1)];
+        wanted.extend_from_slice(&all[..MAX_BACKENDS - 1]);
+        let after = assign(&mut registry, &wanted);
+        assert_eq!(after[1..], ids[..MAX_BACKENDS - 1], "who stays keeps the number");
+        let (new, gone) = (after[0].unwrap(), ids[MAX_BACKENDS - 1].unwrap());
+        assert_eq!((new.slot(), new.generation()), (gone.slot(), gone.generation() + 1));
+
+        // Whose slot was given away is somebody else when it comes back.
+        wanted[0] = backend(MAX_BACKENDS);
+        let back = assign(&mut registry, &wanted)[0].unwrap();
+        assert_eq!((back.slot(), back.generation()), (gone.slot(), gone.generation() + 2));
+
+        wanted.push(backend(MAX_BACKENDS + 2));
+        assert_eq!(assign(&mut registry, &wanted).last(), Some(&None), "there is no number left");
     }
 }

@@ -1,11 +1,13 @@
 //! The routing snapshot: what a worker needs to know of the configuration and of the state of the
 //! backends, immutable, replaced as a whole.
 
-use std::{hash::Hasher, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeMap, hash::Hasher, net::IpAddr, num::NonZeroU32, sync::Arc, time::Duration,
+};
 
 use hashbrown::HashMap;
 use quic::routable::{Decoded, Decoder};
-use quic_lb_config::{Admission, Config, Listener, Pool, Timeouts};
+use quic_lb_config::{Config, Listener, Pool, Timeouts};
 use siphasher::sip::SipHasher13;
 
 use crate::{
@@ -14,6 +16,7 @@ use crate::{
     client_path::{ClientAddr, ListenerIndex},
     maglev::Maglev,
     registry::Registry,
+    wanted::{Wanted, WantedBackend},
 };
 
 /// The snapshot.
@@ -80,7 +83,17 @@ pub struct PoolRoute {
     pub forwarding: Forwarding,
     /// Sets the hashes of this pool apart from those of others.
     pub tag: u64,
+    /// What `table` follows from.
+    choices: Arc<[Choice]>,
     table: Option<Maglev<BackendId>>,
+}
+
+/// A backend that consistent hashing may choose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Choice {
+    name: String,
+    weight: NonZeroU32,
+    id: BackendId,
 }
 
 /// One backend.
@@ -99,15 +112,14 @@ pub struct BackendRoute {
 }
 
 impl Routing {
-    /// The snapshot of `config`, with backend numbers from `registry` and the state of each
-    /// backend (pool name, backend name) as `observed`. What the operator wants ([`Admission`])
-    /// goes before what was observed.
+    /// The snapshot of `config` as it stands in the file, without commands, with backend numbers
+    /// from `registry` and the state of each backend (pool name, backend name) as `observed`.
     pub fn new(
         config: &Config,
         registry: &mut Registry,
-        observed: impl FnMut(&str, &str) -> BackendState,
+        observed: impl Fn(&str, &str) -> BackendState,
     ) -> Self {
-        Self::behind(config, |listener| vec![PoolIndex(listener.pool)], registry, observed)
+        Self::behind(config, pools_behind, registry, observed)
     }
 
     /// As [`Self::new`], with `pools_of` each listener, the default one first.
@@ -115,40 +127,68 @@ impl Routing {
         config: &Config,
         pools_of: impl Fn(&Listener) -> Vec<PoolIndex>,
         registry: &mut Registry,
-        mut observed: impl FnMut(&str, &str) -> BackendState,
+        observed: impl Fn(&str, &str) -> BackendState,
     ) -> Self {
-        registry.begin();
+        let wanted = Wanted::new(&config.pools, |_, _| None, observed, registry);
+        Self::made_of(config, pools_of, &wanted, registry.ledger.gates(config), None)
+    }
+
+    /// The snapshot of `wanted` backends behind the listeners of `config`, of which each lets in
+    /// what its gate does. The table of a pool that had the same choices `before` is shared with
+    /// that snapshot, and not filled again.
+    pub(crate) fn build(
+        config: &Config,
+        wanted: &Wanted,
+        gates: Vec<Gate>,
+        before: Option<&Self>,
+    ) -> Self {
+        Self::made_of(config, pools_behind, wanted, gates, before)
+    }
+
+    fn made_of(
+        config: &Config,
+        pools_of: impl Fn(&Listener) -> Vec<PoolIndex>,
+        wanted: &Wanted,
+        gates: Vec<Gate>,
+        before: Option<&Self>,
+    ) -> Self {
+        let before = before.map(Self::pools_by_name).unwrap_or_default();
         let mut backends: Vec<Option<BackendRoute>> = vec![None; MAX_BACKENDS];
         let mut pools = Vec::with_capacity(config.pools.len());
-        let mut servers = Vec::with_capacity(config.pools.len());
-        for (index, pool) in config.pools.iter().enumerate() {
-            let mut ids = Vec::with_capacity(pool.backends.len());
-            for backend in &pool.backends {
-                let Some(id) = registry.id(&pool.name, &backend.name, backend.address) else {
-                    continue;
-                };
-                let state = match backend.admission {
-                    Admission::Draining => BackendState::Draining,
-                    Admission::Active => observed(&pool.name, &backend.name),
-                };
+        for (index, (pool, wanted)) in config.pools.iter().zip(wanted.pools()).enumerate() {
+            for WantedBackend { id, name, address, state, .. } in wanted {
                 backends[id.slot()] = Some(BackendRoute {
-                    id,
-                    name: backend.name.clone(),
+                    id: *id,
+                    name: name.clone(),
                     pool: PoolIndex(index),
-                    address: BackendAddr(backend.address),
-                    state,
+                    address: *address,
+                    state: *state,
                 });
-                ids.push((id, backend, state));
             }
-            pools.push(PoolRoute::new(pool, &ids));
-            servers.push(servers_of(&ids));
+            pools.push(PoolRoute::new(pool, wanted, before.get(pool.name.as_str()).copied()));
         }
-        let gates = registry.ledger.gates(config);
+        let servers: Vec<_> = wanted.pools().iter().map(|pool| servers_of(pool)).collect();
         let listeners = config.listeners.iter().zip(gates).map(|(listener, gate)| {
             ListenerRoute::new(pools_of(listener), &config.pools, &servers, gate)
         });
         let lifetimes = Lifetimes::from(&config.timeouts);
         Self { lifetimes, listeners: listeners.collect(), pools, backends }
+    }
+
+    /// How many pools have another table than the pool of their name has in `other`.
+    #[must_use]
+    pub fn tables_not_in(&self, other: &Self) -> usize {
+        let others = other.pools_by_name();
+        let is_shared = |pool: &&PoolRoute| match (&pool.table, others.get(pool.name.as_str())) {
+            (None, _) => true,
+            (Some(table), Some(other)) => other.table.as_ref().is_some_and(|o| table.is(o)),
+            (Some(_), None) => false,
+        };
+        self.pools.iter().filter(|pool| !is_shared(pool)).count()
+    }
+
+    fn pools_by_name(&self) -> BTreeMap<&str, &PoolRoute> {
+        self.pools.iter().map(|pool| (pool.name.as_str(), pool)).collect()
     }
 
     /// What `listener` leads to.
@@ -228,32 +268,38 @@ impl ListenerRoute {
     }
 }
 
+/// The pools behind a listener, as far as the file can say it today.
+fn pools_behind(listener: &Listener) -> Vec<PoolIndex> {
+    vec![PoolIndex(listener.pool)]
+}
+
 /// What the connection IDs of these backends decode to.
-fn servers_of(
-    backends: &[(BackendId, &quic_lb_config::Backend, BackendState)],
-) -> Vec<(Decoded, BackendId)> {
-    let each = backends.iter().flat_map(|(id, backend, _)| {
+fn servers_of(backends: &[WantedBackend]) -> Vec<(Decoded, BackendId)> {
+    let each = backends.iter().flat_map(|backend| {
         let decoded = |&(config_id, server_id)| Decoded { config_id, server_id };
-        backend.server_ids.iter().map(decoded).map(|decoded| (decoded, *id))
+        backend.server_ids.iter().map(decoded).map(|decoded| (decoded, backend.id))
     });
     each.collect()
 }
 
 impl PoolRoute {
-    fn new(pool: &Pool, backends: &[(BackendId, &quic_lb_config::Backend, BackendState)]) -> Self {
-        let in_state = |wanted: BackendState| {
-            let entries = backends.iter().filter(move |(.., state)| *state == wanted);
-            Maglev::new(entries.map(|(id, b, _)| (b.name.as_str(), b.weight.get(), *id)))
+    fn new(pool: &Pool, backends: &[WantedBackend], before: Option<&Self>) -> Self {
+        let choices = choices(backends);
+        let (choices, table) = match before.filter(|before| *before.choices == *choices) {
+            Some(before) => (Arc::clone(&before.choices), before.table.clone()),
+            None => {
+                let entries = choices.iter().map(|of| (of.name.as_str(), of.weight.get(), of.id));
+                let table = Maglev::new(entries);
+                (choices.into(), table)
+            }
         };
-        // When nobody is known to be well, trying those that seem down beats refusing everyone:
-        // the observation may be what is wrong. Draining backends were taken out on purpose.
-        let table = in_state(BackendState::Active).or_else(|| in_state(BackendState::Down));
         Self {
             name: pool.name.clone(),
             routable: !pool.cid_configs.is_empty(),
             source_addresses: pool.source_addresses.clone(),
             forwarding: Forwarding::Nat,
             tag: tag(&pool.name),
+            choices,
             table,
         }
     }
@@ -275,6 +321,23 @@ impl PoolRoute {
         }
         Some(self.table.as_ref()?.get(hasher.finish()))
     }
+}
+
+/// The backends that get new connections.
+fn choices(backends: &[WantedBackend]) -> Vec<Choice> {
+    let in_state = |wanted: BackendState| {
+        let backends = backends.iter().filter(|backend| backend.state == wanted);
+        let choices = backends.map(|WantedBackend { name, weight, id, .. }| Choice {
+            name: name.clone(),
+            weight: *weight,
+            id: *id,
+        });
+        choices.collect::<Vec<_>>()
+    };
+    // When nobody is known to be well, trying those that seem down beats refusing everyone: the
+    // observation may be what is wrong. Draining backends were taken out on purpose.
+    let active = in_state(BackendState::Active);
+    if active.is_empty() { in_state(BackendState::Down) } else { active }
 }
 
 /// What consistent hashing goes by.

@@ -5,7 +5,7 @@
 //! whoever reads its maps writes; the block joins the list here, and nobody else has to know.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, atomic},
 };
 
@@ -139,7 +139,7 @@ impl BackendTotals {
 
 /// What the counters of a slot showed when it was given to its present backend.
 #[derive(Debug, Default)]
-pub(crate) struct Baselines(HashMap<usize, (u16, BackendTotals)>);
+pub(crate) struct Baselines(BTreeMap<usize, (u16, BackendTotals)>);
 
 impl Baselines {
     /// To be called when a backend appears. A backend that comes back goes on where it was.

@@ -104,7 +104,7 @@ async fn connection(stream: TcpStream, router: Router) {
     }
 }
 
-fn router(shared: Arc<Shared>) -> Router {
+pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/", get(status_page))
         .route("/metrics", get(metrics))
@@ -141,7 +141,7 @@ async fn guard(request: Request, next: Next) -> Result<Response, Infallible> {
 }
 
 async fn status_page(State(shared): State<Arc<Shared>>) -> Html<String> {
-    let mut plane = shared.plane();
+    let plane = shared.plane();
     let now = Instant::now();
     let (reading, views) = (plane.reading(now), plane.views(now));
     drop(plane);
@@ -185,11 +185,11 @@ async fn backends(State(shared): State<Arc<Shared>>) -> Json<Vec<Value>> {
 }
 
 async fn drain(state: State<Arc<Shared>>, path: Path<(String, String)>) -> Response {
-    command(&state.0, &path.0, Admission::Draining)
+    command(&state.0, &path.0, Admission::Draining).await
 }
 
 async fn activate(state: State<Arc<Shared>>, path: Path<(String, String)>) -> Response {
-    command(&state.0, &path.0, Admission::Active)
+    command(&state.0, &path.0, Admission::Active).await
 }
 
 /// What a server says of itself.
@@ -219,12 +219,16 @@ async fn half_open(
     }
 }
 
-fn command(shared: &Shared, (pool, name): &(String, String), wanted: Admission) -> Response {
-    let mut plane = shared.plane();
-    if !plane.command(pool, name, wanted) {
+/// Answers when the command is in force.
+async fn command(shared: &Shared, (pool, name): &(String, String), wanted: Admission) -> Response {
+    if !shared.change(|plane| plane.command(pool, name, wanted)) {
         return unknown_backend(pool, name);
     }
-    let views = plane.views(Instant::now());
+    if !shared.until_in_force().await {
+        let sentence = "the command is taken, and not in force yet: see /api/v1/backends";
+        return error(StatusCode::SERVICE_UNAVAILABLE, sentence);
+    }
+    let views = shared.plane().views(Instant::now());
     let named = |view: &&BackendView| view.pool == *pool && view.backend.name == *name;
     Json(views.iter().find(named).map(backend_json)).into_response()
 }

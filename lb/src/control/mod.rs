@@ -6,6 +6,7 @@
 //! them, nor they for it.
 
 mod admin;
+mod build;
 mod health;
 mod page;
 mod plane;
@@ -124,6 +125,7 @@ async fn look_after(
     if let Some(admin) = admin {
         tokio::spawn(admin::serve(admin, Arc::clone(&shared)));
     }
+    tokio::spawn(build::build(Arc::clone(&shared)));
     tokio::spawn(watch::watch(path.to_owned(), Arc::clone(&shared), logging, hangups));
     systemd::ready();
 
@@ -144,11 +146,10 @@ async fn look_after(
             draining = Some(begin_drain(&shared));
         }
         let now = Instant::now();
-        let timeouts = {
-            let mut plane = shared.plane();
+        let timeouts = shared.change(|plane| {
             plane.on_tick(now);
             plane.config().timeouts
-        };
+        });
         if let Some(reason) = workers.failure() {
             shared.plane().set_stage(Stage::Broken);
             error!(reason, "a worker has ended by itself");

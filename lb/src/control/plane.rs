@@ -1,7 +1,12 @@
 //! The state of the control plane and its decisions: the configuration, what the operator said
 //! since, what the backends' health is, and the routing snapshot that follows.
 //!
-//! Everything that happens ends in a new snapshot, swapped in as a whole. No flow is touched by it.
+//! Everything that changes what is wanted ends in a new snapshot, swapped in as a whole. No flow is
+//! touched by it. Filling the tables of a snapshot takes tens of milliseconds where a pool has
+//! thousands of backends, so that the snapshot is ordered here and built elsewhere:
+//! [`ControlPlane::order`] hands out the newest order, [`ControlPlane::install`] takes what was
+//! built. What is shown (configuration, digest, states, reloads) is what is in force.
+//!
 //! Nothing here reads a clock, draws entropy, waits, or opens anything: the time and the seed come
 //! in as arguments. What an operator has to know leaves as log records.
 
@@ -14,7 +19,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use quic_lb_config::{Admission, Backend, Config, Listener};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     health::{Health, Signal},
@@ -22,13 +27,14 @@ use super::{
     validation::Validation,
 };
 use crate::{
-    admission::{Ledger, tokens::TokensMade},
+    admission::{Gate, Ledger, tokens::TokensMade},
     backend::{BackendId, BackendState},
     memory::Memory,
     metrics::{BackendReading, ListenerReading, Reading, Reloads},
     registry::Registry,
-    routing::Routing,
+    routing::{BackendRoute, Routing},
     totals::{BackendTotals, Baselines, Totals},
+    wanted::Wanted,
 };
 
 /// The names of a pool and of a backend in it.
@@ -37,8 +43,14 @@ type Name = (String, String);
 /// The state of the control plane.
 #[derive(Debug)]
 pub(crate) struct ControlPlane {
-    config: Config,
+    /// The newest configuration; it may not be in force yet.
+    config: Arc<Config>,
     registry: Registry,
+    /// The backends that follow from the newest configuration, commands and health.
+    wanted: Arc<Wanted>,
+    /// How often that, or what listeners let in, has changed.
+    newest: u64,
+    in_force: InForce,
     routing: Arc<ArcSwap<Routing>>,
     memory: Arc<Memory>,
     totals: Totals,
@@ -57,6 +69,42 @@ pub(crate) struct ControlPlane {
     stage: Stage,
 }
 
+/// What the snapshot that workers see was made from.
+#[derive(Clone, Debug)]
+struct InForce {
+    /// The number of its order.
+    number: u64,
+    config: Arc<Config>,
+    /// Configurations that had been applied by then.
+    applied: u64,
+}
+
+/// All that a routing snapshot is made from, at one moment.
+#[derive(Debug)]
+pub(crate) struct BuildOrder {
+    of: InForce,
+    wanted: Arc<Wanted>,
+    gates: Vec<Gate>,
+    /// The snapshot in force, whose tables are taken over where nothing has changed.
+    before: Arc<Routing>,
+}
+
+/// A snapshot, and the order that it was built to.
+#[derive(Debug)]
+pub(crate) struct Built {
+    of: InForce,
+    routing: Routing,
+}
+
+impl BuildOrder {
+    /// Builds the snapshot. It takes as long as the tables that have to be filled.
+    pub(crate) fn build(self) -> Built {
+        let Self { of, wanted, gates, before } = self;
+        let routing = Routing::build(&of.config, &wanted, gates, Some(&before));
+        Built { of, routing }
+    }
+}
+
 /// Where the process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -73,7 +121,7 @@ pub(crate) enum Stage {
 pub(crate) enum Applied {
     /// It is the running one.
     Unchanged,
-    /// It is the running one from now on.
+    /// It is going to be the running one, as soon as its snapshot is in force.
     Changed,
     /// It cannot become the running one while the process lives, for these reasons.
     NeedsRestart(Vec<String>),
@@ -118,10 +166,18 @@ impl ControlPlane {
         let listeners = config.listeners.iter();
         let validations =
             listeners.map(|listener| Validation::at_start(config.retry_mode(listener))).collect();
-        let routing = Routing::new(&config, &mut registry, |_, _| BackendState::Active);
+        let none = |_: &str, _: &str| None;
+        let healthy = |_: &str, _: &str| BackendState::Active;
+        let wanted = Wanted::new(&config.pools, none, healthy, &mut registry);
+        let gates = registry.ledger.gates(&config);
+        let routing = Routing::build(&config, &wanted, gates, None);
+        let config = Arc::new(config);
         let mut plane = Self {
+            in_force: InForce { number: 0, config: Arc::clone(&config), applied: 0 },
             config,
             registry,
+            wanted: Arc::new(wanted),
+            newest: 0,
             routing: Arc::new(ArcSwap::from_pointee(routing)),
             memory,
             totals: Totals::default(),
@@ -135,7 +191,7 @@ impl ControlPlane {
             reloads: Reloads::default(),
             stage: Stage::Running,
         };
-        plane.rebuild();
+        plane.watch_wanted();
         plane
     }
 
@@ -149,6 +205,50 @@ impl ControlPlane {
         self.stage = stage;
     }
 
+    /// The order for the snapshot of what is wanted now; `None` while that is in force.
+    pub(crate) fn order(&mut self) -> Option<BuildOrder> {
+        if self.in_force.number == self.newest {
+            return None;
+        }
+        let config = Arc::clone(&self.config);
+        let of = InForce { number: self.newest, config, applied: self.reloads.applied };
+        let gates = self.registry.ledger.gates(&self.config);
+        let (wanted, before) = (Arc::clone(&self.wanted), self.routing.load_full());
+        Some(BuildOrder { of, wanted, gates, before })
+    }
+
+    /// Puts a snapshot in force, unless one of a newer order is, and says which backends changed
+    /// their state.
+    pub(crate) fn install(&mut self, Built { of, routing }: Built) {
+        if of.number <= self.in_force.number {
+            return;
+        }
+        let before = self.routing.swap(Arc::new(routing));
+        self.in_force = of;
+        let routing = self.routing.load();
+        for backend in routing.backends() {
+            let was = before.backend(backend.id).map(|before| before.state);
+            if let Some(was) = was.filter(|was| *was != backend.state) {
+                report(&routing.pool(backend.pool).name, backend, was);
+            }
+        }
+        debug!(
+            number = self.in_force.number,
+            tables = routing.tables_not_in(&before),
+            "snapshot in force"
+        );
+    }
+
+    /// How often what is wanted has changed: the number of the newest order.
+    pub(crate) const fn newest(&self) -> u64 {
+        self.newest
+    }
+
+    /// The number of the order that is in force.
+    pub(crate) const fn in_force(&self) -> u64 {
+        self.in_force.number
+    }
+
     /// Replaces the configuration as a whole, or leaves all as it is.
     pub(crate) fn apply(&mut self, config: Config) -> Applied {
         if is_same(&self.config, &config) {
@@ -159,9 +259,9 @@ impl ControlPlane {
             self.reloads.rejected += 1;
             return Applied::NeedsRestart(reasons);
         }
-        self.config = config;
+        self.config = Arc::new(config);
         self.reloads.applied += 1;
-        self.rebuild();
+        self.want();
         Applied::Changed
     }
 
@@ -184,7 +284,7 @@ impl ControlPlane {
         }
         let wanted = wanted.as_str();
         info!(pool, backend = name, wanted, "operator's command");
-        self.rebuild();
+        self.want();
         true
     }
 
@@ -199,9 +299,11 @@ impl ControlPlane {
             watched.health = watched.health.on_tick(now, Signal::new(seen.returned, seen.refused));
             changed |= watched.health.state() != before;
         }
-        changed |= self.validate(now);
         if changed {
-            self.rebuild();
+            self.want();
+        }
+        if self.validate(now) {
+            self.newest += 1;
         }
     }
 
@@ -250,8 +352,9 @@ impl ControlPlane {
         changed
     }
 
-    pub(crate) const fn config(&self) -> &Config {
-        &self.config
+    /// The configuration in force.
+    pub(crate) fn config(&self) -> &Config {
+        &self.in_force.config
     }
 
     pub(crate) const fn stage(&self) -> Stage {
@@ -269,14 +372,15 @@ impl ControlPlane {
     }
 
     /// Everything that is exported.
-    pub(crate) fn reading(&mut self, now: Instant) -> Reading {
+    pub(crate) fn reading(&self, now: Instant) -> Reading {
+        let config = Arc::clone(&self.in_force.config);
         let listener = |(index, listener): (usize, &Listener)| ListenerReading {
             name: listener.name.clone(),
             totals: self.totals.of_listener(index),
             phase: self.validations[index].phase().label(),
             switches: self.validations[index].switches(),
         };
-        let listeners = self.config.listeners.iter().enumerate().map(listener).collect();
+        let listeners = config.listeners.iter().enumerate().map(listener).collect();
         let backend = |view: BackendView| BackendReading {
             pool: view.pool,
             name: view.backend.name,
@@ -293,74 +397,78 @@ impl ControlPlane {
             workers: self.workers,
             ready: self.stage == Stage::Running,
             tokens_made: self.registry.ledger.tokens_made(),
-            reloads: self.reloads,
-            digest: self.config.digest(),
+            reloads: Reloads { applied: self.in_force.applied, ..self.reloads },
+            digest: config.digest(),
         }
     }
 
     /// Every backend, in the order of the configuration.
-    pub(crate) fn views(&mut self, now: Instant) -> Vec<BackendView> {
-        let Self { config, routing, totals, commands, backends, baselines, .. } = self;
+    pub(crate) fn views(&self, now: Instant) -> Vec<BackendView> {
+        let Self { in_force, routing, totals, commands, backends, baselines, .. } = self;
         let routing = routing.load();
-        let all = config.pools.iter().flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
+        let routes = routing.backends().map(|route| {
+            let pool = &routing.pool(route.pool).name;
+            ((pool.as_str(), route.name.as_str()), route)
+        });
+        let routes: BTreeMap<_, _> = routes.collect();
+        let pools = in_force.config.pools.iter();
+        let all = pools.flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
         all.filter_map(|(pool, backend)| {
+            let route = routes.get(&(pool.name.as_str(), backend.name.as_str()))?;
             let name = (pool.name.clone(), backend.name.clone());
-            let watched = backends.get(&name)?;
-            let id = watched.id;
             let command = commands.get(&name).copied();
             Some(BackendView {
                 pool: pool.name.clone(),
                 backend: backend.clone(),
-                state: routing.backend(id)?.state,
+                state: route.state,
                 wanted: command.unwrap_or(backend.admission),
                 commanded: command.is_some(),
-                totals: baselines.since_it_appeared(totals, id),
-                half_open: watched.half_open(now),
+                totals: baselines.since_it_appeared(totals, route.id),
+                half_open: backends.get(&name).and_then(|watched| watched.half_open(now)),
             })
         })
         .collect()
     }
 
-    /// Makes the snapshot that follows from all this, and says which backends changed their state.
-    fn rebuild(&mut self) {
-        let mut wanted = self.config.clone();
-        let mut known = BTreeMap::new();
-        for pool in &mut wanted.pools {
-            for backend in &mut pool.backends {
-                let name = (pool.name.clone(), backend.name.clone());
-                if let Some(command) = self.commands.get(&name) {
-                    backend.admission = *command;
-                }
-                known.insert(name, backend.address);
-            }
-        }
-        self.commands.retain(|name, _| known.contains_key(name));
-        self.backends.retain(|name, watched| known.get(name) == Some(&watched.address));
-
-        let observed = |pool: &str, name: &str| {
-            let watched = self.backends.get(&(pool.to_owned(), name.to_owned()));
+    /// Takes note of what is wanted now; a snapshot of it can be ordered.
+    fn want(&mut self) {
+        let Self { config, registry, commands, backends, .. } = self;
+        let named: BTreeMap<Name, SocketAddr> = config
+            .pools
+            .iter()
+            .flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)))
+            .map(|(pool, backend)| ((pool.name.clone(), backend.name.clone()), backend.address))
+            .collect();
+        commands.retain(|name, _| named.contains_key(name));
+        backends.retain(|name, watched| named.get(name) == Some(&watched.address));
+        let name = |pool: &str, name: &str| (pool.to_owned(), name.to_owned());
+        let command = |pool: &str, backend: &str| commands.get(&name(pool, backend)).copied();
+        let health = |pool: &str, backend: &str| {
+            let watched = backends.get(&name(pool, backend));
             watched.map_or(BackendState::Active, |watched| watched.health.state())
         };
-        let before = self.routing.load_full();
-        let routing = Arc::new(Routing::new(&wanted, &mut self.registry, observed));
-        for backend in routing.backends() {
-            let pool = &routing.pool(backend.pool).name;
-            self.backends.entry((pool.clone(), backend.name.clone())).or_insert_with(|| {
-                self.baselines.begin(&self.totals, backend.id);
-                Watched {
-                    id: backend.id,
-                    address: backend.address.0,
-                    health: Health::default(),
-                    last: self.totals.of_backend(backend.id.slot()),
-                    half_open: None,
-                }
-            });
-            let was = before.backend(backend.id).map(|before| before.state);
-            if let Some(was) = was.filter(|was| *was != backend.state) {
-                report(pool, &backend.name, backend.address.0, was, backend.state);
+        self.wanted = Arc::new(Wanted::new(&config.pools, command, health, registry));
+        self.newest += 1;
+        self.watch_wanted();
+    }
+
+    /// Begins to watch the backends that have appeared.
+    fn watch_wanted(&mut self) {
+        for (pool, wanted) in self.config.pools.iter().zip(self.wanted.pools()) {
+            for backend in wanted {
+                let name = (pool.name.clone(), backend.name.clone());
+                self.backends.entry(name).or_insert_with(|| {
+                    self.baselines.begin(&self.totals, backend.id);
+                    Watched {
+                        id: backend.id,
+                        address: backend.address.0,
+                        health: Health::default(),
+                        last: self.totals.of_backend(backend.id.slot()),
+                        half_open: None,
+                    }
+                });
             }
         }
-        self.routing.store(routing);
     }
 }
 
@@ -371,8 +479,9 @@ impl Watched {
     }
 }
 
-fn report(pool: &str, backend: &str, address: SocketAddr, was: BackendState, is: BackendState) {
-    let (was, state) = (was.label(), is.label());
+fn report(pool: &str, backend: &BackendRoute, was: BackendState) {
+    let BackendRoute { name, address, state: is, .. } = backend;
+    let (backend, was, state) = (name, was.label(), is.label());
     match is {
         BackendState::Active | BackendState::Draining => {
             info!(pool, backend, %address, was, state, "backend changed its state");
@@ -403,9 +512,13 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
+            Self::of(fixtures::config(true))
+        }
+
+        fn of(config: Config) -> Self {
             let now = Instant::now();
             let memory = Arc::new(Memory::new(100, now, [0; 4]));
-            let mut plane = ControlPlane::new(fixtures::config(true), memory, [1, 2]);
+            let mut plane = ControlPlane::new(config, memory, [1, 2]);
             let worker = Arc::new(WorkerCounters::new(1));
             let mut totals = Totals::default();
             totals.add(Arc::clone(&worker));
@@ -416,19 +529,35 @@ mod tests {
         fn tick(&mut self) {
             self.now += TICK;
             self.plane.on_tick(self.now);
+            self.build();
+        }
+
+        /// What the builder does.
+        fn build(&mut self) {
+            while let Some(order) = self.plane.order() {
+                self.plane.install(order.build());
+            }
+        }
+
+        fn command(&mut self, name: &str, wanted: Admission) -> bool {
+            let known = self.plane.command("web", name, wanted);
+            self.build();
+            known
         }
 
         fn reload(&mut self, change: impl FnOnce(&mut Config)) -> Applied {
             let mut config = fixtures::config(true);
             change(&mut config);
-            self.plane.apply(config)
+            let applied = self.plane.apply(config);
+            self.build();
+            applied
         }
 
-        fn view(&mut self, name: &str) -> BackendView {
+        fn view(&self, name: &str) -> BackendView {
             self.plane.views(self.now).into_iter().find(|view| view.backend.name == name).unwrap()
         }
 
-        fn state(&mut self, name: &str) -> BackendState {
+        fn state(&self, name: &str) -> BackendState {
             self.view(name).state
         }
 
@@ -471,7 +600,7 @@ mod tests {
     #[test]
     fn the_operators_command_holds_over_reloads_until_the_opposite() {
         let mut bench = Bench::new();
-        assert!(bench.plane.command("web", "a", Admission::Draining));
+        assert!(bench.command("a", Admission::Draining));
         assert_eq!(bench.state("a"), BackendState::Draining);
         let weigh = |config: &mut Config| {
             config.pools[0].backends[1].weight = 7.try_into().unwrap();
@@ -480,7 +609,7 @@ mod tests {
         assert_eq!(bench.state("a"), BackendState::Draining);
         let view = bench.view("a");
         assert_eq!((view.wanted, view.commanded), (Admission::Draining, true));
-        assert!(bench.plane.command("web", "a", Admission::Active));
+        assert!(bench.command("a", Admission::Active));
         let view = bench.view("a");
         assert_eq!((view.state, view.commanded), (BackendState::Active, false));
     }
@@ -492,7 +621,7 @@ mod tests {
             |config: &mut Config| config.pools[0].backends[0].admission = Admission::Draining;
         bench.reload(drain);
         assert_eq!(bench.state("a"), BackendState::Draining);
-        assert!(bench.plane.command("web", "a", Admission::Active));
+        assert!(bench.command("a", Admission::Active));
         assert_eq!(bench.state("a"), BackendState::Active);
         assert!(bench.view("a").commanded);
     }
@@ -501,7 +630,7 @@ mod tests {
     fn a_command_to_nobody_changes_nothing() {
         let mut bench = Bench::new();
         let before = bench.plane.routing().load_full();
-        assert!(!bench.plane.command("web", "x", Admission::Draining));
+        assert!(!bench.command("x", Admission::Draining));
         assert!(!bench.plane.command("x", "a", Admission::Draining));
         assert!(Arc::ptr_eq(&before, &bench.plane.routing().load_full()));
     }
@@ -509,7 +638,7 @@ mod tests {
     #[test]
     fn a_command_ends_with_its_backend() {
         let mut bench = Bench::new();
-        bench.plane.command("web", "a", Admission::Draining);
+        bench.command("a", Admission::Draining);
         bench.reload(|config| drop(config.pools[0].backends.remove(0)));
         assert_eq!(bench.reload(|_| {}), Applied::Changed);
         assert_eq!(bench.state("a"), BackendState::Active);
@@ -572,6 +701,80 @@ mod tests {
         bench.reload(|config| drop(config.pools[0].backends.remove(0)));
         bench.reload(|config| config.pools[0].backends[1].weight = 7.try_into().unwrap());
         assert_eq!(bench.view("a").totals.forwarded, 10);
+    }
+
+    #[test]
+    fn the_newest_order_wins_and_an_older_one_changes_nothing() {
+        let mut bench = Bench::new();
+        assert!(bench.plane.order().is_none(), "all that is wanted is in force");
+        assert!(bench.plane.command("web", "a", Admission::Draining));
+        let older = bench.plane.order().unwrap();
+        assert!(bench.plane.command("web", "b", Admission::Draining));
+        assert_eq!(bench.state("a"), BackendState::Active, "nothing is in force yet");
+        let newer = bench.plane.order().unwrap();
+        bench.plane.install(newer.build());
+        assert_eq!(bench.plane.in_force(), bench.plane.newest());
+        let states = |bench: &Bench| (bench.state("a"), bench.state("b"));
+        assert_eq!(states(&bench), (BackendState::Draining, BackendState::Draining));
+        bench.plane.install(older.build());
+        assert_eq!(states(&bench), (BackendState::Draining, BackendState::Draining));
+        assert!(bench.plane.order().is_none());
+    }
+
+    #[test]
+    fn what_is_shown_is_what_is_in_force() {
+        let mut bench = Bench::new();
+        let mut config = fixtures::config(true);
+        config.pools[0].backends.remove(0);
+        let digest = config.digest();
+        assert_eq!(bench.plane.apply(config), Applied::Changed);
+        let shown = |bench: &Bench| {
+            let reading = bench.plane.reading(bench.now);
+            let masked = bench.plane.config().digest();
+            (
+                reading.digest == digest,
+                masked == digest,
+                reading.reloads.applied,
+                reading.backends.len(),
+            )
+        };
+        assert_eq!(shown(&bench), (false, false, 0, 3));
+        bench.build();
+        assert_eq!(shown(&bench), (true, true, 1, 2));
+    }
+
+    #[test]
+    fn a_backend_that_changes_its_state_rebuilds_the_table_of_its_pool_alone() {
+        let mut config = fixtures::config(true);
+        let mut other = config.pools[0].clone();
+        other.name = "api".into();
+        config.pools.push(other);
+        let mut bench = Bench::of(config);
+        let tables = |bench: &mut Bench, change: &dyn Fn(&mut Bench)| {
+            let before = bench.plane.routing().load_full();
+            change(bench);
+            bench.build();
+            let after = bench.plane.routing().load_full();
+            assert!(!Arc::ptr_eq(&before, &after), "another snapshot");
+            after.tables_not_in(&before)
+        };
+        let drain =
+            |bench: &mut Bench| assert!(bench.plane.command("web", "a", Admission::Draining));
+        assert_eq!(tables(&mut bench, &drain), 1);
+        let down = |bench: &mut Bench| {
+            bench.worker.backends[bench.slot("b")].refused.add(3);
+            bench.plane.on_tick(bench.now);
+        };
+        assert_eq!(tables(&mut bench, &down), 1);
+        // What is wanted is the same, and what a listener lets in is not in any table.
+        let repeat =
+            |bench: &mut Bench| assert!(bench.plane.command("web", "a", Admission::Draining));
+        assert_eq!(tables(&mut bench, &repeat), 0);
+        let both = |bench: &mut Bench| {
+            assert!(bench.plane.command("web", "a", Admission::Active));
+            assert!(bench.plane.command("api", "a", Admission::Draining));
+        };
+        assert_eq!(tables(&mut bench, &both), 2);
     }
 
     #[test]

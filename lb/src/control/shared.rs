@@ -1,5 +1,5 @@
-//! What the tasks of the control plane share: its state behind a lock, and the registry of metrics
-//! that reads it.
+//! What the tasks of the control plane share: its state behind a lock, the word that there is a
+//! snapshot to be built, which snapshot is in force, and the registry of metrics.
 
 #![expect(
     clippy::disallowed_methods,
@@ -8,28 +8,72 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use super::plane::ControlPlane;
+use tokio::{
+    sync::{Notify, watch},
+    time,
+};
+
+use super::plane::{Built, ControlPlane};
 use crate::metrics::Metrics;
+
+/// How long whoever changes something waits for it to be in force. Tables of thousands of backends
+/// take tens of milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the tasks of the control plane have in common.
 pub(crate) struct Shared {
     plane: Arc<Mutex<ControlPlane>>,
+    changed: Notify,
+    /// The number of the order that is in force.
+    in_force: watch::Sender<u64>,
     metrics: Metrics,
 }
 
 impl Shared {
     pub(crate) fn new(plane: ControlPlane) -> Self {
+        let in_force = watch::Sender::new(plane.in_force());
         let plane = Arc::new(Mutex::new(plane));
         let read = Arc::clone(&plane);
-        Self { plane, metrics: Metrics::new(move || locked(&read).reading(Instant::now())) }
+        let metrics = Metrics::new(move || locked(&read).reading(Instant::now()));
+        Self { plane, changed: Notify::new(), in_force, metrics }
     }
 
-    /// The state. To be given back before anything is awaited.
+    /// The state, to be read. To be given back before anything is awaited.
     pub(crate) fn plane(&self) -> MutexGuard<'_, ControlPlane> {
         locked(&self.plane)
+    }
+
+    /// Changes the state. When a snapshot follows from that, the builder is told.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut ControlPlane) -> T) -> T {
+        let mut plane = self.plane();
+        let outcome = change(&mut plane);
+        if plane.newest() != plane.in_force() {
+            self.changed.notify_one();
+        }
+        outcome
+    }
+
+    /// Waits until the state may have changed.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Puts a snapshot in force.
+    pub(crate) fn install(&self, built: Built) {
+        let mut plane = self.plane();
+        plane.install(built);
+        self.in_force.send_replace(plane.in_force());
+    }
+
+    /// Waits until all that was changed so far is in force. `false` when it takes too long.
+    pub(crate) async fn until_in_force(&self) -> bool {
+        let newest = self.plane().newest();
+        let mut in_force = self.in_force.subscribe();
+        let waited = time::timeout(PATIENCE, in_force.wait_for(|number| *number >= newest));
+        waited.await.is_ok_and(|waited| waited.is_ok())
     }
 
     /// What `/metrics` shows; the state must not be held meanwhile.

@@ -85,13 +85,13 @@ impl Reloader {
         let path = self.path.clone();
         // Reading may block, on a network file system for long.
         match tokio::task::spawn_blocking(move || quic_lb_config::load(path)).await {
-            Ok(Ok(loaded)) => self.on_loaded(cause, loaded),
+            Ok(Ok(loaded)) => self.on_loaded(cause, loaded).await,
             Ok(Err(report)) => self.on_mistakes(cause, &report),
             Err(error) => warn!(%error, "the configuration was not read"),
         }
     }
 
-    fn on_loaded(&mut self, cause: Cause, loaded: Loaded) {
+    async fn on_loaded(&mut self, cause: Cause, loaded: Loaded) {
         let Loaded { config, warnings } = loaded;
         let (level, digest) = (config.log.level, config.digest());
         let file = self.path.display();
@@ -99,7 +99,8 @@ impl Reloader {
         if cause == Cause::Noticed && self.last_rejected.as_ref() == Some(&seen) {
             return;
         }
-        match self.shared.plane().apply(config) {
+        let applied = self.shared.change(|plane| plane.apply(config));
+        match applied {
             Applied::Unchanged => {
                 self.last_rejected = None;
                 if cause == Cause::Asked {
@@ -112,7 +113,11 @@ impl Reloader {
                 self.last_rejected = None;
                 self.logging.set_level(level);
                 log_mistakes(&warnings);
-                info!(%file, digest, "configuration applied");
+                if self.shared.until_in_force().await {
+                    info!(%file, digest, "configuration applied");
+                } else {
+                    warn!(%file, digest, "configuration taken, and not in force yet");
+                }
             }
             Applied::NeedsRestart(reasons) => {
                 self.last_rejected = Some(seen);
