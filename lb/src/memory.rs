@@ -48,13 +48,13 @@ pub(crate) enum Use {
     Peek,
 }
 
-/// When and to what end something is looked up.
+/// When and to what end something is looked up, or remembered: made once for a batch, since it takes
+/// longer than what it is for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lookup {
-    pub(crate) now: Instant,
-    /// How long a learnt connection ID is kept after its last use.
-    pub(crate) learnt: Duration,
-    pub(crate) usage: Use,
+    handshakes: Moment,
+    connection_ids: Moment,
+    usage: Use,
 }
 
 /// A handshake that goes to a backend.
@@ -95,6 +95,15 @@ impl Memory {
         }
     }
 
+    /// What is looked up at the moment `now`.
+    pub(crate) fn lookup(&self, now: Instant, lifetimes: &Lifetimes, usage: Use) -> Lookup {
+        Lookup {
+            handshakes: self.moment(now, HANDSHAKE_LIFETIME),
+            connection_ids: self.moment(now, lifetimes.learnt),
+            usage,
+        }
+    }
+
     /// The backend that holds the handshake with this 4-tuple and source connection ID.
     pub(crate) fn handshake(
         &self,
@@ -104,32 +113,32 @@ impl Memory {
         scid: &[u8],
     ) -> Option<BackendId> {
         let key = self.handshake_key(listener, path, scid);
-        self.handshakes.get(key, self.moment(lookup.now, HANDSHAKE_LIFETIME), lookup.usage)
+        self.handshakes.get(key, lookup.handshakes, lookup.usage)
     }
 
     /// What is remembered of the handshake that an Initial towards `dcid` belongs to.
     pub(crate) fn handshake_state(
         &self,
-        now: Instant,
+        lookup: &Lookup,
         listener: ListenerIndex,
         path: &ClientPath,
         dcid: &[u8],
         scid: &[u8],
     ) -> Option<Handshake> {
         let key = self.handshake_key(listener, path, scid);
-        let note = self.handshakes.note(key, self.moment(now, HANDSHAKE_LIFETIME))?;
+        let note = self.handshakes.note(key, lookup.handshakes)?;
         let same_dcid = note & !VALIDATED == self.dcid_note(dcid);
         Some(Handshake { validated: note & VALIDATED != 0, same_dcid })
     }
 
     /// Remembers which backend holds a handshake, unless another is remembered to; and, for good, that
     /// its client has been validated.
-    pub(crate) fn remember_handshake(&self, now: Instant, handshake: &NewHandshake<'_>) {
+    pub(crate) fn remember_handshake(&self, lookup: &Lookup, handshake: &NewHandshake<'_>) {
         let &NewHandshake { listener, path, header, backend, validated } = handshake;
         let key = self.handshake_key(listener, path, header.scid);
         let flag = if validated { VALIDATED } else { 0 };
         let note = self.dcid_note(header.dcid) | flag;
-        self.handshakes.insert(key, backend, note, self.moment(now, HANDSHAKE_LIFETIME));
+        self.handshakes.insert(key, backend, note, lookup.handshakes);
     }
 
     /// The backend that was seen to use the connection ID of a long header.
@@ -146,7 +155,7 @@ impl Memory {
             return None;
         }
         let key = self.connection_id_key(pool, dcid);
-        self.connection_ids.get(key, self.moment(lookup.now, lookup.learnt), lookup.usage)
+        self.connection_ids.get(key, lookup.connection_ids, lookup.usage)
     }
 
     /// The backend that was seen to use the connection ID at the start of `rest`, the octets after
@@ -182,7 +191,7 @@ impl Memory {
         let Some(cid) = ConnectionId::new(cid).filter(|cid| !cid.is_empty()) else { return };
         self.learnt_lengths.fetch_or(1 << cid.len(), Relaxed);
         let key = self.connection_id_key(pool, &cid);
-        self.connection_ids.insert(key, backend, 0, self.moment(lookup.now, lookup.learnt));
+        self.connection_ids.insert(key, backend, 0, lookup.connection_ids);
     }
 
     /// Forgets what has not been used for long. To be called every few seconds, by no worker.
@@ -228,7 +237,7 @@ impl Memory {
 }
 
 /// The time in whole seconds, and for how many an entry is kept after its last use.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Moment {
     now: u32,
     lifetime: u32,
@@ -372,8 +381,8 @@ mod tests {
         learnt: Duration::from_secs(180),
     };
 
-    fn at(now: Instant) -> Lookup {
-        Lookup { now, learnt: LIFETIMES.learnt, usage: Use::Prolong }
+    fn at(memory: &Memory, now: Instant) -> Lookup {
+        memory.lookup(now, &LIFETIMES, Use::Prolong)
     }
 
     #[test]
@@ -382,12 +391,12 @@ mod tests {
         let pool = routing.pool(PoolIndex(0));
         let start = Instant::now();
         let memory = Memory::new(100, start, [3; 4]);
-        memory.learn_connection_id(&at(start), pool, b"12345678", ids[0]);
-        memory.learn_connection_id(&at(start), pool, b"12345678", ids[1]);
-        assert_eq!(memory.connection_id(&at(start), pool, b"12345678"), Some(ids[0]));
+        memory.learn_connection_id(&at(&memory, start), pool, b"12345678", ids[0]);
+        memory.learn_connection_id(&at(&memory, start), pool, b"12345678", ids[1]);
+        assert_eq!(memory.connection_id(&at(&memory, start), pool, b"12345678"), Some(ids[0]));
         let later = start + Duration::from_secs(182);
-        memory.learn_connection_id(&at(later), pool, b"12345678", ids[1]);
-        assert_eq!(memory.connection_id(&at(later), pool, b"12345678"), Some(ids[1]));
+        memory.learn_connection_id(&at(&memory, later), pool, b"12345678", ids[1]);
+        assert_eq!(memory.connection_id(&at(&memory, later), pool, b"12345678"), Some(ids[1]));
     }
 
     #[test]
@@ -396,11 +405,11 @@ mod tests {
         let pool = routing.pool(PoolIndex(0));
         let start = Instant::now();
         let memory = Memory::new(100, start, [3; 4]);
-        memory.learn_connection_id(&at(start), pool, b"12345678", ids[0]);
+        memory.learn_connection_id(&at(&memory, start), pool, b"12345678", ids[0]);
         for minutes in 1..10 {
             let now = start + Duration::from_secs(minutes * 150);
             memory.sweep(now, &LIFETIMES);
-            assert_eq!(memory.connection_id(&at(now), pool, b"12345678"), Some(ids[0]));
+            assert_eq!(memory.connection_id(&at(&memory, now), pool, b"12345678"), Some(ids[0]));
         }
         memory.sweep(start + Duration::from_secs(9 * 150 + 181), &LIFETIMES);
         assert_eq!(memory.sizes(), Sizes::default());
@@ -414,16 +423,19 @@ mod tests {
         let memory = Memory::new(19, start, [3; 4]);
         assert_eq!(memory.capacity(), Sizes { handshakes: 10, connection_ids: 10 });
         for n in 0..1000u64 {
-            memory.learn_connection_id(&at(start), pool, &n.to_be_bytes(), ids[0]);
+            memory.learn_connection_id(&at(&memory, start), pool, &n.to_be_bytes(), ids[0]);
         }
         assert_eq!(memory.sizes().connection_ids, 10);
         for n in 0..10u64 {
-            assert_eq!(memory.connection_id(&at(start), pool, &n.to_be_bytes()), Some(ids[0]));
+            assert_eq!(
+                memory.connection_id(&at(&memory, start), pool, &n.to_be_bytes()),
+                Some(ids[0])
+            );
         }
         memory.sweep(start + Duration::from_secs(200), &LIFETIMES);
         let later = start + Duration::from_secs(200);
-        memory.learn_connection_id(&at(later), pool, b"another!", ids[1]);
-        assert_eq!(memory.connection_id(&at(later), pool, b"another!"), Some(ids[1]));
+        memory.learn_connection_id(&at(&memory, later), pool, b"another!", ids[1]);
+        assert_eq!(memory.connection_id(&at(&memory, later), pool, b"another!"), Some(ids[1]));
     }
 
     #[test]
@@ -439,8 +451,8 @@ mod tests {
             let (listener, path, header) = (ListenerIndex(0), &path, &header);
             let backend = ids[0];
             let new = NewHandshake { listener, path, header, backend, validated };
-            memory.remember_handshake(now, &new);
-            memory.handshake(&at(now), listener, path, &scid).is_some()
+            memory.remember_handshake(&at(&memory, now), &new);
+            memory.handshake(&at(&memory, now), listener, path, &scid).is_some()
         };
         assert_eq!((0..100).filter(|&n| remember(n, false)).count(), 10);
         assert_eq!((100..200).filter(|&n| remember(n, true)).count(), 10);
@@ -454,16 +466,20 @@ mod tests {
         let pool = routing.pool(PoolIndex(0));
         let now = Instant::now();
         let memory = Memory::new(20, now, [3; 4]);
-        memory.learn_connection_id(&at(now), pool, b"fourteen octet", ids[0]);
-        memory.learn_connection_id(&at(now), pool, b"eight oc", ids[1]);
+        memory.learn_connection_id(&at(&memory, now), pool, b"fourteen octet", ids[0]);
+        memory.learn_connection_id(&at(&memory, now), pool, b"eight oc", ids[1]);
         assert_eq!(
-            memory.connection_id_in_front(&at(now), pool, b"fourteen octets and a payload"),
+            memory.connection_id_in_front(
+                &at(&memory, now),
+                pool,
+                b"fourteen octets and a payload"
+            ),
             Some(ids[0])
         );
         assert_eq!(
-            memory.connection_id_in_front(&at(now), pool, b"eight octets and a payload"),
+            memory.connection_id_in_front(&at(&memory, now), pool, b"eight octets and a payload"),
             Some(ids[1])
         );
-        assert_eq!(memory.connection_id_in_front(&at(now), pool, b"neither"), None);
+        assert_eq!(memory.connection_id_in_front(&at(&memory, now), pool, b"neither"), None);
     }
 }

@@ -124,6 +124,7 @@ impl FlowTable {
 
     /// The flow between `path` and `backend`, if there is one, for a datagram of the client; it
     /// counts as used now.
+    #[inline]
     pub(crate) fn find(
         &mut self,
         now: Instant,

@@ -23,7 +23,7 @@ impl Rules<'_> {
         known: Option<Known>,
         clock: &Clock,
     ) -> Judgement {
-        let &Question { now, listener, route, path, len, packet, .. } = question;
+        let &Question { now, listener, route, path, len, packet, lookup, .. } = question;
         let initial = match &packet {
             Packet::Short(_) if known.is_some() => return Judgement::NOT_ASKED,
             Packet::Long(header) if is_initial(header) => Some(header),
@@ -36,7 +36,7 @@ impl Rules<'_> {
             Some(Rule::FourTuple | Rule::Fallback) | None => false,
         };
         let handshake = initial.and_then(|header| {
-            self.memory.handshake_state(now, listener, path, header.dcid, header.scid)
+            self.memory.handshake_state(lookup, listener, path, header.dcid, header.scid)
         });
         route.gate.judge(&Arrival {
             now,

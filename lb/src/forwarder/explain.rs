@@ -13,6 +13,7 @@ use crate::{
     admission::Ruling,
     backend::BackendId,
     client_path::ListenerIndex,
+    memory::Use,
     verdict::{DropReason, ReplyKind, Rule},
 };
 
@@ -84,7 +85,8 @@ pub(super) fn explain(
         Packet::Short(header) => route.decoder.decode(header.rest),
     };
     let len = datagram.octets.len();
-    let question = Question { now, listener, route, path, len, packet, decoded };
+    let lookup = &rules.memory.lookup(now, &rules.routing.lifetimes, Use::Peek);
+    let question = Question { now, listener, route, path, len, packet, decoded, lookup };
     let known = rules.known(&question, &mut explanation.known);
     let judgement = rules.judge(&question, known, clock);
     let phase = route.gate.phase(now).label();

@@ -50,7 +50,7 @@ use crate::{
     backend::BackendId,
     client_path::{ClientAddr, ListenerIndex},
     flows::{Claim, FlowTable},
-    memory::{Lookup, Memory, NewHandshake, Use},
+    memory::{Memory, NewHandshake, Use},
     routing::{Forwarding, Routing},
     verdict::{DropReason, FlowId, Opened, Opening, ReplyKind, Rule, TokenResult, Verdict, Via},
 };
@@ -160,13 +160,15 @@ impl Forwarder {
         // The snapshot is taken out for the loop so that the flow table can change meanwhile.
         let routing = Arc::clone(&self.routing);
         let route = routing.listener(listener);
+        let lookup = &self.memory.lookup(now, &routing.lifetimes, Use::Prolong);
         route.decoder.decode_batch(&cids[..count], &mut decoded[..count]);
         for index in 0..count {
             verdicts[index] = match packets[index] {
                 Ok(packet) => {
                     let Datagram { path, octets } = &datagrams[index];
                     let (len, decoded) = (octets.len(), decoded[index]);
-                    let question = Question { now, listener, route, path, len, packet, decoded };
+                    let question =
+                        Question { now, listener, route, path, len, packet, decoded, lookup };
                     self.verdict(&routing, &question, index)
                 }
                 Err(malformed) => Verdict::Drop(malformed.into()),
@@ -195,8 +197,7 @@ impl Forwarder {
         listener: ListenerIndex,
         datagram: &Datagram<'_>,
     ) -> Explanation {
-        let rules = Rules { usage: Use::Peek, ..self.rules(&self.routing) };
-        explain::explain(&rules, &self.clock, now, listener, datagram)
+        explain::explain(&self.rules(&self.routing), &self.clock, now, listener, datagram)
     }
 
     /// Takes note of a datagram that the backend of `flow` has sent to the client.
@@ -298,13 +299,13 @@ impl Forwarder {
         rule: Rule,
         admitted: Admitted,
     ) -> Verdict {
-        let &Question { now, listener, path, .. } = question;
+        let &Question { now, listener, path, lookup, .. } = question;
         let Admitted { begins, validated } = admitted;
         if let Packet::Long(header) = &question.packet
             && (validated || matches!(rule, Rule::FourTuple | Rule::Fallback))
         {
             let handshake = NewHandshake { listener, path, header, backend, validated };
-            self.memory.remember_handshake(now, &handshake);
+            self.memory.remember_handshake(lookup, &handshake);
         }
         let forward = |via| Verdict::Forward { backend, rule, via };
         if let Some(flow) = self.flows.find(now, listener, path, backend) {
@@ -332,7 +333,7 @@ impl Forwarder {
 
     #[inline]
     fn rules<'a>(&'a self, routing: &'a Routing) -> Rules<'a> {
-        Rules { routing, memory: &self.memory, affinity: &self.affinity, usage: Use::Prolong }
+        Rules { routing, memory: &self.memory, affinity: &self.affinity }
     }
 
     /// Adds the Retry that answers datagram number `index` to the replies.
@@ -373,7 +374,7 @@ impl Forwarder {
             return;
         }
         let pool = self.routing.pool(server.pool);
-        let lookup = Lookup { now, learnt: self.routing.lifetimes.learnt, usage: Use::Prolong };
+        let lookup = self.memory.lookup(now, &self.routing.lifetimes, Use::Prolong);
         self.memory.learn_connection_id(&lookup, pool, header.scid, backend);
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     affinity::AffinityTable,
     backend::{BackendId, BackendState},
     client_path::{ClientPath, ListenerIndex},
-    memory::{Lookup, Memory, Use},
+    memory::{Lookup, Memory},
     routing::{FallbackKey, ListenerRoute, PoolRoute, Routing},
     verdict::Rule,
 };
@@ -48,6 +48,8 @@ pub(super) struct Question<'a> {
     /// The first packet of the datagram.
     pub(super) packet: Packet<'a>,
     pub(super) decoded: Result<Decoded, Unroutable>,
+    /// What finding something in memory does to it.
+    pub(super) lookup: &'a Lookup,
 }
 
 /// The server that is known to hold the connection of a packet, and the rule that knows it: one of
@@ -64,8 +66,6 @@ pub(super) struct Rules<'a> {
     pub(super) routing: &'a Routing,
     pub(super) memory: &'a Memory,
     pub(super) affinity: &'a AffinityTable,
-    /// What finding an entry does to it.
-    pub(super) usage: Use,
 }
 
 impl Rules<'_> {
@@ -104,12 +104,12 @@ impl Rules<'_> {
 
     /// The backend that was seen to use the destination connection ID of a packet: rule 3, and what
     /// admission wants to know of an Initial.
+    #[inline]
     pub(super) fn learnt(&self, question: &Question<'_>) -> Option<BackendId> {
-        let &Question { route, packet, .. } = question;
-        let lookup = self.lookup(question);
+        let &Question { route, packet, lookup, .. } = question;
         self.routing.pools_behind(route).find_map(|pool| match packet {
-            Packet::Long(header) => self.memory.connection_id(&lookup, pool, header.dcid),
-            Packet::Short(header) => self.memory.connection_id_in_front(&lookup, pool, header.rest),
+            Packet::Long(header) => self.memory.connection_id(lookup, pool, header.dcid),
+            Packet::Short(header) => self.memory.connection_id_in_front(lookup, pool, header.rest),
         })
     }
 
@@ -122,16 +122,15 @@ impl Rules<'_> {
         present
     }
 
+    #[inline]
     fn four_tuple_scid(
         &self,
         question: &Question<'_>,
         trace: &mut impl Trace,
     ) -> Option<BackendId> {
-        let &Question { listener, path, packet, .. } = question;
+        let &Question { listener, path, packet, lookup, .. } = question;
         let remembered = match packet {
-            Packet::Long(header) => {
-                self.memory.handshake(&self.lookup(question), listener, path, header.scid)
-            }
+            Packet::Long(header) => self.memory.handshake(lookup, listener, path, header.scid),
             Packet::Short(_) => None,
         };
         // The handshake of such a packet has had no answer with a connection ID that leads to its
@@ -145,10 +144,7 @@ impl Rules<'_> {
         present
     }
 
-    fn lookup(&self, question: &Question<'_>) -> Lookup {
-        Lookup { now: question.now, learnt: self.routing.lifetimes.learnt, usage: self.usage }
-    }
-
+    #[inline]
     fn dcid(&self, question: &Question<'_>, trace: &mut impl Trace) -> Option<BackendId> {
         let remembered = self.learnt(question);
         let present = remembered.filter(|&id| self.routing.backend(id).is_some());
@@ -156,6 +152,7 @@ impl Rules<'_> {
         present
     }
 
+    #[inline]
     fn four_tuple(&self, question: &Question<'_>, trace: &mut impl Trace) -> Option<BackendId> {
         let &Question { listener, path, packet, .. } = question;
         let remembered = self.affinity.get(listener, path);
