@@ -135,7 +135,7 @@ fn after_a_loss_new_reno_grows_by_a_datagram_in_a_round_trip() {
 }
 
 #[test]
-fn req_k11_marks_of_one_flight_reduce_the_window_once() {
+fn req_k06_k11_marks_of_one_flight_reduce_the_window_once() {
     for (congestion, percent) in [(Algorithm::Cubic, 70), (Algorithm::NewReno, 50)] {
         let mut wire = opened(congestion);
         assert!(wire.pair.at_server().path().ecn);
