@@ -17,6 +17,7 @@
 //! | [`memory`] | what all workers remember together |
 //! | [`client_path`] | the client's side: where a datagram comes from and arrives |
 //! | [`backend`] | the server's side: numbers and states of backends |
+//! | `explained` | a decision in words |
 //! | [`verdict`] | rules, reasons, verdicts: the vocabulary of decisions |
 //! | [`counters`] | what a worker counts |
 //! | [`worker`] | the threads that carry the datagrams |
@@ -24,7 +25,7 @@
 //! | [`control`] | reload, health, admin interface, the life of the process |
 //! | [`totals`] | what all workers counted, added up |
 //! | [`metrics`] | what `/metrics` shows |
-//! | `hex` | bytes as they are typed and shown |
+//! | `words` | bytes and numbers as they are typed and shown |
 //! | [`logging`] | log records |
 //! | [`cli`] | the command line |
 #![deny(unsafe_code)]
@@ -44,11 +45,11 @@ pub mod cli;
 pub mod client_path;
 pub mod control;
 pub mod counters;
+mod explained;
 #[cfg(test)]
 mod fixtures;
 mod flows;
 pub mod forwarder;
-mod hex;
 pub mod logging;
 pub mod maglev;
 pub mod memory;
@@ -59,4 +60,5 @@ pub mod socket;
 pub mod totals;
 pub mod verdict;
 pub mod wanted;
+mod words;
 pub mod worker;

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use quic_lb::verdict::DropReason;
 use serde_json::{Value, json};
@@ -194,6 +194,99 @@ fn the_admin_interface_answers_each_path_and_refuses_the_rest_clearly() {
     }
     assert!(balancer.http("POST", "/metrics", "").head.contains("allow: get"));
     assert_eq!(balancer.http("HEAD", "/readyz", "").status, 200);
+}
+
+/// The command knows the file alone; the running balancer knows its clients too.
+#[test]
+fn the_running_balancer_explains_by_what_its_workers_remember() {
+    // No server is named, so that the 4-tuple decides.
+    const UNROUTABLE: &str = "40e0000000000000000000000000000000";
+    let host = Host::new();
+    let (_a, _b) = (Server::start(host.at(5001), "a"), Server::start(host.at(5002), "b"));
+    let balancer = Balancer::start(host);
+    let explain = |from: SocketAddr, hex: &str, headers: &str| {
+        let path = format!("/api/v1/explain?from={from}&hex={hex}");
+        let answer = balancer.http("GET", &path, headers);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer
+    };
+    // So many clients that each worker has some.
+    let clients: Vec<_> = (0..12).map(|_| balancer.client()).collect();
+    for (client, name) in clients.iter().zip(["a", "b"].into_iter().cycle()) {
+        assert!(client.ask(&short(&balancer.cid(name))).starts_with(name));
+        let text = explain(client.address(), UNROUTABLE, "").body;
+        let remembered =
+            format!("rule 4 four_tuple      this 4-tuple is remembered: backend {name}\n");
+        assert!(text.contains(&remembered), "{text}");
+        let verdict = format!("verdict: forward to backend {name} of pool web at ");
+        assert!(text.contains(&verdict) && text.ends_with(" by rule four_tuple\n"), "{text}");
+    }
+
+    let from = clients[0].address();
+    let json = explain(from, UNROUTABLE, "Accept: application/json\r\n").json();
+    let verdict = json!({
+        "does": "forward",
+        "pool": "web",
+        "backend": "a",
+        "address": host.at(5001),
+        "rule": "four_tuple",
+        "retry": false,
+    });
+    assert_eq!(json[0]["verdict"], verdict);
+    assert_eq!((&json[0]["listener"], &json[0]["bytes"]), (&json!("edge"), &json!(17)));
+    assert_eq!(json[0]["rules"][4], json!({ "rule": "fallback", "asked": false }));
+
+    // Of a stranger, it says what the command says, word for word.
+    let stranger = host.at(1);
+    for hex in [UNROUTABLE, "c000000001", ""] {
+        let from = stranger.to_string();
+        let command = balancer.folder.run(&["explain"], &["--from", &from, hex]).done();
+        assert_eq!(explain(stranger, hex, "").body, command);
+    }
+}
+
+#[test]
+fn to_explain_changes_nothing() {
+    let host = Host::new();
+    let _b = Server::start(host.at(5002), "b");
+    let balancer = Balancer::start(host);
+    let client = balancer.client();
+    client.ask(&short(&balancer.cid("b")));
+    let seen = || {
+        let samples = balancer.metrics().into_iter();
+        samples.filter(|(name, _)| name.starts_with("quic_lb_")).collect::<Vec<_>>()
+    };
+    let before = seen();
+    let hex: String = initial(7).iter().map(|octet| format!("{octet:02x}")).collect();
+    for from in [client.address(), host.at(1)] {
+        for _ in 0..3 {
+            let answer = balancer.get(&format!("/api/v1/explain?from={from}&hex={hex}"));
+            assert!(answer.body.contains("verdict: forward to backend"), "{answer:?}");
+        }
+    }
+    assert_eq!(seen(), before);
+}
+
+#[test]
+fn a_question_that_cannot_be_answered_gets_a_sentence_that_says_what_would_be_right() {
+    let balancer = Balancer::start(Host::new());
+    for (query, status, sentence) in [
+        ("", 400, "from is missing: the client's address and port, such as from=192.0.2.7:50000"),
+        ("?from=192.0.2.7:5", 400, "hex is missing: the UDP payload in hex"),
+        ("?from=nobody&hex=40", 400, "from=\"nobody\" is no address"),
+        ("?from=192.0.2.7:5&hex=4x", 400, "hex: 'x' is not a hex digit"),
+        ("?from=192.0.2.7:5&hex=40&listener=x", 404, "there is no listener \"x\"; there is edge"),
+        ("?from=192.0.2.7:5&hex=40&port=7", 400, "\"port\" is none of from, hex, listener and to"),
+    ] {
+        let answer = balancer.get(&format!("/api/v1/explain{query}"));
+        assert_eq!(answer.status, status, "{query}: {answer:?}");
+        let told = answer.json()["error"].as_str().unwrap().to_owned();
+        assert!(told.contains(sentence), "{query}: {told}");
+    }
+    assert_eq!(balancer.http("POST", "/api/v1/explain?from=192.0.2.7:5&hex=40", "").status, 405);
+    let huge = format!("/api/v1/explain?from=192.0.2.7:5&hex={}", "40".repeat(100_000));
+    assert!(balancer.get(&huge).status >= 400);
+    assert_eq!(balancer.get("/readyz").status, 200);
 }
 
 #[test]

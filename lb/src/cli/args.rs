@@ -10,7 +10,7 @@ use clap_complete::Shell;
 use quic::routable::ConfigId;
 use quic_lb_config::units::parse_config_id;
 
-use crate::hex::Hex;
+use crate::words::Hex;
 
 /// A load balancer for QUIC: every packet reaches the server that holds its connection.
 #[derive(Debug, Parser)]

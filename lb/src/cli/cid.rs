@@ -11,7 +11,7 @@ use super::{
     generate,
     outcome::Failure,
 };
-use crate::hex::Hex;
+use crate::words::Hex;
 
 /// What a connection ID says, as `--json` prints it.
 #[derive(Debug, PartialEq, Eq, Serialize)]

@@ -8,26 +8,24 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use quic::{
-    header::{self, Kind, LongType, Version},
-    invariants::{Malformed, Packet},
-};
+use quic::invariants::Packet;
 use quic_lb_config::{Config, Listener};
 
 use super::{
     args::{Explain, Subject},
     capture::{self, Captured, End},
-    outcome::{Failure, count},
+    outcome::Failure,
 };
 use crate::{
     backend::BackendState,
     client_path::{ClientAddr, ClientPath, ListenerIndex},
-    forwarder::{AdmissionStep, Clock, Datagram, Explanation, Forwarder, Outcome, Start},
-    hex::Hex,
+    explained::Explained,
+    forwarder::{Clock, Datagram, Forwarder, Start},
     memory::Memory,
     registry::Registry,
     routing::Routing,
-    verdict::{DropReason, FlowId, Opened, Rule, Verdict, Via},
+    verdict::{DropReason, FlowId, Opened, Verdict, Via},
+    words::count,
 };
 
 /// More flows than a capture that people look at has; the limit of the file may be far above.
@@ -165,49 +163,9 @@ impl<'a> Explainer<'a> {
         datagram: &Datagram<'_>,
         out: &mut impl Write,
     ) -> Result<(), Failure> {
-        if datagram.octets.is_empty() {
-            writeln!(out, "  packet 1: {}", Malformed::Empty)?;
-        }
-        for (nth, packet) in (1..).zip(header::packets(datagram.octets)) {
-            let packet = match &packet {
-                Ok(packet) => describe(packet),
-                Err(_) if nth > 1 => "the rest is no QUIC packet".to_owned(),
-                Err(malformed) => malformed.to_string(),
-            };
-            writeln!(out, "  packet {nth}: {packet}")?;
-        }
-        let Explanation { known, admission, choice, outcome } =
+        let explanation =
             self.forwarder.explain(self.epoch + time, ListenerIndex(listener), datagram);
-        for (nth, rule) in (1..).zip(Rule::ALL) {
-            let label = rule.label();
-            if rule == Rule::Fallback {
-                print_admission(admission.as_ref(), out)?;
-            }
-            match known.iter().chain(&choice).find(|step| step.rule == rule) {
-                Some(step) => {
-                    let answer = match step.backend.and_then(|id| self.routing.backend(id)) {
-                        Some(backend) => format!("backend {}", backend.name),
-                        None => "no answer".to_owned(),
-                    };
-                    writeln!(out, "  rule {nth} {label:<15} {}: {answer}", step.finding)?;
-                }
-                None => writeln!(out, "  rule {nth} {label:<15} not asked")?,
-            }
-        }
-        match outcome {
-            Outcome::Forward { backend, rule, retry } => {
-                let Some(backend) = self.routing.backend(backend) else { return Ok(()) };
-                let pool = &self.routing.pool(backend.pool).name;
-                let (name, address, rule) = (&backend.name, backend.address, rule.label());
-                let besides = if retry { ", and answer with a Retry" } else { "" };
-                writeln!(
-                    out,
-                    "  verdict: forward to backend {name} of pool {pool} at {address} by rule {rule}{besides}"
-                )?;
-            }
-            Outcome::Reply(kind) => writeln!(out, "  verdict: reply, {}", kind.label())?,
-            Outcome::Drop(reason) => writeln!(out, "  verdict: drop, {}", reason.label())?,
-        }
+        write!(out, "{}", Explained::new(datagram.octets, explanation, &self.routing))?;
         Ok(())
     }
 
@@ -244,53 +202,10 @@ impl<'a> Explainer<'a> {
     }
 }
 
-fn print_admission(admission: Option<&AdmissionStep>, out: &mut impl Write) -> Result<(), Failure> {
-    match admission {
-        Some(AdmissionStep { phase, finding }) => {
-            writeln!(out, "  admission              {finding} (address validation: {phase})")?;
-        }
-        None => writeln!(out, "  admission              not asked")?,
-    }
-    Ok(())
-}
-
 fn listener(config: &Config, name: &str) -> Result<usize, Failure> {
     config.listeners.iter().position(|listener| listener.name == name).ok_or_else(|| {
         let names: Vec<_> = config.listeners.iter().map(|l| l.name.as_str()).collect();
         let names = names.join(", ");
         Failure::other(format_args!("there is no listener \"{name}\"; there is {names}"))
     })
-}
-
-fn describe(packet: &Packet<'_>) -> String {
-    let header = match packet {
-        Packet::Short(header) => {
-            return format!(
-                "short header, {} behind the first byte",
-                count(header.rest.len(), "byte")
-            );
-        }
-        Packet::Long(header) => header,
-    };
-    let kind = match header.kind() {
-        Kind::VersionNegotiation => "Version Negotiation".to_owned(),
-        Kind::UnknownVersion => format!("long header of version {:#010x}", header.version),
-        Kind::Known(version, kind) => {
-            let kind = match kind {
-                LongType::Initial => "Initial",
-                LongType::ZeroRtt => "0-RTT",
-                LongType::Handshake => "Handshake",
-                LongType::Retry => "Retry",
-            };
-            let version = match version {
-                Version::V1 => 1,
-                Version::V2 => 2,
-            };
-            format!("{kind} of version {version}")
-        }
-    };
-    let cid = |cid: &[u8]| {
-        if cid.is_empty() { "(empty)".to_owned() } else { Hex(cid.to_vec()).to_string() }
-    };
-    format!("{kind}, DCID {}, SCID {}", cid(header.dcid), cid(header.scid))
 }

@@ -6,7 +6,7 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use super::{args::Args, outcome::Failure};
-use crate::hex::Hex;
+use crate::words::Hex;
 
 /// What manual pages say they belong to.
 const VERSION: &str = concat!("quic-lb ", env!("CARGO_PKG_VERSION"));

@@ -26,9 +26,9 @@ use std::{
 use clap::Parser;
 use quic_lb_config::{Loaded, Report};
 
-use crate::control;
+use crate::{control, words::count};
 use args::{Args, Cid, Command};
-use outcome::{Failure, count, load, print_to_stderr, report_failure};
+use outcome::{Failure, load, print_to_stderr, report_failure};
 
 /// The whole program.
 #[must_use]

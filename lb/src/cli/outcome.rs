@@ -8,6 +8,8 @@ use std::{
 
 use quic_lb_config::Report;
 
+use crate::words::count;
+
 /// Why a command was not done.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -39,10 +41,6 @@ impl Failure {
 
 pub(crate) fn load(path: &Path) -> Result<quic_lb_config::Config, Failure> {
     Ok(quic_lb_config::load(path)?.config)
-}
-
-pub(crate) fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 pub(crate) fn report_failure(failure: Failure) {

@@ -38,7 +38,8 @@ use tokio::{net::TcpStream, sync::Semaphore, time};
 use tracing::{debug, warn};
 
 use super::{
-    page,
+    answers::error,
+    explain, page,
     plane::{BackendView, Stage},
     shared::Shared,
 };
@@ -111,6 +112,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/api/v1/config", get(config))
+        .route("/api/v1/explain", get(explain::explain))
         .route("/api/v1/backends", get(backends))
         .route("/api/v1/backends/{pool}/{name}/drain", post(drain))
         .route("/api/v1/backends/{pool}/{name}/activate", post(activate))
@@ -262,15 +264,11 @@ fn backend_json(view: &BackendView) -> Value {
 async fn not_found() -> Response {
     error(
         StatusCode::NOT_FOUND,
-        "there is /, /metrics, /healthz, /readyz, /api/v1/backends, /api/v1/config, and POST \
-         /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
+        "there is /, /metrics, /healthz, /readyz, /api/v1/backends, /api/v1/config, \
+         /api/v1/explain, and POST /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
     )
 }
 
 async fn method_not_allowed(method: Method) -> Response {
     error(StatusCode::METHOD_NOT_ALLOWED, &format!("{method} is not possible here"))
-}
-
-fn error(status: StatusCode, sentence: &str) -> Response {
-    (status, Json(json!({ "error": sentence }))).into_response()
 }

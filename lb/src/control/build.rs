@@ -55,6 +55,7 @@ mod tests {
         backend::{BackendState, MAX_BACKENDS},
         fixtures,
         memory::Memory,
+        worker::mailbox::Mailboxes,
     };
 
     /// As many backends as there can be, in one pool.
@@ -85,7 +86,8 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn the_control_plane_answers_while_a_large_table_is_filled() {
         let memory = Arc::new(Memory::new(100, Instant::now(), [0; 4]));
-        let shared = Arc::new(Shared::new(ControlPlane::new(large(), memory, [1, 2])));
+        let shared =
+            Arc::new(Shared::new(ControlPlane::new(large(), memory, [1, 2]), Mailboxes::default()));
         let router = admin::router(Arc::clone(&shared));
         for n in 1..=20 {
             let path = format!("/api/v1/backends/web/b{n}/drain");

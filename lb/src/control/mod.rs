@@ -6,7 +6,9 @@
 //! them, nor they for it.
 
 mod admin;
+mod answers;
 mod build;
+mod explain;
 mod health;
 mod page;
 mod plane;
@@ -121,7 +123,7 @@ async fn look_after(
     let mut interrupt = signals(SignalKind::interrupt())?;
     let hangups = signals(SignalKind::hangup())?;
     announce(plane.config(), workers, admin.as_ref());
-    let shared = Arc::new(Shared::new(plane));
+    let shared = Arc::new(Shared::new(plane, workers.mailboxes().clone()));
     if let Some(admin) = admin {
         tokio::spawn(admin::serve(admin, Arc::clone(&shared)));
     }

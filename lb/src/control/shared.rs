@@ -1,5 +1,6 @@
 //! What the tasks of the control plane share: its state behind a lock, the word that there is a
-//! snapshot to be built, which snapshot is in force, and the registry of metrics.
+//! snapshot to be built, which snapshot is in force, the way to the workers, and the registry of
+//! metrics.
 
 #![expect(
     clippy::disallowed_methods,
@@ -17,7 +18,7 @@ use tokio::{
 };
 
 use super::plane::{Built, ControlPlane};
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, worker::mailbox::Mailboxes};
 
 /// How long whoever changes something waits for it to be in force. Tables of thousands of backends
 /// take tens of milliseconds.
@@ -29,16 +30,19 @@ pub(crate) struct Shared {
     changed: Notify,
     /// The number of the order that is in force.
     in_force: watch::Sender<u64>,
+    /// Held by whoever asks the workers something.
+    mailboxes: tokio::sync::Mutex<Mailboxes>,
     metrics: Metrics,
 }
 
 impl Shared {
-    pub(crate) fn new(plane: ControlPlane) -> Self {
+    pub(crate) fn new(plane: ControlPlane, mailboxes: Mailboxes) -> Self {
         let in_force = watch::Sender::new(plane.in_force());
         let plane = Arc::new(Mutex::new(plane));
         let read = Arc::clone(&plane);
         let metrics = Metrics::new(move || locked(&read).reading(Instant::now()));
-        Self { plane, changed: Notify::new(), in_force, metrics }
+        let mailboxes = tokio::sync::Mutex::new(mailboxes);
+        Self { plane, changed: Notify::new(), in_force, mailboxes, metrics }
     }
 
     /// The state, to be read. To be given back before anything is awaited.
@@ -74,6 +78,11 @@ impl Shared {
         let mut in_force = self.in_force.subscribe();
         let waited = time::timeout(PATIENCE, in_force.wait_for(|number| *number >= newest));
         waited.await.is_ok_and(|waited| waited.is_ok())
+    }
+
+    /// The way to the workers, when nobody else asks them something.
+    pub(crate) async fn mailboxes(&self) -> tokio::sync::MutexGuard<'_, Mailboxes> {
+        self.mailboxes.lock().await
     }
 
     /// What `/metrics` shows; the state must not be held meanwhile.

@@ -48,7 +48,7 @@ use crate::{
     admission::Ruling,
     affinity::AffinityTable,
     backend::BackendId,
-    client_path::{ClientAddr, ListenerIndex},
+    client_path::{ClientAddr, ClientPath, ListenerIndex},
     flows::{Claim, FlowTable},
     memory::{Memory, NewHandshake, Use},
     routing::{Forwarding, Routing},
@@ -198,6 +198,11 @@ impl Forwarder {
         datagram: &Datagram<'_>,
     ) -> Explanation {
         explain::explain(&self.rules(&self.routing), &self.clock, now, listener, datagram)
+    }
+
+    /// Whether this forwarder has seen the client path, which the kernel gives to one worker alone.
+    pub(crate) fn knows(&self, listener: ListenerIndex, path: &ClientPath) -> bool {
+        self.affinity.get(listener, path).is_some()
     }
 
     /// Takes note of a datagram that the backend of `flow` has sent to the client.

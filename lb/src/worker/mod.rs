@@ -18,6 +18,7 @@
 //! | `burst` | what the forwarder is asked about at once |
 //! | `forward` | from a listener to the backends |
 //! | `back` | from the backends to the clients |
+//! | `mailbox` | questions from outside, one a round |
 //! | `upstreams` | the socket of each flow |
 //! | `ports` | the local ports that those have |
 //! | `plan` | which datagrams may leave together |
@@ -27,6 +28,7 @@
 mod back;
 mod burst;
 mod forward;
+pub(crate) mod mailbox;
 mod plan;
 mod ports;
 mod replies;
@@ -59,6 +61,7 @@ use crate::{
     socket::{self, Lent, Sharing},
     totals::Totals,
 };
+use mailbox::Mailboxes;
 pub use setup::Listen;
 use setup::{Setup, Source};
 use thread::Report;
@@ -73,6 +76,7 @@ pub struct Workers {
     threads: Vec<JoinHandle<io::Result<()>>>,
     stop: Arc<AtomicBool>,
     totals: Totals,
+    mailboxes: Mailboxes,
     addresses: Vec<SocketAddr>,
     flow_capacity: usize,
 }
@@ -104,6 +108,7 @@ impl Workers {
             threads: Vec::new(),
             stop: Arc::default(),
             totals: Totals::default(),
+            mailboxes: Mailboxes::new(count),
             addresses: config.listeners.iter().map(|listener| listener.address).collect(),
             flow_capacity: 0,
         };
@@ -129,6 +134,7 @@ impl Workers {
                 routing: Arc::clone(&routing),
                 memory: Arc::clone(&memory),
                 counters: Arc::clone(&counters),
+                mailbox: workers.mailboxes.of(at),
             };
             let report = report.clone();
             let thread = std::thread::Builder::new()
@@ -157,6 +163,11 @@ impl Workers {
     #[must_use]
     pub const fn totals(&self) -> &Totals {
         &self.totals
+    }
+
+    /// The way to ask them something.
+    pub(crate) const fn mailboxes(&self) -> &Mailboxes {
+        &self.mailboxes
     }
 
     /// Where the listeners listen, in the order of the configuration.

@@ -26,6 +26,7 @@ use super::{
     back::{Listener, ReturnPlan},
     burst::Burst,
     forward::ForwardPlan,
+    mailbox::{Answer, Mailbox, Question, Sample},
     replies::Outbox,
     setup::Setup,
     transmit::Transmitter,
@@ -35,6 +36,7 @@ use crate::{
     backend::BackendId,
     client_path::{ClientAddr, ClientPath, ListenerIndex},
     counters::{ListenerCounters, WorkerCounters},
+    explained::Explained,
     forwarder::{BATCH, Clock, Datagram, Forwarder, OnFailure, Start, Tally},
     routing::Routing,
     socket::{Peer, Poller, Ready, Receiver, SLOTS, Socket},
@@ -56,6 +58,7 @@ const UNDECIDED: Verdict = Verdict::Drop(DropReason::Empty);
 /// One worker at work.
 pub(super) struct Datapath {
     stop: Arc<AtomicBool>,
+    mailbox: Arc<Mailbox>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     /// The one that the forwarder has.
     snapshot: Arc<Routing>,
@@ -99,6 +102,7 @@ impl Datapath {
         let start = Start { clock, seed };
         Ok(Self {
             stop: Arc::clone(&setup.stop),
+            mailbox: Arc::clone(&setup.mailbox),
             routing,
             snapshot: Arc::clone(&snapshot),
             forwarder: Forwarder::new(max_flows, snapshot, Arc::clone(&setup.memory), &start),
@@ -130,6 +134,9 @@ impl Datapath {
             self.transmitter.begin();
             self.refresh_routing();
             self.serve(now, &ready);
+            if let Some(question) = self.mailbox.take() {
+                self.answer(now, question);
+            }
             if now >= next_sweep {
                 self.sweep(now);
                 next_sweep = now + TICK;
@@ -141,6 +148,19 @@ impl Datapath {
             };
         }
         Ok(())
+    }
+
+    /// Says what would become of a datagram, and changes nothing.
+    #[cold]
+    fn answer(&self, now: Instant, Question { sample, answers }: Question) {
+        let Sample { listener, path, octets } = &sample;
+        let datagram = Datagram { path: *path, octets };
+        let explanation = self.forwarder.explain(now, *listener, &datagram);
+        // Whoever has asked may not wait any more.
+        let _ = answers.send(Answer {
+            explained: Explained::new(octets, explanation, &self.snapshot),
+            knows_path: self.forwarder.knows(*listener, path),
+        });
     }
 
     fn refresh_routing(&mut self) {

@@ -10,6 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 use quic_lb_config::Config;
 
+use super::mailbox::Mailbox;
 use crate::{
     counters::WorkerCounters,
     memory::Memory,
@@ -55,4 +56,5 @@ pub(super) struct Setup {
     pub(super) routing: Arc<ArcSwap<Routing>>,
     pub(super) memory: Arc<Memory>,
     pub(super) counters: Arc<WorkerCounters>,
+    pub(super) mailbox: Arc<Mailbox>,
 }

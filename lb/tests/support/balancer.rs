@@ -267,6 +267,11 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Where its datagrams come from.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.socket.local_addr().unwrap()
+    }
+
     pub(crate) fn send(&self, octets: &[u8]) {
         self.socket.send(octets).unwrap();
     }

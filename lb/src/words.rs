@@ -1,5 +1,5 @@
-//! Bytes in hex, as they are typed and shown: on the command line and in requests of the admin
-//! interface.
+//! Bytes in hex and numbers of things, as they are typed and shown: on the command line and by the
+//! admin interface.
 
 use std::{fmt, str::FromStr};
 
@@ -27,6 +27,11 @@ impl fmt::Display for Hex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|octet| write!(f, "{octet:02x}"))
     }
+}
+
+/// So many of them, in the plural unless it is one.
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]
