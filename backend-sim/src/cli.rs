@@ -14,8 +14,11 @@ use std::{
 
 use clap::{Args as Arguments, Parser, Subcommand, ValueHint};
 use indicatif::ProgressBar;
-use quic::routable::ConfigId;
-use quic_lb_config::units::{parse_config_id, parse_duration, parse_size};
+use quic::{ConnectionId, routable::ConfigId};
+use quic_lb_config::{
+    read_reset_secret,
+    units::{parse_config_id, parse_duration, parse_size},
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
@@ -74,10 +77,14 @@ struct FloodArgs {
     /// Where to.
     #[arg(long, value_name = "ADDR")]
     target: SocketAddr,
-    /// What: first flights from false senders, short headers that nobody knows, replayed and changed
-    /// tokens, random bytes, or all in turns.
-    #[arg(long, value_name = "KIND", default_value = "initials", value_parser = ["initials", "short", "tokens", "garbage", "mixed"])]
+    /// What: first flights from false senders, short headers that nobody knows, unknown versions,
+    /// replayed and changed tokens, random bytes, or all in turns.
+    #[arg(long, value_name = "KIND", default_value = "initials", value_parser = ["initials", "short", "versions", "tokens", "garbage", "mixed"])]
     kind: String,
+    /// The connection ID of short headers and of Initials with tokens, in hex, as "quic-lb cid encode"
+    /// makes it: of a server whose connection has ended. The sender of each short header sends twice.
+    #[arg(long, value_name = "HEX", value_parser = parse_cid)]
+    cid: Option<ConnectionId>,
     /// Datagrams in a second, 200000 at most.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     rate: u32,
@@ -171,6 +178,10 @@ struct ServeArgs {
     /// Show Prometheus metrics here, at /metrics.
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
+    /// Derive the tokens of stateless resets from the key in this file (32 hex digits, as of `quic-lb keygen`), so that clients
+    /// know at once when the server has started anew; from stateless_reset of the pool otherwise.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    reset_key_file: Option<PathBuf>,
     /// Tell this balancer once a second how many connections are half-open: the address of its
     /// admin interface, such as http://127.0.0.1:9090; may be repeated.
     #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
@@ -235,6 +246,7 @@ async fn serve(args: ServeArgs) -> Result<ExitCode, String> {
     settings.https = args.https;
     settings.alt_svc_port = args.alt_svc_port;
     settings.metrics = args.metrics;
+    settings.reset_secret = args.reset_key_file.as_deref().map(read_reset_secret).transpose()?;
     settings.report_half_open = args.report_half_open;
     settings.shards = args.shards.into();
     settings.max_body = args.max_body;
@@ -255,16 +267,29 @@ async fn serve(args: ServeArgs) -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A connection ID in hex.
+fn parse_cid(text: &str) -> Result<ConnectionId, String> {
+    let octets: Option<Vec<u8>> = text
+        .as_bytes()
+        .chunks(2)
+        .map(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok())
+        .collect();
+    let cid = octets.filter(|octets| text.len().is_multiple_of(2) && !octets.is_empty());
+    let cid = cid.and_then(|octets| ConnectionId::new(&octets));
+    cid.ok_or_else(|| "1 to 20 bytes in hex are expected".into())
+}
+
 fn flood(args: &FloodArgs) -> Result<ExitCode, String> {
     let kind = match &*args.kind {
         "short" => Kind::Short,
+        "versions" => Kind::Versions,
         "tokens" => Kind::Tokens,
         "garbage" => Kind::Garbage,
         "mixed" => Kind::Mixed,
         _ => Kind::Initials,
     };
-    let FloodArgs { target, rate, duration, .. } = *args;
-    let options = flood::Options { target, kind, rate, duration };
+    let FloodArgs { target, cid, rate, duration, .. } = *args;
+    let options = flood::Options { target, kind, cid, rate, duration };
     let report = flood::run(&options).map_err(|error| error.to_string())?;
     let text = if args.json {
         serde_json::to_string(&report).map_err(|error| error.to_string())?
@@ -325,9 +350,14 @@ impl Progress {
     }
 
     fn show(&self, report: &Report) {
+        // Nothing is lost until it is known to be.
+        let silent = match report.silent {
+            0 => String::new(),
+            silent => format!(", {silent} silent"),
+        };
         let text = format!(
             "{:.0} s: {} connections, {:.0} requests per second, p50 {:?}, {} rebinds, \
-             {} migrations, {} lost, {} misrouted",
+             {} migrations, {} lost{silent}, {} misrouted",
             report.seconds,
             report.connections,
             report.requests_per_second,

@@ -197,6 +197,22 @@ async fn draining_answers_what_was_asked_and_closes_without_an_error() -> anyhow
 }
 
 #[tokio::test]
+async fn alerts_on_servers_use_metrics_that_exist() -> anyhow::Result<()> {
+    let site = Site::start(settings()?).await?;
+    let rules = std::fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../deploy/prometheus/rules.yaml"
+    ))?;
+    let words = rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let names: Vec<_> = words.filter(|word| word.starts_with("backend_sim_")).collect();
+    ensure!(!names.is_empty(), "there is none");
+    for name in names {
+        soon(name, || site.origin.metrics().contains(&format!("# TYPE {name} "))).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn misbehaviour_is_what_was_asked_for() -> anyhow::Result<()> {
     let with = |misbehaviour| {
         let mut settings = settings()?;
@@ -251,6 +267,236 @@ async fn req_n07_requests_with_too_many_fields_are_refused_and_cost_nothing_else
     }
     ensure!(text(&session, "/health").await? == "ok\n", "the connection goes on");
     Ok(())
+}
+
+/// RFC 9114, sections 4.1.2, 4.2 and 4.3: each costs its stream, and the connection goes on.
+#[tokio::test]
+async fn req_n04_malformed_requests_are_stream_errors() -> anyhow::Result<()> {
+    let site = Site::start(settings()?).await?;
+    let session = site.session().await?;
+    let head = [(":method", "POST"), (":scheme", "https"), (":authority", "localhost")];
+    let echo = [&head[..], &[(":path", "/echo")]].concat();
+    let health = [(":method", "GET"), (":scheme", "https"), (":path", "/health"), ("host", "x")];
+    let and = |fields: &[Field], more: &[Field]| [fields, more].concat();
+    let message_error = h3::error::Code::H3_MESSAGE_ERROR.value();
+    for (fields, body, good) in [
+        (and(&echo, &[]), "abc", true),
+        (and(&echo, &[("content-length", "3")]), "abc", true),
+        (and(&echo, &[("te", "trailers")]), "abc", true),
+        (and(&health, &[]), "", true),
+        (and(&health, &[("content-length", "3")]), "abc", true),
+        // A length that does not match, either way, whether somebody reads the body or nobody does.
+        (and(&echo, &[("content-length", "4")]), "abc", false),
+        (and(&echo, &[("content-length", "2")]), "abc", false),
+        (and(&echo, &[("content-length", "3")]), "", false),
+        (and(&health, &[("content-length", "4")]), "abc", false),
+        (and(&health, &[("content-length", "2")]), "abc", false),
+        (and(&echo, &[("content-length", "3"), ("content-length", "4")]), "abc", false),
+        (and(&echo, &[("content-length", "+3")]), "abc", false),
+        // Fields about connections.
+        (and(&echo, &[("transfer-encoding", "chunked")]), "abc", false),
+        (and(&echo, &[("connection", "close")]), "abc", false),
+        (and(&echo, &[("keep-alive", "timeout=5")]), "abc", false),
+        (and(&echo, &[("proxy-connection", "close")]), "abc", false),
+        (and(&echo, &[("upgrade", "websocket")]), "abc", false),
+        (and(&echo, &[("te", "gzip")]), "abc", false),
+        // Pseudo-header fields.
+        (and(&echo, &[(":path", "/health")]), "abc", false),
+        (and(&echo, &[("accept", "*/*"), (":path", "/health")]), "abc", false),
+        (and(&head, &[("accept", "*/*"), (":path", "/echo")]), "abc", false),
+        (and(&echo, &[(":status", "200")]), "abc", false),
+        (and(&echo, &[(":protocol", "websocket")]), "abc", false),
+        (and(&head, &[]), "abc", false),
+        (and(&head, &[(":path", "")]), "abc", false),
+        (and(&head, &[(":path", "echo")]), "abc", false),
+        (and(&echo[1..], &[]), "abc", false),
+        (and(&[head[0], head[2]], &[(":path", "/echo")]), "abc", false),
+        (and(&health[..3], &[("host", "x"), ("host", "y")]), "", false),
+        (and(&health[..3], &[(":authority", "somebody@x")]), "", false),
+    ] {
+        let (mut send, mut recv) = session.connection().open_bi().await?;
+        let mut request = headers(&fields);
+        if !body.is_empty() {
+            request.extend([0, u8::try_from(body.len())?]);
+            request.extend_from_slice(body.as_bytes());
+        }
+        // At once: nobody is to find out only when it is too late.
+        send.write_all(&request).await?;
+        send.finish()?;
+        let answer = recv.read_to_end(1000).await;
+        match good {
+            true => ensure!(answer.as_ref().is_ok_and(|a| a[0] == 1), "{fields:?}: {answer:?}"),
+            false => {
+                let expected = quic::driver::ReadError::Reset(message_error);
+                ensure!(answer == Err(expected.into()), "{fields:?}: {answer:?}");
+            }
+        }
+    }
+    ensure!(text(&session, "/health").await? == "ok\n", "the connection goes on");
+    Ok(())
+}
+
+/// Trailers are fields too.
+#[tokio::test]
+async fn req_n04_trailers_about_a_connection_are_malformed() -> anyhow::Result<()> {
+    judge_trailers(&[(("checksum", "1"), true), (("connection", "close"), false)]).await
+}
+
+/// RFC 9114, section 4.3: those of heads, of answers, and of nothing.
+#[tokio::test]
+async fn req_n04_pseudo_header_fields_among_trailers_are_malformed() -> anyhow::Result<()> {
+    judge_trailers(&[
+        (("checksum", "1"), true),
+        ((":path", "/health"), false),
+        ((":authority", "x"), false),
+        ((":status", "200"), false),
+        ((":protocol", "websocket"), false),
+        ((":checksum", "1"), false),
+    ])
+    .await
+}
+
+/// Sends requests with each of these trailers, of which some are good.
+async fn judge_trailers(trailers: &[(Field, bool)]) -> anyhow::Result<()> {
+    let site = Site::start(settings()?).await?;
+    let session = site.session().await?;
+    let fields = [(":method", "POST"), (":scheme", "https"), (":path", "/echo"), ("host", "x")];
+    for &(trailer, good) in trailers {
+        let (mut send, mut recv) = session.connection().open_bi().await?;
+        let request = [headers(&fields), vec![0, 3, b'a', b'b', b'c'], headers(&[trailer])];
+        send.write_all(&request.concat()).await?;
+        send.finish()?;
+        let answer = recv.read_to_end(1000).await;
+        let error = quic::driver::ReadError::Reset(h3::error::Code::H3_MESSAGE_ERROR.value());
+        let fits = if good { answer.is_ok() } else { answer == Err(error.into()) };
+        ensure!(fits, "{trailer:?}: {answer:?}");
+    }
+    ensure!(text(&session, "/health").await? == "ok\n", "the connection goes on");
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_waits_to_be_told_to_send_a_body_is_told() -> anyhow::Result<()> {
+    let site = Site::start(settings()?).await?;
+    let session = site.session().await?;
+    /// The status 100, number 63 of the static table.
+    const CONTINUE: [u8; 2] = [0xff, 0];
+    let request = |path: &'static str, length: &'static str| {
+        headers(&[
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":path", path),
+            ("host", "x"),
+            ("expect", "100-continue"),
+            ("content-length", length),
+        ])
+    };
+    let (mut send, mut recv) = session.connection().open_bi().await?;
+    send.write_all(&request("/echo", "3")).await?;
+    let interim = frame(&mut recv).await?;
+    ensure!(contains(&interim, &CONTINUE), "{interim:?}");
+    send.write_all(&[0, 3, b'a', b'b', b'c']).await?;
+    send.finish()?;
+    let answer = recv.read_to_end(1000).await?;
+    ensure!(contains(&answer, &[0xc0 | 25]) && contains(&answer, b"abc"), "{answer:?}");
+
+    // Where nobody wants the body, there is an answer without it.
+    for (path, length) in [("/echo", "99999999999"), ("/health", "3")] {
+        let (mut send, mut recv) = session.connection().open_bi().await?;
+        send.write_all(&request(path, length)).await?;
+        let answer = frame(&mut recv).await?;
+        ensure!(!contains(&answer, &CONTINUE), "{path}: {answer:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn several_ranges_of_a_file_come_in_one_answer() -> anyhow::Result<()> {
+    let root = tempfile::tempdir()?;
+    std::fs::write(root.path().join("digits.txt"), "0123456789")?;
+    let mut settings = settings()?;
+    settings.root = Some(root.path().to_owned());
+    let site = Site::start(settings).await?;
+    let session = site.session().await?;
+    let ask = async |method: Method, fields: &[(http::HeaderName, &str)]| {
+        let mut map = http::HeaderMap::new();
+        for (name, value) in fields {
+            map.insert(name, value.parse()?);
+        }
+        let mut answer = session.request_with(method, "/digits.txt", map, Bytes::new()).await?;
+        let body = String::from_utf8(answer.body(10_000).await?)?;
+        anyhow::Ok((answer.head, body))
+    };
+    let range = http::header::RANGE;
+    let (head, body) = ask(Method::GET, &[(range.clone(), "bytes=0-1, 4-5,-2")]).await?;
+    ensure!(head.status() == StatusCode::PARTIAL_CONTENT, "{head:?}");
+    let kind = head.headers()["content-type"].to_str()?;
+    let boundary = kind.strip_prefix("multipart/byteranges; boundary=").context("several")?;
+    let part = |place: &str, digits: &str| {
+        let fields = format!("content-type: text/plain\r\ncontent-range: bytes {place}/10");
+        format!("--{boundary}\r\n{fields}\r\n\r\n{digits}\r\n")
+    };
+    let parts = [part("0-1", "01"), part("4-5", "45"), part("8-9", "89")].concat();
+    ensure!(body == format!("{parts}--{boundary}--\r\n"), "{body}");
+    ensure!(head.headers()["content-length"] == body.len().to_string(), "{head:?}");
+
+    let many = (0..17).map(|nth| format!("{nth}-{nth}")).collect::<Vec<_>>().join(",");
+    let many = format!("bytes={many}");
+    for (asked, status, expected) in [
+        ("bytes=2-3,40-50", StatusCode::PARTIAL_CONTENT, "23"),
+        ("bytes=40-50,60-", StatusCode::RANGE_NOT_SATISFIABLE, ""),
+        // More than anybody needs: the whole file.
+        ("bytes=0-4,3-5", StatusCode::OK, "0123456789"),
+        (&many, StatusCode::OK, "0123456789"),
+    ] {
+        let (head, body) = ask(Method::GET, &[(range.clone(), asked)]).await?;
+        ensure!(head.status() == status && body == expected, "{asked}: {head:?} {body}");
+    }
+    for asked in ["bytes=0-1,4-5", "bytes=0-1"] {
+        let conditional = [(range.clone(), asked), (http::header::IF_RANGE, "\"another\"")];
+        let (head, body) = ask(Method::GET, &conditional).await?;
+        ensure!(head.status() == StatusCode::OK && body == "0123456789", "{asked}: {head:?}");
+    }
+    Ok(())
+}
+
+type Field = (&'static str, &'static str);
+
+/// A HEADERS frame with literal names and values.
+fn headers(fields: &[Field]) -> Vec<u8> {
+    let mut section = vec![0, 0];
+    for (name, value) in fields {
+        match u8::try_from(name.len()).unwrap_or(u8::MAX) {
+            len if len < 7 => section.push(0x20 | len),
+            len => section.extend([0x27, len - 7]),
+        }
+        section.extend_from_slice(name.as_bytes());
+        section.push(u8::try_from(value.len()).unwrap_or(u8::MAX));
+        section.extend_from_slice(value.as_bytes());
+    }
+    let mut frame = vec![1];
+    quic::varint::write(section.len() as u64, &mut frame);
+    frame.extend(section);
+    frame
+}
+
+/// The next frame, which is a short one.
+async fn frame(recv: &mut quic::driver::RecvStream) -> anyhow::Result<Vec<u8>> {
+    let mut head = [0; 2];
+    recv.read_exact(&mut head).await?;
+    let mut len = usize::from(head[1]);
+    if head[1] & 0xc0 == 0x40 {
+        let mut low = [0];
+        recv.read_exact(&mut low).await?;
+        len = usize::from(head[1] & 0x3f) << 8 | usize::from(low[0]);
+    }
+    let mut payload = vec![0; len];
+    recv.read_exact(&mut payload).await?;
+    Ok(payload)
+}
+
+fn contains(octets: &[u8], part: &[u8]) -> bool {
+    octets.windows(part.len()).any(|window| window == part)
 }
 
 /// An integer after a prefix of seven bits (RFC 9204, section 4.1.1), the prefix included.

@@ -1,8 +1,10 @@
 //! The checked configuration: every reference resolved, every length right, every name unique.
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     num::{NonZeroU32, NonZeroUsize},
+    sync::Arc,
     time::Duration,
 };
 
@@ -10,9 +12,17 @@ use quic::{
     routable::{CidConfig, ConfigId, ServerId},
     token::TokenKey,
 };
+use zeroize::Zeroizing;
 
 /// How many backends all pools of a [`Config`] together have at most.
 pub const MAX_BACKENDS: usize = 4096;
+
+/// The `TimeoutStopSec` of the unit file that comes with the balancer.
+pub const UNIT_STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// How many slots a table of consistent hashing has at most. A backend gets at least one, also where its
+/// share of the weights of its pool is less.
+pub const MAX_HASH_SLOTS: usize = 1_048_583;
 
 /// A configuration in which nothing needs to be checked again.
 #[derive(Clone, Debug)]
@@ -23,8 +33,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Those of the file, with unique names.
     pub pools: Vec<Pool>,
-    /// Where the admin interface listens; `None` switches it off.
-    pub admin: Option<SocketAddr>,
+    /// The admin interface; `None` switches it off.
+    pub admin: Option<Admin>,
     /// What bounds memory and descriptors.
     pub limits: Limits,
     /// What ends flows and the process.
@@ -42,6 +52,8 @@ pub struct Listener {
     pub name: String,
     /// Where it listens. An unspecified address covers every local address of its family.
     pub address: SocketAddr,
+    /// Whether it covers those of the other family too, which takes `[::]`.
+    pub both_families: bool,
     /// Index into [`Config::pools`].
     pub pool: usize,
     /// When its clients have to prove their address; `None` for what [`Retry::mode`] says.
@@ -60,6 +72,81 @@ pub struct Pool {
     pub backends: Vec<Backend>,
     /// Local addresses that datagrams to the backends leave from; empty lets the kernel choose.
     pub source_addresses: Vec<IpAddr>,
+    /// What the servers derive the tokens of stateless resets from.
+    pub reset_secret: Option<ResetSecret>,
+    /// What decides about the backend of a packet whose server nobody knows.
+    pub hash: HashBy,
+    /// How the backends are checked, if they are.
+    pub health_check: Option<HealthCheck>,
+}
+
+/// How the backends of a pool are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What is asked.
+    pub kind: CheckKind,
+    /// From one check of a backend to the next.
+    pub interval: Duration,
+    /// How long a check waits for its answer; at most the interval.
+    pub timeout: Duration,
+    /// So many checks in a row have to pass after a fall.
+    pub rise: NonZeroU32,
+    /// So many failed ones in a row are a fall.
+    pub fall: NonZeroU32,
+    /// The port that is checked, if it is not that of the backend.
+    pub port: Option<u16>,
+    /// Where fewer percent of the backends would be left, failed checks are ignored.
+    pub panic_below: u8,
+}
+
+/// What a check asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckKind {
+    /// Which versions the server has. Any QUIC server answers that, and needs nothing for it.
+    VersionNegotiation,
+}
+
+/// What consistent hashing goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HashBy {
+    /// The client's address: all of an IPv4 one, the first 64 bits of an IPv6 one.
+    ClientAddress,
+    /// The client's address and port.
+    ClientAddressAndPort,
+    /// The destination connection ID that the client has drawn for its first packets; of packets that
+    /// do not show it, the client's address and port.
+    Dcid,
+}
+
+impl HashBy {
+    /// What a pool goes by that does not say, with `routable` connection IDs or without.
+    #[must_use]
+    pub const fn default_of(routable: bool) -> Self {
+        if routable { Self::Dcid } else { Self::ClientAddress }
+    }
+}
+
+/// What servers derive the tokens of stateless resets from. Its octets are never printed, and end with it; they are in
+/// one place, wherever it is moved.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ResetSecret(Arc<Zeroizing<[u8; 16]>>);
+
+impl ResetSecret {
+    pub(crate) fn new(octets: [u8; 16]) -> Self {
+        Self(Arc::new(Zeroizing::new(octets)))
+    }
+
+    /// Its octets.
+    #[must_use]
+    pub fn octets(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ResetSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResetSecret(masked)")
+    }
 }
 
 /// One server.
@@ -85,6 +172,15 @@ pub enum Admission {
     Active,
     /// Keeps its connections, gets no new ones.
     Draining,
+}
+
+/// The admin interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Names that it is asked by, besides `localhost` and addresses.
+    pub host_names: Vec<String>,
 }
 
 /// What bounds memory and descriptors.
@@ -208,6 +304,9 @@ pub struct Timeouts {
     pub flow_idle: Duration,
     /// A flow whose backend has not answered yet is forgotten after this long.
     pub flow_unanswered: Duration,
+    /// A connection ID that was learnt from a server without routable ones is forgotten after it was
+    /// not used for this long.
+    pub learnt: Duration,
     /// How long the process goes on forwarding after SIGTERM.
     pub drain: Duration,
 }

@@ -5,10 +5,13 @@
 //! is judged in `check`. The reason for each default stands above its section.
 
 use crate::{
-    checked::{Admission, Admittance, LogFormat, LogLevel, RetryMode, TokenFormat, UnknownPackets},
+    checked::{
+        Admission, Admittance, CheckKind, HashBy, LogFormat, LogLevel, RetryMode, TokenFormat,
+        UnknownPackets,
+    },
     leaf::{
-        Address, Count, Endpoint, Identity, Interval, Name, PerConfig, Secret, Text, TokenIv,
-        WireVersion,
+        Address, Count, Endpoint, Flag, HostName, Identity, Interval, Name, PerConfig, Percent,
+        Secret, Text, TokenIv, WireVersion,
     },
     read::{List, mapping},
 };
@@ -45,6 +48,9 @@ mapping! {
         required name: Name,
         /// "IP:port" to listen on. 0.0.0.0 and [::] cover every local address of their family.
         required address: Endpoint,
+        /// Whether a listener on [::] leaves IPv4 to others. With false it has every local address of
+        /// both families; nowhere else can it be false.
+        optional ipv6_only: Flag,
         /// The name of the pool that new connections go to.
         required pool: Name,
         /// Address validation on this listener, where it differs from that of all.
@@ -84,11 +90,35 @@ mapping! {
         optional quic_lb: List<QuicLb>,
         /// The servers. Names and addresses are unique within the pool.
         required backends: List<Backend>,
+        /// What decides about the server of a packet that nobody knows: "dcid" spreads the connections of
+        /// one client, "client_address" keeps those of one address together, also when its port
+        /// changes, "client_address_and_port" those of one socket. Left out, "dcid" with quic_lb and
+        /// "client_address" without.
+        optional hash: HashBy,
         /// Local addresses that datagrams to the backends leave from; each adds ports for flows.
         /// Left out, the kernel chooses.
         optional source_addresses: List<Address>,
-        /// Probes of the backends. Not in this version yet: refused.
+        /// Whether the servers honour the tokens of address validation: they have the keys in
+        /// retry.keys and take clients for validated that come with a token. Left out, that is not
+        /// known, and `check` warns of address validation in front of them.
+        optional honours_tokens: Flag,
+        /// Active checks of the backends. Left out, a backend is only judged by what becomes of its traffic.
         optional health_check: HealthCheck,
+        /// What the servers derive the tokens of stateless resets from, so that clients of a server that has started anew know at
+        /// once. The balancer makes no use of it.
+        optional stateless_reset: StatelessReset,
+    }
+}
+
+mapping! {
+    /// A secret of all servers of a pool. Each derives a key of its own from it.
+    struct StatelessReset {
+        /// 32 hex digits. One of key, key_file and key_env.
+        optional key: Secret,
+        /// A file that holds the key, relative to this one.
+        optional key_file: Text,
+        /// The environment variable that holds the key.
+        optional key_env: Text,
     }
 }
 
@@ -132,14 +162,27 @@ mapping! {
     }
 }
 
-// interval and timeout: a dead backend is noticed within two seconds.
+// interval, timeout and fall: a dead backend is noticed within two and a half seconds.
+// fall, rise: one datagram that is lost, or one that gets through, means little.
+// panic_below: where most seem to be gone, it is more likely the checks that fail, and those that are left could not carry all.
 mapping! {
-    /// Probes of the backends.
+    /// Active checks of the backends of a pool.
     struct HealthCheck {
-        /// From one probe to the next.
+        /// What is asked: "version_negotiation" sends a datagram of a version that nobody has, which any QUIC
+        /// server answers with those that it has.
+        required kind: CheckKind,
+        /// From one check of a backend to the next, less up to a tenth, so that they do not all fall together.
         default interval: Interval<100, HOUR> = "1s",
-        /// How long a probe waits for its answer; at most the interval.
-        default timeout: Interval<50, HOUR> = "1s",
+        /// How long a check waits for its answer; at most the interval. Left out, half of it.
+        optional timeout: Interval<50, HOUR>,
+        /// So many checks in a row have to pass before a backend that was down gets new connections.
+        default rise: Count<1, 100> = 2,
+        /// After so many failed checks in a row a backend gets no new connections.
+        default fall: Count<1, 100> = 2,
+        /// The port that is checked, if it is not that of the backend.
+        optional port: Count<1, 65535>,
+        /// Where fewer backends of the pool than this would be left, failed checks are ignored: "0%" for never.
+        default panic_below: Percent = "50%",
     }
 }
 
@@ -148,6 +191,9 @@ mapping! {
     struct Admin {
         /// "IP:port" to listen on. It has no authentication: keep it on loopback.
         required address: Endpoint,
+        /// Names that it is asked by. It answers requests to its addresses, to localhost and to these,
+        /// so that no web page reaches it by a name that is made to lead here.
+        optional host_names: List<HostName>,
     }
 }
 
@@ -187,6 +233,7 @@ mapping! {
 }
 
 // flow_idle: longer than the idle timeouts of browsers and servers (30 to 120 seconds).
+// learnt: longer than a phone sleeps between two datagrams of a connection that is meant to last.
 // flow_unanswered: two probe timeouts beyond the first seconds of a lossy handshake; short, because
 // whoever sends garbage gets flows too.
 // drain: what service managers and orchestrators grant before they kill.
@@ -197,6 +244,9 @@ mapping! {
         default flow_idle: Interval<SECOND, { 24 * HOUR }> = "180s",
         /// A flow whose backend has not answered yet is forgotten after this long.
         default flow_unanswered: Interval<100, HOUR> = "10s",
+        /// A connection ID that was learnt from a server without routable ones is forgotten after it
+        /// was not used for this long.
+        default learnt: Interval<SECOND, { 24 * HOUR }> = "10m",
         /// How long the process goes on forwarding after SIGTERM.
         default drain: Interval<0, HOUR> = "30s",
     }

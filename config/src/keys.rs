@@ -1,12 +1,16 @@
 //! Where keys come from: the file itself, another file, or the environment.
 
-use std::{io::Read as _, path::Path};
+use std::path::Path;
+
+use zeroize::Zeroizing;
 
 use crate::{
+    checked::ResetSecret,
+    file,
     leaf::{Secret, Text},
     mistake::{Mistakes, Place},
     read::{At, Given},
-    surroundings::Surroundings,
+    surroundings::{Surroundings, mode},
     system_error::reason,
     yaml::shown,
 };
@@ -55,7 +59,10 @@ pub(crate) fn find(
         _ => {}
     }
     let found = match (key, key_file, key_env) {
-        (Given::Here(key), ..) => Some((key.value, &key.place)),
+        (Given::Here(key), ..) => {
+            warn_if_open(&key.place, surroundings, mistakes);
+            Some((key.value.clone(), &key.place))
+        }
         (_, Given::Here(path), _) => {
             from_file(path, surroundings, mistakes).map(|secret| (secret, &path.place))
         }
@@ -73,6 +80,36 @@ pub(crate) fn find(
         );
     }
     KeyChoice::Key(secret)
+}
+
+/// A key in the configuration itself is as secret as that file.
+fn warn_if_open(place: &Place, surroundings: &Surroundings<'_>, mistakes: &mut Mistakes) {
+    if let Some(mode) = surroundings.mode.filter(|mode| mode & OTHERS_READ != 0) {
+        let found = format!("a key in a file that everyone can read (mode {mode:03o})");
+        let expected = "mode 600, or 640 for a group; or `key_file` or `key_env`";
+        mistakes.warning_once(place, found, expected);
+    }
+}
+
+/// The permission of everybody to read a file.
+const OTHERS_READ: u32 = 0o004;
+
+/// The secret in a file with 32 hex digits, for those whose servers have one of their own.
+///
+/// # Errors
+///
+/// What is wrong with the file, in one sentence.
+pub fn read_reset_secret(path: &Path) -> Result<ResetSecret, String> {
+    let content =
+        read_file(path).map_err(|reason| format!("{} cannot be read: {reason}", path.display()))?;
+    let secret = Secret::parse(content.trim()).map_err(|found| {
+        let expected = Secret::EXPECTED;
+        format!(
+            "{} has {found}, and {expected} were expected, as of `quic-lb keygen`",
+            path.display()
+        )
+    })?;
+    Ok(ResetSecret::new(secret.octets()))
 }
 
 fn place_of_given<'a, T>(
@@ -102,7 +139,7 @@ fn from_file(
             return None;
         }
     };
-    if let Some(mode) = readable_by_others(&full) {
+    if let Some(mode) = mode(&full).filter(|mode| mode & OTHERS_READ != 0) {
         let found = format!("\"{}\", readable by everyone (mode {mode:03o})", shown(name));
         mistakes.warning(place, found, "mode 600, or 640 for a group");
     }
@@ -125,7 +162,8 @@ fn from_environment(
         mistakes.error(place, "what looks like the key itself", expected);
         return None;
     }
-    let Some(value) = (surroundings.environment)(name) else {
+    let value = (surroundings.environment)(name).map(Zeroizing::new);
+    let Some(value) = value else {
         let found = format!("\"{}\", which is not set in the environment", shown(name));
         mistakes.error(place, found, format!("a variable that holds {}", Secret::EXPECTED));
         return None;
@@ -139,30 +177,9 @@ fn from_environment(
 }
 
 /// `Err` is the reason in words.
-fn read_file(path: &Path) -> Result<String, String> {
+fn read_file(path: &Path) -> Result<Zeroizing<String>, String> {
     /// More than a key with white space; a wrong file is not read to its end.
     const MAX_OCTETS: u64 = 4096;
-    let read = || {
-        // Opening a pipe waits for its writer; a key is never there.
-        if !std::fs::metadata(path)?.is_file() {
-            return Err(std::io::Error::other("it is not a regular file"));
-        }
-        let mut content = Vec::new();
-        std::fs::File::open(path)?.take(MAX_OCTETS).read_to_end(&mut content)?;
-        Ok(content)
-    };
-    let content = read().map_err(|error| reason(&error))?;
-    String::from_utf8(content).map_err(|_| "it is not text".to_owned())
-}
-
-#[cfg(unix)]
-fn readable_by_others(path: &Path) -> Option<u32> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
-    (mode & 0o004 != 0).then_some(mode)
-}
-
-#[cfg(not(unix))]
-fn readable_by_others(_path: &Path) -> Option<u32> {
-    None
+    let content = file::read(path, MAX_OCTETS).map_err(|error| reason(&error))?;
+    file::into_text(content).map_err(|_| "it is not text".to_owned())
 }

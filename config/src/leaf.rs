@@ -5,17 +5,23 @@ use std::{
     borrow::Cow,
     fmt,
     net::{IpAddr, SocketAddr},
+    rc::Rc,
     time::Duration,
 };
 
 use quic::routable::{ConfigId, Key, MAX_SERVER_ID_LEN, ServerId};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use zeroize::Zeroizing;
 
 use crate::{
-    checked::{Admission, Admittance, LogFormat, LogLevel, RetryMode, TokenFormat, UnknownPackets},
+    checked::{
+        Admission, Admittance, CheckKind, HashBy, LogFormat, LogLevel, RetryMode, TokenFormat,
+        UnknownPackets,
+    },
     mistake::{Mistakes, Place},
     read::{At, Read, join, place_of},
-    units::{display_duration, parse_config_id, parse_duration},
+    slips::closest,
+    units::{display_duration, guess_duration, largest_unit, parse_config_id, parse_duration},
     yaml::{Content, Node, shown},
 };
 
@@ -64,6 +70,32 @@ inline_schema!(() Name, |_generator| json_schema!({
     "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
 }));
 
+/// The name of a host, as it stands in a URL.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct HostName(pub(crate) String);
+
+const MAX_HOST_NAME_LEN: usize = 253;
+
+impl Read for HostName {
+    fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
+        let expected = "the name of a host, without a port";
+        let text = text(node, place, expected, mistakes)?;
+        let fits = text.len() <= MAX_HOST_NAME_LEN
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+        if !fits {
+            mistakes.error(place, node.describe(), expected);
+            return None;
+        }
+        Some(Self(text.trim_end_matches('.').to_ascii_lowercase()))
+    }
+}
+
+inline_schema!(() HostName, |_generator| json_schema!({
+    "type": "string",
+    "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,252}$",
+}));
+
 /// Any text but the empty one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Text(pub(crate) String);
@@ -82,40 +114,89 @@ impl Read for Text {
 inline_schema!(() Text, |_generator| json_schema!({ "type": "string", "minLength": 1 }));
 
 /// An IP address and a port that one host can be reached at, or listen on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Endpoint(pub(crate) SocketAddr);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    pub(crate) address: SocketAddr,
+    /// The network interface of a link-local address, by its name, until that is looked up.
+    pub(crate) interface: Option<String>,
+}
 
 impl Read for Endpoint {
     fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
         let expected = "\"IP:port\" or \"[IPv6]:port\"";
         let text = text(node, place, expected, mistakes)?;
         let found = || format!("\"{}\"", shown(text));
-        let Ok(address) = text.parse::<SocketAddr>() else {
-            let (found, expected) = if text.parse::<IpAddr>().is_ok() {
-                (format!("{}, which has no port", found()), expected.to_owned())
-            } else if looks_like_host_name(text) {
-                let expected = format!("{expected}; names are not resolved");
-                (format!("the host name {}", found()), expected)
-            } else {
-                (found(), expected.to_owned())
-            };
+        let Some((address, interface)) = endpoint(text) else {
+            let (found, expected) = misread_endpoint(text, &found(), expected);
             mistakes.error(place, found, expected);
             return None;
         };
         if address.port() == 0 {
-            mistakes.error(place, format!("{}, port 0", found()), "a port from 1 to 65535");
+            mistakes.error(place, format!("{}, port 0", found()), PORTS);
             return None;
         }
-        is_of_one_host(address.ip(), place, mistakes).then_some(Self(address))
+        let interface = interface.map(str::to_owned);
+        is_of_one_host(address.ip(), place, mistakes).then_some(Self { address, interface })
     }
 }
 
 inline_schema!(() Endpoint, |_generator| json_schema!({
     "type": "string",
-    "pattern": "^([0-9.]+|\\[[0-9A-Fa-f:.]+(%[0-9]+)?\\]):[0-9]{1,5}$",
+    "pattern": "^([0-9.]+|\\[[0-9A-Fa-f:.]+(%[0-9A-Za-z._@-]+)?\\]):[0-9]{1,5}$",
 }));
 
-/// An IP address of one host.
+const PORTS: &str = "a port from 1 to 65535";
+
+/// An address, and the name behind its `%` if that is not a number.
+fn endpoint(text: &str) -> Option<(SocketAddr, Option<&str>)> {
+    if let Ok(address) = text.parse() {
+        return Some((address, None));
+    }
+    let (host, port) = text.strip_prefix('[')?.split_once("]:")?;
+    let (host, interface) = host.split_once('%')?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '@' | '-');
+    // A longer one is no interface.
+    if interface.is_empty() || interface.len() > 15 || !interface.chars().all(fits) {
+        return None;
+    }
+    let address = format!("[{host}]:{port}").parse().ok()?;
+    Some((address, Some(interface)))
+}
+
+/// What is wrong with the text of an endpoint, and what would do.
+fn misread_endpoint(text: &str, found: &str, expected: &str) -> (String, String) {
+    let unbracketed = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    let address = |text: &str| {
+        let (host, _) = text.split_once('%').unwrap_or((text, ""));
+        host.parse::<IpAddr>().ok()
+    };
+    let head_and_port = text.rsplit_once(':').filter(|(_, port)| is_digits(port));
+    if let Some((host, port)) = head_and_port {
+        let inside = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        if let Some(ip) = address(inside.unwrap_or(host)) {
+            if ip.is_ipv6() && inside.is_none() {
+                let found = format!("{found}, an IPv6 address without brackets");
+                return (found, format!("\"[{}]:{port}\"", shown(host)));
+            }
+            if port.parse::<u16>().is_err() {
+                return (format!("{found}, port {}", shown(port)), PORTS.to_owned());
+            }
+        }
+    }
+    if address(unbracketed.unwrap_or(text)).is_some() {
+        return (format!("{found}, which has no port"), expected.to_owned());
+    }
+    if looks_like_host_name(text) {
+        return (format!("the host name {found}"), format!("{expected}; names are not resolved"));
+    }
+    (found.to_owned(), expected.to_owned())
+}
+
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// An IP address of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Address(pub(crate) IpAddr);
 
@@ -123,10 +204,23 @@ impl Read for Address {
     fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
         let expected = "an IP address without a port";
         let text = text(node, place, expected, mistakes)?;
-        let Ok(address) = text.parse::<IpAddr>() else {
+        let host = text.split_once('%').map_or(text, |(host, _)| host);
+        let Ok(address) = host.parse::<IpAddr>() else {
             mistakes.error(place, node.describe(), expected);
             return None;
         };
+        if is_link_local(address) {
+            let found =
+                format!("the link-local address {address}, from which one link alone is reached");
+            let expected = "an address that all backends of the pool are reached from, or none: \
+                            towards link-local backends the kernel takes that of their link";
+            mistakes.error(place, found, expected);
+            return None;
+        }
+        if host != text {
+            mistakes.error(place, node.describe(), format!("\"{address}\", without a zone"));
+            return None;
+        }
         if address.is_unspecified() {
             mistakes.error(place, format!("the unspecified address {address}"), "a local address");
             return None;
@@ -139,6 +233,12 @@ inline_schema!(() Address, |_generator| json_schema!({
     "type": "string",
     "pattern": "^[0-9A-Fa-f.:]+$",
 }));
+
+/// Whether the address means another host on each link (fe80::/10), so that it needs to be said
+/// which link.
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
 
 /// A whole number within bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +267,24 @@ inline_schema!((const MIN: u32, const MAX: u32) Count<MIN, MAX>, |_generator| js
     "maximum": MAX,
 }));
 
+/// Yes or no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Flag(pub(crate) bool);
+
+impl Read for Flag {
+    fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
+        let flag = node.boolean();
+        if flag.is_none() && !matches!(node.content, Content::Broken) {
+            let quoted = node.text().is_some_and(|text| matches!(text, "true" | "false"));
+            let hint = if quoted { ", without quotes" } else { "" };
+            mistakes.error(place, node.describe(), format!("true or false{hint}"));
+        }
+        flag.map(Self)
+    }
+}
+
+inline_schema!(() Flag, |_generator| json_schema!({ "type": "boolean" }));
+
 /// A duration within bounds, which are in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Interval<const MIN: u64, const MAX: u64>(pub(crate) Duration);
@@ -186,6 +304,15 @@ impl<const MIN: u64, const MAX: u64> Read for Interval<MIN, MAX> {
                 Some(number) => format!("{}, which has no unit", shown(number)),
                 None => node.describe(),
             };
+            let meant = node.text().filter(|_| duration.is_none()).and_then(guess_duration);
+            let meant = meant.filter(|meant| (min..=max).contains(meant));
+            let expected = match meant {
+                Some(meant) => {
+                    let meant = largest_unit(meant);
+                    format!("\"{meant}\", if that is meant: {expected}")
+                }
+                None => expected,
+            };
             mistakes.error(place, found, expected);
         }
         within.map(Self)
@@ -195,6 +322,31 @@ impl<const MIN: u64, const MAX: u64> Read for Interval<MIN, MAX> {
 inline_schema!((const MIN: u64, const MAX: u64) Interval<MIN, MAX>, |_generator| json_schema!({
     "type": "string",
     "pattern": "^[0-9]+(ms|s|m|h)$",
+}));
+
+/// A share of a whole, from 0% to 100%.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Percent(pub(crate) u8);
+
+impl Read for Percent {
+    fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
+        let digits = node.text().and_then(|text| text.strip_suffix('%'));
+        let digits = digits.filter(|digits| digits.len() <= 3 && is_digits(digits));
+        let percent = digits.and_then(|digits| digits.parse().ok()).filter(|n| *n <= 100);
+        if percent.is_none() && !matches!(node.content, Content::Broken) {
+            let found = match node.number() {
+                Some(number) => format!("{}, which has no %", shown(number)),
+                None => node.describe(),
+            };
+            mistakes.error(place, found, "a share from \"0%\" to \"100%\"");
+        }
+        percent.map(Self)
+    }
+}
+
+inline_schema!(() Percent, |_generator| json_schema!({
+    "type": "string",
+    "pattern": "^(100|[0-9]{1,2})%$",
 }));
 
 /// A type of which each value has a word of its own.
@@ -212,10 +364,17 @@ macro_rules! words {
 
         impl Read for $type {
             fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
-                let expected = format!("one of \"{}\"", [$($word),*].join("\", \""));
+                let words = [$($word),*];
+                let expected = format!("one of \"{}\"", words.join("\", \""));
                 match text(node, place, &expected, mistakes)? {
                     $($word => Some(Self::$value),)*
-                    _ => {
+                    other => {
+                        let expected = match closest(other, words) {
+                            Some(word) => {
+                                format!("\"{word}\", if that is meant; otherwise {expected}")
+                            }
+                            None => expected,
+                        };
                         mistakes.error(place, node.describe(), expected);
                         None
                     }
@@ -237,7 +396,12 @@ words!(LogFormat: "text" => Text, "json" => Json);
 
 words!(RetryMode: "off" => Off, "always" => Always, "adaptive" => Adaptive);
 words!(TokenFormat: "nat" => Nat, "shared_state" => SharedState);
+words!(HashBy:
+    "client_address" => ClientAddress,
+    "client_address_and_port" => ClientAddressAndPort,
+    "dcid" => Dcid);
 words!(Admittance: "allow" => Allow, "deny" => Deny);
+words!(CheckKind: "version_negotiation" => VersionNegotiation);
 words!(UnknownPackets: "forward" => Forward, "refuse" => Refuse);
 
 /// The number of a QUIC version as it is on the wire, in hex behind `0x`.
@@ -247,7 +411,7 @@ pub(crate) struct WireVersion(pub(crate) u32);
 impl Read for WireVersion {
     fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
         let expected = "\"0x\" and eight hex digits";
-        let digits = text(node, place, expected, mistakes)?.strip_prefix("0x");
+        let digits = hex(node, place, expected, mistakes)?.strip_prefix("0x");
         let octets = digits.and_then(octets).and_then(|octets| octets.try_into().ok());
         let version = octets.map(u32::from_be_bytes);
         if version.is_none() {
@@ -269,12 +433,12 @@ pub(crate) struct TokenIv(pub(crate) [u8; 12]);
 impl Read for TokenIv {
     fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
         let expected = "24 hex digits";
-        let text = text(node, place, expected, mistakes)?;
+        let text = hex(node, place, expected, mistakes)?;
         let iv = octets(text).and_then(|octets| octets.try_into().ok());
         if iv.is_none() {
             // Someone may have put the key here: it is not shown.
             let found = format!("{} characters", text.chars().count());
-            mistakes.error(place, found, expected);
+            mistakes.error(place, found, digits_alone(text, expected));
         }
         iv.map(Self)
     }
@@ -292,7 +456,7 @@ pub(crate) struct Identity(pub(crate) ServerId);
 impl Read for Identity {
     fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
         let expected = "two hex digits for each byte that server_id_length says";
-        let text = text(node, place, expected, mistakes)?;
+        let text = hex(node, place, expected, mistakes)?;
         let server_id = octets(text).and_then(|octets| ServerId::new(&octets));
         if server_id.is_none() {
             let found = match text.len() {
@@ -300,6 +464,11 @@ impl Read for Identity {
                 0 => "an empty text".to_owned(),
                 digits if digits % 2 == 1 => format!("an odd number of hex digits, {digits}"),
                 digits => format!("{digits} hex digits, more than {}", 2 * MAX_SERVER_ID_LEN),
+            };
+            let plain = without_separators(text).filter(|plain| octets(plain).is_some());
+            let expected = match plain {
+                Some(plain) => format!("\"{}\", if that is meant: {expected}", shown(&plain)),
+                None => expected.to_owned(),
             };
             mistakes.error(place, found, expected);
         }
@@ -334,7 +503,7 @@ impl<T: Read> Read for PerConfig<T> {
         let mut entries: Vec<(ConfigId, At<T>)> = Vec::with_capacity(nodes.len());
         for (key, value) in nodes.iter() {
             let text = match &key.content {
-                Content::Scalar { text, .. } => &**text,
+                Content::Scalar { text, .. } => text.as_str(),
                 _ => "",
             };
             let key_place = Place { path: join(&place.path, &shown(text)), ..place_of(key) };
@@ -363,9 +532,9 @@ inline_schema!((T: JsonSchema) PerConfig<T>, |generator| json_schema!({
     "additionalProperties": false,
 }));
 
-/// The bytes of a key. They are never printed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Secret([u8; 16]);
+/// The bytes of a key. They are never printed, and end with it; they are in one place, wherever it is moved.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(Rc<Zeroizing<[u8; 16]>>);
 
 impl Secret {
     /// What a key has to be; for reports.
@@ -373,8 +542,9 @@ impl Secret {
 
     /// Takes 32 hex digits. `Err` says what was found without showing it.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        if let Some(key) = octets(text).and_then(|octets| octets.try_into().ok()) {
-            return Ok(Self(key));
+        let octets = octets(text).map(Zeroizing::new);
+        if let Some(key) = octets.and_then(|octets| octets[..].try_into().ok()) {
+            return Ok(Self(Rc::new(Zeroizing::new(key))));
         }
         let length = text.chars().count();
         match text.chars().position(|c| !c.is_ascii_hexdigit()) {
@@ -387,15 +557,15 @@ impl Secret {
     }
 
     pub(crate) fn key(&self) -> Key {
-        Key::new(self.0)
+        Key::new(self.octets())
     }
 
-    pub(crate) const fn octets(&self) -> [u8; 16] {
-        self.0
+    pub(crate) fn octets(&self) -> [u8; 16] {
+        **self.0
     }
 
     pub(crate) fn is_zero(&self) -> bool {
-        self.0 == [0; 16]
+        self.octets() == [0; 16]
     }
 }
 
@@ -407,16 +577,15 @@ impl fmt::Debug for Secret {
 
 impl Read for Secret {
     fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
-        let found = match node.text() {
-            Some(text) => match Self::parse(text) {
-                Ok(secret) => return Some(secret),
-                Err(found) => found,
-            },
-            None if matches!(node.content, Content::Broken) => return None,
-            None => node.kind().to_owned(),
+        let Some(text) = node.text().or_else(|| node.number()) else {
+            if !matches!(node.content, Content::Broken) {
+                mistakes.error(place, node.kind(), format!("{}, in quotes", Self::EXPECTED));
+            }
+            return None;
         };
-        mistakes.error(place, found, format!("{}, in quotes", Self::EXPECTED));
-        None
+        Self::parse(text)
+            .map_err(|found| mistakes.error(place, found, digits_alone(text, Self::EXPECTED)))
+            .ok()
     }
 }
 
@@ -441,12 +610,45 @@ fn text<'a>(
     text
 }
 
+/// The text of a node that means hex digits. Unquoted they may look like a number, and are taken as
+/// they were typed: `0008` and `12e3` are what programs write that know other numbers.
+fn hex<'a>(
+    node: &'a Node,
+    place: &Place,
+    expected: &str,
+    mistakes: &mut Mistakes,
+) -> Option<&'a str> {
+    node.number().or_else(|| text(node, place, expected, mistakes))
+}
+
+/// What `text` comes to without the forms that hex digits have elsewhere: `0x0008`, `00:08`.
+fn without_separators(text: &str) -> Option<String> {
+    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
+    let plain: String =
+        digits.chars().filter(|c| !matches!(c, ':' | '-' | '_' | '.' | ' ')).collect();
+    let is_hex = !plain.is_empty() && plain.chars().all(|c| c.is_ascii_hexdigit());
+    (is_hex && plain != text).then_some(plain)
+}
+
+/// What is expected of digits that must not be shown.
+fn digits_alone(text: &str, expected: &str) -> String {
+    match without_separators(text) {
+        Some(_) => format!("{expected}, without 0x and separators"),
+        None => format!("{expected}, in quotes"),
+    }
+}
+
 /// The bytes that an even number of hex digits stands for.
 fn octets(text: &str) -> Option<Vec<u8>> {
-    let digits: Option<Vec<u8>> =
-        text.chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
-    let digits = digits.filter(|digits| digits.len().is_multiple_of(2))?;
-    Some(digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect())
+    let digit = |octet: &u8| char::from(*octet).to_digit(16).and_then(|n| u8::try_from(n).ok());
+    // Each pair by itself: what is collected in between would have to be wiped.
+    let (pairs, rest) = text.as_bytes().as_chunks();
+    let octet = |[high, low]: &[u8; 2]| Some(digit(high)? << 4 | digit(low)?);
+    let mut octets = Vec::with_capacity(pairs.len());
+    for pair in pairs {
+        octets.push(octet(pair)?);
+    }
+    rest.is_empty().then_some(octets)
 }
 
 /// Reports addresses that stand for several hosts, or for one in a way that hides it.

@@ -21,25 +21,31 @@
 mod check;
 mod checked;
 mod document;
+mod excerpt;
+mod file;
 mod keys;
 mod leaf;
 mod mistake;
 mod not_yet;
 mod read;
+mod slips;
 mod surroundings;
 pub mod system_error;
 pub mod units;
 mod view;
 mod yaml;
 
-use std::{io::Read as _, path::Path};
+use std::path::Path;
 
 pub use checked::*;
+pub use keys::read_reset_secret;
 use mistake::Mistakes;
 pub use mistake::{Mistake, Place, Report, Severity};
 use read::Read as _;
 use schemars::generate::SchemaSettings;
 pub use surroundings::Surroundings;
+pub use yaml::MAX_OCTETS;
+use zeroize::Zeroizing;
 
 /// A configuration, and what someone should look at all the same.
 #[derive(Clone, Debug)]
@@ -59,13 +65,47 @@ pub struct Loaded {
 pub fn load(path: impl AsRef<Path>) -> Result<Loaded, Report> {
     let path = path.as_ref();
     let file = path.display().to_string();
-    let text = read_text(path).map_err(|mistakes| Report::new(&*file, mistakes.into_sorted()))?;
-    let surroundings = Surroundings {
-        file: &file,
-        directory: path.parent().unwrap_or(Path::new("")),
-        environment: &|name| std::env::var(name).ok(),
-    };
-    from_str(&text, &surroundings)
+    let text = read_text(path)?;
+    from_str(&text, &Surroundings::of_file(&file, path))
+}
+
+/// Reads the text of the file at `path`.
+///
+/// # Errors
+///
+/// That it cannot be read, or is no text.
+pub fn read_text(path: &Path) -> Result<Zeroizing<String>, Report> {
+    let file = || path.display().to_string();
+    let octets = file::read(path, MAX_OCTETS as u64 + 1).map_err(|error| {
+        let mut mistakes = Mistakes::default();
+        let found = format!("a file that cannot be read: {}", system_error::reason(&error));
+        mistakes.file_error(found, "a regular file that this process may read");
+        Report::new(file(), mistakes.into_sorted())
+    })?;
+    text_of(octets, &file())
+}
+
+/// The text that these bytes of a file are, which reports name `file`.
+///
+/// # Errors
+///
+/// The place of the first that are none.
+pub fn text_of(
+    octets: impl Into<Zeroizing<Vec<u8>>>,
+    file: &str,
+) -> Result<Zeroizing<String>, Report> {
+    file::into_text(octets.into()).map_err(|(octets, error)| {
+        let before = &octets[..error.valid_up_to()];
+        let line_start = before.iter().rposition(|octet| *octet == b'\n').map_or(0, |nth| nth + 1);
+        let place = Place {
+            path: String::new(),
+            line: before.iter().filter(|octet| **octet == b'\n').count() + 1,
+            column: String::from_utf8_lossy(&before[line_start..]).chars().count() + 1,
+        };
+        let mut mistakes = Mistakes::default();
+        mistakes.error(&place, "a byte that is not UTF-8", "text in UTF-8");
+        Report::new(file, mistakes.into_sorted())
+    })
 }
 
 /// Reads a configuration from `text`.
@@ -80,7 +120,7 @@ pub fn from_str(text: &str, surroundings: &Surroundings<'_>) -> Result<Loaded, R
     let mistakes = mistakes.into_sorted();
     match config {
         Some(config) if !has_errors => Ok(Loaded { config, warnings: mistakes }),
-        _ => Err(Report::new(surroundings.file, mistakes)),
+        _ => Err(Report::new(surroundings.file, mistakes).on(text)),
     }
 }
 
@@ -95,28 +135,5 @@ fn read(text: &str, surroundings: &Surroundings<'_>, mistakes: &mut Mistakes) ->
     let root = yaml::parse(text, mistakes)?;
     let document = document::Document::read(&root, &read::place_of(&root), mistakes)?;
     not_yet::refuse(&document, mistakes);
-    check::check(&document, surroundings, mistakes)
-}
-
-fn read_text(path: &Path) -> Result<String, Mistakes> {
-    let mut mistakes = Mistakes::default();
-    let mut octets = Vec::new();
-    let read = std::fs::File::open(path)
-        .and_then(|file| file.take(yaml::MAX_OCTETS as u64 + 1).read_to_end(&mut octets));
-    if let Err(error) = read {
-        let found = format!("a file that cannot be read: {}", system_error::reason(&error));
-        mistakes.file_error(found, "a file that this process may read");
-        return Err(mistakes);
-    }
-    String::from_utf8(octets).map_err(|error| {
-        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line_start = before.iter().rposition(|octet| *octet == b'\n').map_or(0, |nth| nth + 1);
-        let place = Place {
-            path: String::new(),
-            line: before.iter().filter(|octet| **octet == b'\n').count() + 1,
-            column: String::from_utf8_lossy(&before[line_start..]).chars().count() + 1,
-        };
-        mistakes.error(&place, "a byte that is not UTF-8", "text in UTF-8");
-        mistakes
-    })
+    check::check(document, surroundings, mistakes)
 }

@@ -4,7 +4,9 @@
 //! prints them. Nothing in here ever holds a key: the readers of secrets describe what they found
 //! by its length.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
+
+use zeroize::Zeroizing;
 
 /// Everything that is wrong with one file, in the order of its lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,13 +15,37 @@ pub struct Report {
     pub file: String,
     /// At least one error when loading failed; only warnings otherwise.
     pub mistakes: Vec<Mistake>,
+    /// What the file holds, for excerpts.
+    pub(crate) text: Text,
+}
+
+/// The text of a file, which may hold keys.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Text(Arc<Zeroizing<String>>);
+
+impl Text {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Text(masked)")
+    }
 }
 
 impl Report {
     /// A report on `file`.
     #[must_use]
     pub fn new(file: impl Into<String>, mistakes: Vec<Mistake>) -> Self {
-        Self { file: file.into(), mistakes }
+        Self { file: file.into(), mistakes, text: Text::default() }
+    }
+
+    /// The same report, which can show excerpts of `text`.
+    #[must_use]
+    pub fn on(self, text: &str) -> Self {
+        Self { text: Text(Arc::new(text.to_owned().into())), ..self }
     }
 
     /// How many of the mistakes are errors.
@@ -138,6 +164,19 @@ impl Mistakes {
         expected: impl Into<String>,
     ) {
         self.push(Severity::Warning, Some(place), found, expected);
+    }
+
+    /// A warning that would say the same in several places: it is given at the first.
+    pub(crate) fn warning_once(
+        &mut self,
+        place: &Place,
+        found: impl Into<String>,
+        expected: impl Into<String>,
+    ) {
+        let found = found.into();
+        if !self.0.iter().any(|mistake| mistake.found == found) {
+            self.warning(place, found, expected);
+        }
     }
 
     /// An error that concerns the file as a whole.

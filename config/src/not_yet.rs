@@ -14,11 +14,4 @@ pub(crate) fn refuse(document: &Document, mistakes: &mut Mistakes) {
         let expected = "no `routes`: a listener of its own, with its own address, for each pool";
         mistakes.error(&routes.place, found, expected);
     }
-    let pools = document.pools.iter().flat_map(|pools| &pools.value.items);
-    for health_check in pools.filter_map(|pool| pool.value.health_check.here()) {
-        let found = "a health check, which this version does not do yet";
-        let expected = "no `health_check`: `state: draining` for a backend that is to get no new \
-                        connections";
-        mistakes.error(&health_check.place, found, expected);
-    }
 }

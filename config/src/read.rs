@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::{
     mistake::{Mistakes, Place},
+    slips::closest,
     yaml::{Content, Node, shown},
 };
 
@@ -26,6 +27,14 @@ pub(crate) trait Read: JsonSchema + Sized {
 pub(crate) struct At<T> {
     pub(crate) value: T,
     pub(crate) place: Place,
+}
+
+impl<T> At<T> {
+    /// Whether this key of the mapping at `mapping` was left out, and the value is its default. No
+    /// value starts where its mapping does.
+    pub(crate) fn is_default_of(&self, mapping: &Place) -> bool {
+        (self.place.line, self.place.column) == (mapping.line, mapping.column)
+    }
 }
 
 /// The value of a key that may be left out.
@@ -138,8 +147,8 @@ impl<'a> Keys<'a> {
                 continue;
             };
             let key_place = Place { path: join(&place.path, &shown(text)), ..place_of(key) };
-            let Some(name) = known.iter().find(|name| **name == &**text) else {
-                let meant = closest(text, known);
+            let Some(name) = known.iter().find(|name| **name == text.as_str()) else {
+                let meant = closest(text, known.iter().copied());
                 keys.misspelled.extend(meant);
                 let found = format!("the unknown key \"{}\"", shown(text));
                 let keys = known.join(", ");
@@ -335,55 +344,4 @@ pub(crate) fn join(path: &str, key: &str) -> String {
 /// The lines of a doc comment as one paragraph.
 fn paragraph(doc: &str) -> String {
     doc.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// The key that is meant by the unknown key `found`, if one is close enough.
-fn closest(found: &str, known: &[&'static str]) -> Option<&'static str> {
-    // Longer texts are no slip of a finger, and comparing costs the product of the lengths.
-    const MAX_LEN: usize = 40;
-    if found.len() > MAX_LEN {
-        return None;
-    }
-    let (slips, name) = known.iter().map(|name| (slips(found, name), *name)).min()?;
-    (slips <= 1 + name.len() / 5).then_some(name)
-}
-
-/// How many letters have to be changed, added or taken away; spelling with capitals and hyphens
-/// costs nothing.
-fn slips(found: &str, name: &str) -> usize {
-    let plain = |text: &str| -> Vec<char> {
-        text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
-    };
-    let (found, name) = (plain(found), plain(name));
-    let mut row: Vec<usize> = (0..=name.len()).collect();
-    for (nth, a) in found.iter().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], nth + 1);
-        for (column, b) in name.iter().enumerate() {
-            let changed = diagonal + usize::from(a != b);
-            diagonal = row[column + 1];
-            row[column + 1] = changed.min(diagonal + 1).min(row[column] + 1);
-        }
-    }
-    row[name.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_slip_of_the_finger_is_recognized() {
-        let known = ["name", "address", "server_id", "server_ids"];
-        for (found, meant) in [
-            ("adress", Some("address")),
-            ("Name", Some("name")),
-            ("serverId", Some("server_id")),
-            ("server-ids", Some("server_ids")),
-            ("nmae2", None),
-            ("port", None),
-            ("", None),
-        ] {
-            assert_eq!(closest(found, &known), meant, "{found}");
-        }
-    }
 }

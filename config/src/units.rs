@@ -69,6 +69,59 @@ pub fn display_duration(duration: Duration) -> String {
     format!("{millis}ms")
 }
 
+/// What a duration in some other notation comes to, such as `1h30m`, `1.5 s` or `5sec`: to be offered
+/// to whoever wrote it.
+pub(crate) fn guess_duration(text: &str) -> Option<Duration> {
+    const UNITS: [(&str, f64); 22] = [
+        ("ms", 1.0),
+        ("msec", 1.0),
+        ("msecs", 1.0),
+        ("millisecond", 1.0),
+        ("milliseconds", 1.0),
+        ("s", 1e3),
+        ("sec", 1e3),
+        ("secs", 1e3),
+        ("second", 1e3),
+        ("seconds", 1e3),
+        ("m", 60e3),
+        ("min", 60e3),
+        ("mins", 60e3),
+        ("minute", 60e3),
+        ("minutes", 60e3),
+        ("h", 3600e3),
+        ("hr", 3600e3),
+        ("hour", 3600e3),
+        ("hours", 3600e3),
+        ("d", 86_400e3),
+        ("day", 86_400e3),
+        ("days", 86_400e3),
+    ];
+    let (mut rest, mut total) = (text.trim().to_ascii_lowercase(), 0.0);
+    if rest.is_empty() || rest.len() > 40 {
+        return None;
+    }
+    while !rest.is_empty() {
+        let number_len = rest.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
+        let number: f64 = rest[..number_len].parse().ok()?;
+        let behind = rest[number_len..].trim_start();
+        let unit_len = behind.bytes().take_while(u8::is_ascii_alphabetic).count();
+        let (_, factor) = UNITS.iter().find(|(name, _)| *name == &behind[..unit_len])?;
+        total += number * factor;
+        rest = behind[unit_len..].trim_start_matches([' ', ',']).to_owned();
+    }
+    let duration = Duration::try_from_secs_f64(total / 1e3).ok()?;
+    (total.fract() == 0.0).then_some(duration)
+}
+
+/// As [`display_duration`], in minutes too.
+pub(crate) fn largest_unit(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let fits = |factor: u64| millis > 0 && millis.is_multiple_of(factor.into());
+    let unit = DURATION_UNITS.iter().rev().find(|(_, factor)| fits(*factor));
+    let (unit, factor) = unit.unwrap_or(&DURATION_UNITS[0]);
+    format!("{}{unit}", millis / u128::from(*factor))
+}
+
 fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -91,6 +144,27 @@ mod tests {
         }
         assert_eq!(parse_duration("18446744073709551615h"), Err(UnitError::Duration));
         assert_eq!(parse_duration("99999999999999999999ms"), Err(UnitError::Duration));
+    }
+
+    #[test]
+    fn other_notations_of_durations_are_understood_well_enough_to_be_answered() {
+        for (text, meant) in [
+            ("1h30m", "90m"),
+            ("1h 30m", "90m"),
+            ("90 s", "90s"),
+            ("5sec", "5s"),
+            ("5S", "5s"),
+            ("1.5s", "1500ms"),
+            ("2 minutes, 30 seconds", "150s"),
+            ("1d", "24h"),
+            ("60min", "1h"),
+        ] {
+            assert_eq!(guess_duration(text).map(largest_unit).as_deref(), Some(meant), "{text}");
+        }
+        for text in ["", "s", "5", "1.5.5s", "-1s", "5 parsecs", "1e5s", "0.0001s", "٣s", "5ü"] {
+            assert_eq!(guess_duration(text), None, "{text}");
+        }
+        assert_eq!(guess_duration(&format!("{}h", "9".repeat(39))), None);
     }
 
     #[test]

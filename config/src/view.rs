@@ -1,13 +1,15 @@
 //! What others may see of a [`Config`]: a document without secrets, and a digest.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use quic::routable::{CidConfig, ServerId};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    checked::{Backend, Config, NewConnections, Pool, Retry, RetryMode},
+    checked::{
+        Admin, Backend, Config, HashBy, HealthCheck, NewConnections, Pool, Retry, RetryMode,
+    },
     units::display_duration,
 };
 
@@ -23,6 +25,9 @@ impl Config {
                 let pool = self.pools.get(listener.pool).map(|pool| &pool.name);
                 let mut value =
                     json!({ "name": listener.name, "address": listener.address, "pool": pool });
+                if listener.address.ip() == Ipv6Addr::UNSPECIFIED {
+                    value["ipv6_only"] = json!(!listener.both_families);
+                }
                 if let Some(mode) = listener.retry_mode {
                     value["retry"] = json!({ "mode": mode.as_str() });
                 }
@@ -41,6 +46,7 @@ impl Config {
             "timeouts": {
                 "flow_idle": display_duration(self.timeouts.flow_idle),
                 "flow_unanswered": display_duration(self.timeouts.flow_unanswered),
+                "learnt": display_duration(self.timeouts.learnt),
                 "drain": display_duration(self.timeouts.drain),
             },
             "log": { "level": self.log.level.as_str(), "format": self.log.format.as_str() },
@@ -49,8 +55,8 @@ impl Config {
         if let Some(workers) = self.workers {
             document["workers"] = json!(workers);
         }
-        if let Some(address) = self.admin {
-            document["admin"] = json!({ "address": address });
+        if let Some(Admin { address, host_names }) = &self.admin {
+            document["admin"] = json!({ "address": address, "host_names": host_names });
         }
         document
     }
@@ -69,6 +75,9 @@ impl Config {
         digest.count(listeners.len());
         for listener in listeners {
             digest.address(listener.address);
+            if listener.both_families {
+                digest.text("both families");
+            }
             digest.text(self.pools.get(listener.pool).map_or("", |pool| &pool.name));
             let mode = self.retry_mode(listener);
             if mode != RetryMode::Off {
@@ -104,12 +113,35 @@ fn pool(pool: &Pool) -> Value {
             value
         })
         .collect();
-    json!({
+    let mut value = json!({
         "name": pool.name,
         "quic_lb": quic_lb,
         "backends": pool.backends.iter().map(backend).collect::<Vec<_>>(),
         "source_addresses": pool.source_addresses,
-    })
+        "hash": pool.hash.as_str(),
+    });
+    if let Some(health_check) = &pool.health_check {
+        value["health_check"] = self::health_check(health_check);
+    }
+    if pool.reset_secret.is_some() {
+        value["stateless_reset"] = json!({ "key": "masked" });
+    }
+    value
+}
+
+fn health_check(check: &HealthCheck) -> Value {
+    let mut value = json!({
+        "kind": check.kind.as_str(),
+        "interval": display_duration(check.interval),
+        "timeout": display_duration(check.timeout),
+        "rise": check.rise,
+        "fall": check.fall,
+        "panic_below": format!("{}%", check.panic_below),
+    });
+    if let Some(port) = check.port {
+        value["port"] = json!(port);
+    }
+    value
 }
 
 fn backend(backend: &Backend) -> Value {
@@ -176,6 +208,14 @@ impl RoutingDigest {
         self.count(pool.cid_configs.len());
         for config in &pool.cid_configs {
             self.cid_config(config);
+        }
+        // Versions before there was a choice did so.
+        let before = match pool.cid_configs.is_empty() {
+            true => HashBy::ClientAddressAndPort,
+            false => HashBy::Dcid,
+        };
+        if pool.hash != before {
+            self.text(pool.hash.as_str());
         }
         let mut backends: Vec<_> = pool.backends.iter().collect();
         backends.sort_unstable_by_key(|backend| &backend.name);

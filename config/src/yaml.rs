@@ -6,12 +6,14 @@
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use serde_yaml::granit_parser::{Event, Marker, Options, Parser, ScalarStyle, Span};
+use granit_parser::{Event, Marker, Options, Parser, ScalarStyle, Span};
+
+use zeroize::Zeroizing;
 
 use crate::mistake::{Mistakes, Place};
 
 /// The largest file that is read. The largest fleet in the most talkative notation needs a tenth.
-pub(crate) const MAX_OCTETS: usize = 16 << 20;
+pub const MAX_OCTETS: usize = 16 << 20;
 /// Lists and mappings inside each other; the document needs seven.
 const MAX_DEPTH: usize = 32;
 /// Nodes with aliases expanded; 4,096 backends with seven server IDs each need 110,000.
@@ -30,7 +32,8 @@ pub(crate) struct Node {
 #[derive(Clone, Debug)]
 pub(crate) enum Content {
     Scalar {
-        text: Rc<str>,
+        /// Any text may be a key.
+        text: Rc<Zeroizing<String>>,
         plain: bool,
     },
     List(Rc<[Node]>),
@@ -89,7 +92,7 @@ const SYNTAX: &str =
 impl Node {
     /// A scalar that stands in the place of `beside`.
     pub(crate) fn scalar(text: &str, plain: bool, beside: &Place) -> Self {
-        Self::beside(beside, Content::Scalar { text: text.into(), plain })
+        Self::beside(beside, Content::Scalar { text: scalar(text.to_owned()), plain })
     }
 
     /// A mapping without keys that stands in the place of `beside`.
@@ -114,6 +117,16 @@ impl Node {
         match &self.content {
             Content::Scalar { text, plain } if meaning(text, *plain) == Meaning::Number => {
                 Some(text)
+            }
+            _ => None,
+        }
+    }
+
+    /// What a truth value says.
+    pub(crate) fn boolean(&self) -> Option<bool> {
+        match &self.content {
+            Content::Scalar { text, plain } if meaning(text, *plain) == Meaning::Boolean => {
+                Some(text.eq_ignore_ascii_case("true"))
             }
             _ => None,
         }
@@ -202,6 +215,10 @@ fn is_number(text: &str) -> bool {
             && unsigned.parse::<f64>().is_ok())
 }
 
+fn scalar(text: String) -> Rc<Zeroizing<String>> {
+    Rc::new(Zeroizing::new(text))
+}
+
 fn place(marker: Marker) -> Place {
     Place { path: String::new(), line: marker.line(), column: marker.col() + 1 }
 }
@@ -242,7 +259,8 @@ impl Tree {
             Event::Scalar(text, style, anchor, _) => {
                 let plain = style == ScalarStyle::Plain;
                 // The parser writes "~" for a value that is not there.
-                let text = if plain && span.is_empty() { "".into() } else { text.into() };
+                let is_there = !plain || !span.is_empty();
+                let text = scalar(if is_there { text.into_owned() } else { String::new() });
                 self.count(1)?;
                 self.close(Node::beside(&place, Content::Scalar { text, plain }), anchor);
             }

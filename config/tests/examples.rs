@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
-use quic_lb_config::{Admission, Config, LogFormat, LogLevel, Retry, load};
+use quic_lb_config::{Admission, Config, LogFormat, LogLevel, Mistake, Retry, load};
 
 #[test]
 fn every_example_loads_without_warnings() {
@@ -10,10 +10,13 @@ fn every_example_loads_without_warnings() {
     for entry in std::fs::read_dir(directory()).expect("the examples") {
         let path = entry.expect("an entry").path();
         let loaded = load(&path).unwrap_or_else(|report| panic!("{report}"));
-        assert_eq!(loaded.warnings, [], "{}", path.display());
+        // Their keys are no secrets, and whoever checks them out may read them.
+        let open = |warning: &&Mistake| !warning.found.starts_with("a key in a file that everyone");
+        let warnings: Vec<_> = loaded.warnings.iter().filter(open).collect();
+        assert_eq!(warnings, Vec::<&Mistake>::new(), "{}", path.display());
         examples += 1;
     }
-    assert_eq!(examples, 5);
+    assert_eq!(examples, 6);
 }
 
 #[test]
@@ -36,7 +39,7 @@ fn the_contract_says_what_it_says() {
     assert_eq!(b.weight.get(), 2);
     let (id, server_id) = b.server_ids[0];
     assert_eq!((id.get(), server_id.as_slice()), (0, &[0, 2][..]));
-    assert_eq!(config.admin.expect("an address").to_string(), "127.0.0.1:9090");
+    assert_eq!(config.admin.expect("an address").address.to_string(), "127.0.0.1:9090");
 }
 
 #[test]

@@ -3,9 +3,111 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+
+use quic_lb_config::HashBy;
+
 use common::{contract_with, mistakes, mistakes_at_marks, read};
 
 const NONE: [&str; 0] = [];
+
+#[test]
+fn pools_hash_by_what_fits_them_unless_they_say_otherwise() {
+    let hash_of = |routable: bool, hash: &str| {
+        let quic_lb =
+            "quic_lb: [{ config_id: 0, server_id_length: 1, nonce_length: 4, key_env: LB_KEY }],";
+        let (quic_lb, id) = if routable { (quic_lb, ", server_id: \"01\"") } else { ("", "") };
+        let text = format!(
+            "listeners: [{{ name: edge, address: \"127.0.0.1:443\", pool: web }}]
+pools: [{{ name: web, {quic_lb} {hash} backends: [{{ name: a, address: \"192.0.2.1:443\"{id} }}] }}]"
+        );
+        let config = read(&text).expect("no mistake").config;
+        (config.pools[0].hash, config.digest())
+    };
+    assert_eq!(hash_of(false, "").0, HashBy::ClientAddress);
+    assert_eq!(hash_of(true, "").0, HashBy::Dcid);
+    for routable in [false, true] {
+        let words = ["client_address", "client_address_and_port", "dcid"];
+        let all = words.map(|hash| hash_of(routable, &format!("hash: {hash},")));
+        let hashes = all.each_ref().map(|(hash, _)| *hash);
+        assert_eq!(hashes, [HashBy::ClientAddress, HashBy::ClientAddressAndPort, HashBy::Dcid]);
+        let digests: BTreeSet<_> = all.iter().map(|(_, digest)| digest).collect();
+        assert_eq!(digests.len(), 3, "balancers that hash otherwise route otherwise");
+        assert!(digests.contains(&hash_of(routable, "").1));
+    }
+    let warned = mistakes(
+        "listeners: [{ name: edge, address: \"127.0.0.1:443\", pool: web }]
+pools: [{ name: web, hash: dcid, backends: [{ name: a, address: \"192.0.2.1:443\" }] }]",
+    );
+    assert!(warned.iter().any(|warning| warning.found.contains("without quic_lb")), "{warned:?}");
+}
+
+#[test]
+fn a_weight_that_is_no_slot_of_the_largest_table_is_worth_a_warning() {
+    let with = |heavy: usize, mark: &str| {
+        let heavy = (0..heavy).map(|n| {
+            format!(
+                "    - {{ name: h{n}, address: \"10.0.{}.{}:443\", weight: 1000 }}\n",
+                n / 256,
+                n % 256
+            )
+        });
+        let heavy: String = heavy.collect();
+        format!(
+            "listeners: [{{ name: edge, address: \"127.0.0.1:443\", pool: web }}]
+limits: {{ flows: 1000 }}
+pools:
+  - name: web
+    backends:
+    - {{ name: light, address: \"192.0.2.1:443\", weight: {mark}1 }}
+{heavy}"
+        )
+    };
+    assert!(mistakes(&with(1_048, "")).is_empty());
+    mistakes_at_marks(&with(1_049, "§"), &["warning pools[0].backends[0].weight"]);
+}
+
+#[test]
+fn only_a_listener_on_all_ipv6_addresses_has_those_of_ipv4_too() {
+    let with = |address: &str, only: &str| {
+        let marked = format!(
+            "listeners: [{{ name: edge, address: \"{address}\", ipv6_only: {only}, pool: web }}]
+pools: [{{ name: web, backends: [{{ name: a, address: \"192.0.2.1:443\" }}] }}]"
+        );
+        (read(&marked.replace('§', "")), marked)
+    };
+    for (address, only, both) in [
+        ("[::]:443", "false", true),
+        ("[::]:443", "true", false),
+        ("[2001:db8::1]:443", "true", false),
+        ("0.0.0.0:443", "true", false),
+    ] {
+        let config = with(address, only).0.expect("no mistake").config;
+        assert_eq!(config.listeners[0].both_families, both, "{address} {only}");
+    }
+    let beside = |address: &str, backend: &str| {
+        format!(
+            "listeners:
+  - {{ name: all, address: \"[::]:443\", ipv6_only: false, pool: web }}
+  - {{ name: other, address: {address}, pool: web }}
+pools: [{{ name: web, backends: [{{ name: a, address: {backend} }}] }}]"
+        )
+    };
+    for covered in ["§\"0.0.0.0:443\"", "§\"192.0.2.7:443\"", "§\"[2001:db8::7]:443\""] {
+        mistakes_at_marks(&beside(covered, "\"192.0.2.1:443\""), &["listeners[1].address"]);
+    }
+    let itself = beside("\"0.0.0.0:444\"", "§\"127.0.0.1:443\"");
+    mistakes_at_marks(&itself, &["pools[0].backends[0].address"]);
+    for (address, only) in [
+        ("[2001:db8::1]:443", "§false"),
+        ("0.0.0.0:443", "§false"),
+        ("[::]:443", "§\"false\""),
+        ("[::]:443", "§no"),
+        ("[::]:443", "§0"),
+    ] {
+        mistakes_at_marks(&with(address, only).1, &["listeners[0].ipv6_only"]);
+    }
+}
 
 #[test]
 fn many_mistakes_of_all_kinds_are_reported_together() {
@@ -30,7 +132,7 @@ pools:
     backends:
       - name: a
         address: §"127.0.0.1:0"
-        server_id: §0001
+        server_id: §000
       - name: §a
         address: §[1]
         server_id: §"00012"
@@ -93,7 +195,8 @@ retry: {mode: §auto}
     assert!(
         printed.starts_with(
             "lb.yaml:4:5: error at listeners[0].adress\n  found:    the unknown key \"adress\"\n  \
-             expected: \"address\", if that is meant; otherwise one of name, address, pool, retry, routes\n"
+             expected: \"address\", if that is meant; otherwise one of name, address, ipv6_only, pool, \
+             retry, routes\n"
         ),
         "{printed}"
     );
@@ -155,9 +258,16 @@ fn addresses_are_of_one_host_and_have_a_port() {
     for (address, found, expected) in [
         ("127.0.0.1", "\"127.0.0.1\", which has no port", form),
         ("::1", "\"::1\", which has no port", form),
+        ("[::1]", "\"[::1]\", which has no port", form),
         ("a.example:1", "the host name \"a.example:1\"", "; names are not resolved"),
         ("localhost", "the host name \"localhost\"", "; names are not resolved"),
-        ("1.1.1.1:65536", "\"1.1.1.1:65536\"", form),
+        ("1.1.1.1:65536", "\"1.1.1.1:65536\", port 65536", "a port from 1 to 65535"),
+        ("1.1.1.1:70000", "\"1.1.1.1:70000\", port 70000", "a port from 1 to 65535"),
+        ("[2001:db8::1]:70000", "port 70000", "a port from 1 to 65535"),
+        ("2001:db8::1:443", "an IPv6 address without brackets", "\"[2001:db8::1]:443\""),
+        ("1:2:3:4:5:6:7:8:443", "an IPv6 address without brackets", "\"[1:2:3:4:5:6:7:8]:443\""),
+        ("fe80::1%eth0:443", "an IPv6 address without brackets", "\"[fe80::1%eth0]:443\""),
+        ("[1.2.3.4]:443", "\"[1.2.3.4]:443\"", form),
         ("127.0.0.1:0", "\"127.0.0.1:0\", port 0", "a port from 1 to 65535"),
         ("0.0.0.0:5001", "the unspecified address 0.0.0.0", "the address of one host"),
         ("[::]:5001", "the unspecified address ::", "the address of one host"),
@@ -222,7 +332,14 @@ fn durations_have_a_unit_and_bounds() {
         let text = contract_with("admin:", &format!("timeouts: {{drain: §{drain}}}\nadmin:"));
         one_mistake(&text, "timeouts.drain", found, expected);
     }
-    for drain in ["0s", "1h", "3600s", "\"200ms\""] {
+    for (drain, meant) in
+        [("1h30m", "90m"), ("\"10 s\"", "10s"), ("1.5s", "1500ms"), ("5sec", "5s")]
+    {
+        let text = contract_with("admin:", &format!("timeouts: {{flow_idle: §{drain}}}\nadmin:"));
+        let expected = format!("\"{meant}\", if that is meant: a duration with its unit");
+        one_mistake(&text, "timeouts.flow_idle", "", &expected);
+    }
+    for drain in ["0s", "59s", "59999ms", "\"200ms\""] {
         let text = contract_with("admin:", &format!("timeouts: {{drain: {drain}}}\nadmin:"));
         assert_eq!(places(&text), NONE, "{drain}");
     }
@@ -263,7 +380,13 @@ pools:
 fn server_ids_are_hex_of_the_right_length() {
     let digits = "two hex digits for each byte that server_id_length says";
     for (server_id, found, expected) in [
-        ("0001", "the number 0001", ", in quotes"),
+        ("000", "an odd number of hex digits, 3", digits),
+        ("-001", "the number -001", digits),
+        ("0x0001", "the number 0x0001", "\"0001\", if that is meant: two hex digits"),
+        ("00:01", "\"00:01\"", "\"0001\", if that is meant"),
+        ("\"00-01\"", "\"00-01\"", "\"0001\", if that is meant"),
+        ("0x001", "the number 0x001", digits),
+        ("~", "nothing", digits),
         ("\"00011\"", "an odd number of hex digits, 5", digits),
         ("\"000g\"", "\"000g\"", digits),
         ("\"\"", "an empty text", digits),
@@ -392,6 +515,17 @@ pools:
 }
 
 #[test]
+fn names_of_the_admin_interface_are_names_of_hosts() {
+    let with = |names: &str| {
+        contract_with("\"127.0.0.1:9090\"", &format!("\"127.0.0.1:9090\"\n  host_names: {names}"))
+    };
+    assert_eq!(places(&with("[lb.example.org, lb-1, LB_2.]")), NONE);
+    let marked = "[a, §\"a:9090\", §\"http://a\", §\"*.a\", §A, §7, b.]";
+    let paths: Vec<_> = (1..6).map(|nth| format!("admin.host_names[{nth}]")).collect();
+    mistakes_at_marks(&with(marked), &paths.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+#[test]
 fn routes_are_checked_before_they_are_refused() {
     let routes = "pool: web
     routes:
@@ -422,23 +556,58 @@ fn routes_are_checked_before_they_are_refused() {
 fn a_pool_that_does_not_exist_is_named_with_those_that_do() {
     let text = contract_with("pool: web", "pool: §wed");
     one_mistake(&text, "listeners[0].pool", "\"wed\", which no pool is called", "such as web");
+    for slip in ["wbe", "we", "Web", "weeb"] {
+        let text = contract_with("pool: web", &format!("pool: §{slip}"));
+        let expected = "\"web\", if that is meant; otherwise the name of a pool";
+        one_mistake(&text, "listeners[0].pool", slip, expected);
+    }
+    let text = contract_with("pool: web", "pool: §other");
+    one_mistake(&text, "listeners[0].pool", "other", "the name of a pool, such as web");
 }
 
 #[test]
 fn what_this_version_does_not_do_is_refused_with_an_alternative() {
-    for (from, to, path) in [
-        ("pool: web", "pool: web\n    routes: §[{alpn: h3, pool: web}]", "listeners[0].routes"),
-        ("  - name: web", "  - health_check: §{}\n    name: web", "pools[0].health_check"),
-    ] {
-        one_mistake(&contract_with(from, to), path, "which this version does not do yet", "");
-    }
+    let text = contract_with("pool: web", "pool: web\n    routes: §[{alpn: h3, pool: web}]");
+    one_mistake(&text, "listeners[0].routes", "which this version does not do yet", "");
     for to in ["retry: {mode: off}\nadmin:", "retry: {mode: \"off\"}\nadmin:", "retry: {}\nadmin:"]
     {
         assert_eq!(places(&contract_with("admin:", to)), NONE, "{to}");
     }
-    let slow = "  - health_check: §{interval: 1s, timeout: §2s}\n    name: web";
-    let paths = ["pools[0].health_check", "pools[0].health_check.timeout"];
-    mistakes_at_marks(&contract_with("  - name: web", slow), &paths);
+}
+
+#[test]
+fn a_health_check_is_told_what_would_do() {
+    let with = |check: &str| {
+        contract_with("  - name: web", &format!("  - health_check: {check}\n    name: web"))
+    };
+    let kind = "kind: version_negotiation";
+    let all = format!(
+        "{{{kind}, interval: 2s, timeout: 2s, rise: 1, fall: 2, port: 1, panic_below: 0%}}"
+    );
+    assert_eq!(places(&with(&format!("{{{kind}}}"))), NONE);
+    assert_eq!(places(&with(&all)), NONE);
+    for (check, key, found, expected) in [
+        ("§{}", "", "no key \"kind\"", "version_negotiation"),
+        ("{kind: §tcp}", ".kind", "tcp", "one of \"version_negotiation\""),
+        ("{KIND, interval: §50ms}", ".interval", "50ms", "from \"100ms\" to \"1h\""),
+        ("{KIND, interval: 1s, timeout: §1001ms}", ".timeout", "longer", "at most `interval`"),
+        ("{KIND, rise: §0}", ".rise", "0", "from 1 to 100"),
+        ("{KIND, fall: §101}", ".fall", "101", "from 1 to 100"),
+        ("{KIND, port: §65536}", ".port", "65536", "from 1 to 65535"),
+        ("{KIND, port: §4433}", ".port", "port 4433, where a listener is", "a port of the servers"),
+        ("{KIND, panic_below: §50}", ".panic_below", "50, which has no %", "\"0%\" to \"100%\""),
+        ("{KIND, panic_below: §101%}", ".panic_below", "101%", "\"0%\" to \"100%\""),
+        ("{KIND, panic_below: §+5%}", ".panic_below", "+5%", "\"0%\" to \"100%\""),
+    ] {
+        let text = with(&check.replace("KIND", kind));
+        one_mistake(&text, &format!("pools[0].health_check{key}"), found, expected);
+    }
+    for (key, value, found) in
+        [("fall", "1", "one lost datagram"), ("panic_below", "100%", "as soon as one")]
+    {
+        let text = with(&format!("{{{kind}, {key}: §{value}}}"));
+        one_mistake(&text, &format!("warning pools[0].health_check.{key}"), found, "");
+    }
 }
 
 #[test]
@@ -470,14 +639,15 @@ admin:";
         "retry.adaptive.off_half_open",
         "retry.adaptive.hold",
     ];
-    mistakes_at_marks(&contract_with("admin:", RETRY), &paths);
+    let honoured = |text: String| text.replace("name: web", "name: web\n    honours_tokens: true");
+    mistakes_at_marks(&honoured(contract_with("admin:", RETRY)), &paths);
     for (from, to, path) in [
         ("admin:", "retry: {mode: §adaptive}\nadmin:", "retry.mode"),
         ("admin:", "retry: {mode: §always, keys: []}\nadmin:", "retry.mode"),
         ("pool: web", "pool: web\n    retry: {mode: §always}", "listeners[0].retry.mode"),
     ] {
         let expected = "at least one key, which the servers have too";
-        one_mistake(&contract_with(from, to), path, "without `retry.keys`", expected);
+        one_mistake(&honoured(contract_with(from, to)), path, "without `retry.keys`", expected);
     }
 }
 
@@ -486,10 +656,13 @@ fn tokens_bound_to_addresses_that_servers_do_not_see_are_worth_a_warning() {
     let with = |mode: &str| {
         let keys = "keys: [{sequence: 0, key_env: LB_KEY, iv: \"000102030405060708090a0b\"}]";
         let text = format!("retry: {{mode: {mode}, format: shared_state, {keys}}}\nadmin:");
-        places(&contract_with("admin:", &text))
+        places(
+            &contract_with("admin:", &text)
+                .replace("name: web", "honours_tokens: true\n    name: web"),
+        )
     };
     assert_eq!(with("\"off\""), NONE);
-    assert_eq!(with("always"), ["warning retry.format at 20:31"]);
+    assert_eq!(with("always"), ["warning retry.format at 21:31"]);
 }
 
 #[test]
@@ -536,6 +709,248 @@ fn warnings_let_the_file_load() {
         assert!(warnings[0].found.contains(found), "{}", warnings[0]);
         assert!(read(&marked.replace('§', "")).is_ok());
     }
+}
+
+/// What a program wrote that knows other numbers than YAML 1.2 (PyYAML quotes 0001 and not these).
+#[test]
+fn hex_digits_are_read_as_they_were_typed() {
+    for server_id in ["0008", "00e1", "12e3", "1234", "0o17", "+001"] {
+        let text = contract_with("server_id: \"0001\"", &format!("server_id: {server_id}"));
+        if let Ok(loaded) = read(&text) {
+            assert_eq!(loaded.config.pools[0].backends[0].server_ids[0].1.to_string(), server_id);
+            continue;
+        }
+        assert!(["0o17", "+001"].contains(&server_id), "{server_id}: {:?}", places(&text));
+    }
+    let ids = contract_with("server_id: \"0001\"", "server_ids: {0: 0009}");
+    assert_eq!(places(&ids), NONE);
+    let quoted = "\"8f95f09245765f80256934e50c66207f\"";
+    for key in ["12345678901234567890123456789012", "1234567890123456789012345678e012"] {
+        assert_eq!(places(&contract_with(quoted, key)), NONE, "{key}");
+    }
+    let retry = "retry:
+  keys: [{sequence: 0, key_env: LB_KEY, iv: 000000000000000000000001}]
+  except_versions: [0xff00001d]
+admin:";
+    assert_eq!(places(&contract_with("admin:", retry)), NONE);
+}
+
+#[test]
+fn words_that_are_none_are_answered_by_the_one_that_is_meant() {
+    for (word, meant) in
+        [("warning", "warn"), ("err", "error"), ("Info", "info"), ("dbug", "debug")]
+    {
+        let text = contract_with("admin:", &format!("log: {{level: §{word}}}\nadmin:"));
+        let expected = format!("\"{meant}\", if that is meant; otherwise one of \"error\"");
+        one_mistake(&text, "log.level", word, &expected);
+    }
+    let text = contract_with("admin:", "log: {level: §verbose}\nadmin:");
+    one_mistake(&text, "log.level", "verbose", "one of \"error\", \"warn\"");
+    let text = contract_with("weight: 2", "state: §drained");
+    one_mistake(&text, "pools[0].backends[1].state", "drained", "\"draining\", if that is meant");
+}
+
+#[test]
+fn link_local_addresses_need_their_zone_and_others_have_none() {
+    let backend = |address: &str| contract_with("\"127.0.0.1:5001\"", &format!("\"{address}\""));
+    let address = |text: &str| read(text).expect("valid").config.pools[0].backends[0].address;
+    assert_eq!(address(&backend("[fe80::1%3]:443")).to_string(), "[fe80::1%3]:443");
+    assert_eq!(address(&backend("[fe80::1%eth0]:443")).to_string(), "[fe80::1%2]:443");
+    for (given, found, expected) in [
+        ("[fe80::1]:443", "the link-local address fe80::1 without its zone", "[fe80::1%eth0]:443"),
+        ("[febf::1]:443", "the link-local address febf::1 without its zone", "[febf::1%2]:443"),
+        (
+            "[fe80::1%wlan9]:443",
+            "\"wlan9\", and no network interface",
+            "its number, as in \"[fe80::1%2]:443\"",
+        ),
+        ("[2001:db8::1%2]:443", "a zone at 2001:db8::1", "\"[2001:db8::1]:443\""),
+        ("[2001:db8::1%eth0]:443", "a zone at 2001:db8::1", "\"[2001:db8::1]:443\""),
+        ("[::1%1]:443", "a zone at ::1", "\"[::1]:443\""),
+        ("[fe80::1%]:443", "", "\"IP:port\" or \"[IPv6]:port\""),
+        ("[fe80::1%a/b]:443", "", "\"IP:port\" or \"[IPv6]:port\""),
+    ] {
+        let marked = backend(given).replace(&format!("\"{given}"), &format!("§\"{given}"));
+        one_mistake(&marked, "pools[0].backends[0].address", found, expected);
+    }
+    let listener = contract_with("\"127.0.0.1:4433\"", "§\"[fe80::1]:4433\"");
+    one_mistake(&listener, "listeners[0].address", "without its zone", "network interface");
+    let admin = contract_with("\"127.0.0.1:9090\"", "§\"[fe80::1]:9090\"");
+    one_mistake(&admin, "admin.address", "without its zone", "network interface");
+    for source in ["fe80::1", "fe80::1%eth0", "fe80::1%2"] {
+        let sources =
+            format!("    source_addresses: [\"127.0.0.1\", §\"{source}\"]\n    backends:");
+        let text = contract_with("    backends:", &sources);
+        let path = "pools[0].source_addresses[1]";
+        one_mistake(
+            &text,
+            path,
+            "one link alone is reached",
+            "the kernel takes that of their link",
+        );
+    }
+}
+
+/// The same address with and without a zone is the same listener to the system.
+#[test]
+fn listeners_that_cannot_both_be_bound_are_reported_with_each_other() {
+    let with = |first: &str, second: &str| {
+        contract_with(
+            "  - name: edge\n    address: \"127.0.0.1:4433\"",
+            &format!(
+                "  - {{name: x, address: \"{first}\", pool: web}}\n  - name: edge\n    \
+                 address: {second}"
+            ),
+        )
+    };
+    for (first, second) in [
+        ("0.0.0.0:4433", "§127.0.0.1:4433"),
+        ("[::]:4433", "§\"[::1]:4433\""),
+        ("[::]:4433", "§\"[fe80::1%2]:4433\""),
+    ] {
+        let path = "listeners[1].address";
+        let marked = with(first, second);
+        one_mistake(&marked, path, "which the listener at", "another port");
+        let report = read(&marked.replace('§', "")).expect_err("a mistake");
+        let related = report.mistakes[0].related.as_ref().expect("the other listener");
+        assert_eq!(related.path, "listeners[0].address");
+        // Whichever comes first.
+        let second = second.trim_matches(['§', '"']);
+        let turned = with(second, &format!("\"{first}\""));
+        let report = read(&turned).expect_err("a mistake");
+        assert_eq!(report.errors(), 1, "{report}");
+        assert_eq!(
+            report.mistakes[0].place.as_ref().expect("a place").path,
+            "listeners[0].address"
+        );
+    }
+    for (first, second) in [
+        ("0.0.0.0:4433", "127.0.0.1:4434"),
+        ("0.0.0.0:4433", "\"[::]:4433\""),
+        ("[::]:4433", "127.0.0.1:4433"),
+        ("[fe80::1%2]:4433", "\"[fe80::1%3]:4433\""),
+    ] {
+        assert!(
+            read(&with(first, second)).is_ok(),
+            "{first} {second}: {:?}",
+            places(&with(first, second))
+        );
+    }
+}
+
+/// Each can be judged without the others.
+#[test]
+fn a_mistake_hides_no_other() {
+    let text = "
+listeners: [{name: l, address: '127.0.0.1:1', pool: p}]
+pools:
+  - name: p
+    quic_lb:
+      - {config_id: §7, server_id_length: 2, nonce_length: 4, key: §'8f95'}
+    backends:
+      - {name: a, address: '127.0.0.1:2', server_id: §'010203'}
+      - §{name: b, address: '127.0.0.1:3'}
+      - {name: c, address: '127.0.0.1:4', server_id: §'01', server_ids: §{0: '0102'}}
+";
+    let paths = [
+        "pools[0].quic_lb[0].config_id",
+        "pools[0].quic_lb[0].key",
+        "pools[0].backends[0].server_id",
+        "pools[0].backends[1]",
+        "pools[0].backends[2].server_id",
+        "pools[0].backends[2].server_ids",
+    ];
+    mistakes_at_marks(text, &paths);
+    let text = "
+listeners: [{name: l, address: '127.0.0.1:1', pool: p}]
+pools:
+  - name: p
+    quic_lb: [{config_id: 0, server_id_length: 2, nonce_length: 4}]
+    backends:
+      - {name: a, address: '127.0.0.1:2', server_id: §[], server_ids: {0: §'01'}}
+      - {name: b, address: '127.0.0.1:3', server_id: §'01', server_ids: §[]}
+";
+    let paths = [
+        "pools[0].backends[0].server_id",
+        "pools[0].backends[0].server_ids.0",
+        "pools[0].backends[1].server_id",
+        "pools[0].backends[1].server_ids",
+    ];
+    mistakes_at_marks(text, &paths);
+}
+
+#[test]
+fn flows_that_ports_cannot_carry_are_worth_a_warning() {
+    let with = |flows: &str, sources: &str| {
+        contract_with("admin:", &format!("limits: {{flows: {flows}}}\nadmin:"))
+            .replace("    backends:", &format!("    {sources}\n    backends:"))
+    };
+    // Two backends with 28,232 ports each.
+    assert_eq!(places(&with("56464", "")), NONE);
+    let path = "warning limits.flows";
+    let found = "56465 flows, of which the 28232 local ports carry 56464";
+    one_mistake(&with("§56465", ""), path, found, "`source_addresses`");
+    let sources = "source_addresses: ['127.0.0.1', '127.0.0.2', '::1']";
+    assert_eq!(places(&with("112928", sources)), NONE);
+    one_mistake(&with("§112929", sources), path, "carry 112928", "");
+    let one = "
+listeners: [{name: l, address: '127.0.0.1:1', pool: p}]
+pools: [{name: p, backends: [{name: a, address: '127.0.0.1:2'}]}]
+";
+    assert_eq!(places(one), NONE, "the default is nobody's claim");
+}
+
+#[test]
+fn connection_ids_in_the_clear_on_a_public_address_are_worth_a_warning() {
+    let with = |address: &str, key: &str| {
+        let text = contract_with("127.0.0.1:4433", address);
+        let text = text.replace("      - config_id: 0", "      - §config_id: 0");
+        text.replace("key: \"8f95f09245765f80256934e50c66207f\"", key)
+    };
+    let path = "warning pools[0].quic_lb[0]";
+    for address in ["0.0.0.0:443", "[::]:443", "198.51.100.7:443", "[2001:db8::7]:443"] {
+        one_mistake(&with(address, ""), path, "in the clear on a public address", "keygen");
+        assert_eq!(places(&with(address, "key_env: LB_KEY").replace('§', "")), NONE);
+    }
+    for address in ["127.0.0.1:443", "10.1.2.3:443", "100.64.0.1:443", "[fd00::7]:443", "[::1]:443"]
+    {
+        assert_eq!(places(&with(address, "").replace('§', "")), NONE, "{address}");
+    }
+}
+
+#[test]
+fn address_validation_is_for_servers_that_honour_tokens() {
+    let with = |mode: &str, pool: &str| {
+        let retry =
+            format!("retry: {{mode: {mode}, keys: [{{sequence: 0, key_env: LB_KEY}}]}}\nadmin:");
+        let text = contract_with("admin:", &retry);
+        text.replace("  - name: web", &format!("  - {pool}name: web"))
+    };
+    let doubt = "servers that are not known to honour its tokens";
+    for mode in ["always", "adaptive"] {
+        one_mistake(&with(mode, "§"), "warning pools[0]", doubt, "`honours_tokens: true`");
+        assert_eq!(places(&with(mode, "honours_tokens: true\n    ")), NONE);
+        let wrong = with(mode, "honours_tokens: §false\n    ");
+        let path = "pools[0].honours_tokens";
+        one_mistake(&wrong, path, "servers that do not honour its tokens", "mode: off");
+    }
+    for pool in ["", "honours_tokens: true\n    ", "honours_tokens: false\n    "] {
+        assert_eq!(places(&with("\"off\"", pool)), NONE);
+    }
+    let of_listener =
+        with("\"off\"", "§").replace("pool: web", "pool: web\n    retry: {mode: always}");
+    one_mistake(&of_listener, "warning pools[0]", doubt, "");
+    let wrong = with("\"off\"", "honours_tokens: §\"true\"\n    ");
+    one_mistake(&wrong, "pools[0].honours_tokens", "\"true\"", "true or false, without quotes");
+}
+
+#[test]
+fn a_drain_that_the_unit_cuts_short_is_worth_a_warning() {
+    let text = contract_with("admin:", "timeouts: {drain: §60s}\nadmin:");
+    let found = "1m, and a unit (quic-lb.service) that kills after 1m";
+    one_mistake(&text, "warning timeouts.drain", found, "TimeoutStopSec");
+    let text = contract_with("admin:", "timeouts: {drain: §1h}\nadmin:");
+    one_mistake(&text, "warning timeouts.drain", "1h, and", "TimeoutStopSec");
 }
 
 #[test]

@@ -43,11 +43,35 @@ fn a_file_that_cannot_be_read_is_one_clear_sentence() {
         report.to_string(),
         format!(
             "{}: error\n  found:    a file that cannot be read: No such file or directory\n  \
-             expected: a file that this process may read",
+             expected: a regular file that this process may read",
             missing.display()
         )
     );
-    assert!(load(directory.path()).expect_err("a directory").to_string().contains("directory"));
+    let report = load(directory.path()).expect_err("a directory");
+    assert!(report.mistakes[0].found.ends_with("it is not a regular file"), "{report}");
+}
+
+/// To open a pipe is to wait for its writer, and to read a device may never end.
+#[cfg(unix)]
+#[test]
+fn what_is_no_regular_file_is_refused_and_not_waited_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let pipe = directory.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+    assert!(made.success());
+    let key = format!("key_file: {}", pipe.display());
+    let (told, ends) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let with_key = common::contract_with(&format!("key: \"{}\"", common::KEY), &key);
+        for report in [load(&pipe), load("/dev/zero"), read(&with_key)] {
+            let _ = told.send(report.expect_err("no regular file").to_string());
+        }
+    });
+    for _ in 0..3 {
+        // Far longer than it takes.
+        let report = ends.recv_timeout(std::time::Duration::from_secs(60)).expect("a report");
+        assert!(report.contains("it is not a regular file"), "{report}");
+    }
 }
 
 #[test]
@@ -62,7 +86,11 @@ fn text_that_is_not_utf_8_is_reported_where_it_begins() {
 
 #[test]
 fn files_beyond_all_measure_are_not_read_to_their_end() {
-    let report = load("/dev/zero").expect_err("no configuration");
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("lb.yaml");
+    // It takes no room on the disk.
+    fs::File::create(&file).expect("a file").set_len(1 << 40).expect("a long file");
+    let report = load(&file).expect_err("no configuration");
     assert!(report.to_string().contains("bytes"), "{report}");
     let deep = "[".repeat(1 << 20);
     assert_eq!(read(&deep).expect_err("too deep").mistakes.len(), 1);

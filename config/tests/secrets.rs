@@ -6,7 +6,7 @@ use std::fs;
 
 use common::{CONTRACT, KEY, contract_with, mistakes_at_marks, read, read_beside};
 use proptest::prelude::*;
-use quic_lb_config::{Config, load};
+use quic_lb_config::{Config, load, read_reset_secret};
 
 const LINE: &str = "key: \"8f95f09245765f80256934e50c66207f\"";
 const OTHER: &str = "f09245765f80256934e50c66207f8f95";
@@ -24,6 +24,38 @@ fn all_sources_of_a_key_are_worth_the_same() {
     assert_eq!(config(&contract_with(LINE, "key_env: LB_KEY")).digest(), expected);
     assert_eq!(config(&CONTRACT.replace(KEY, &KEY.to_uppercase())).digest(), expected);
     assert_ne!(config(&CONTRACT.replace(KEY, OTHER)).digest(), expected);
+}
+
+#[test]
+fn the_secret_of_stateless_resets_comes_from_where_keys_do_and_goes_nowhere() {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join("reset.key"), format!("{OTHER}\n")).expect("a key file");
+    restrict(&directory.path().join("reset.key"));
+    let with = |given: &str| {
+        contract_with("    backends:", &format!("    stateless_reset: {given}\n    backends:"))
+    };
+    let read = |given: &str| read_beside(&with(given), directory.path());
+    for given in [&format!("{{ key: \"{OTHER}\" }}"), "{ key_file: reset.key }"] {
+        let loaded = read(given).expect("a configuration");
+        assert_eq!(loaded.warnings, []);
+        let secret = loaded.config.pools[0].reset_secret.as_ref().expect("a secret");
+        assert_eq!(secret.octets()[..3], [0xf0, 0x92, 0x45]);
+        assert_eq!(loaded.config.digest(), config(CONTRACT).digest(), "balancers decide alike");
+        let shown = format!("{:?}{}", loaded.config, loaded.config.masked_document());
+        assert!(shown.contains("stateless_reset") && !shown.contains(OTHER), "{shown}");
+    }
+    assert!(config(CONTRACT).pools[0].reset_secret.is_none());
+    for (given, found) in [("{}", "no key"), ("{ key_file: none }", "cannot be read")] {
+        let report = read(given).expect_err("a mistake");
+        assert!(report.to_string().contains(found), "{report}");
+    }
+    let own = |name: &str| read_reset_secret(&directory.path().join(name));
+    assert_eq!(own("reset.key").map(|secret| secret.octets()[0]), Ok(0xf0));
+    fs::write(directory.path().join("wrong"), "f0").expect("a file");
+    for (name, sentence) in [("none", "No such file"), ("wrong", "32 hex digits were expected")] {
+        let error = own(name).expect_err("a mistake");
+        assert!(error.contains(sentence), "{error}");
+    }
 }
 
 #[test]
@@ -65,7 +97,9 @@ fn a_key_that_cannot_be_had_is_one_clear_mistake() {
         ),
         ("key: secret", "6 characters, of which number 1 is no hex digit"),
         ("key: [secret]", "a list"),
-        ("key: 12345678901234567890123456789012", "a number"),
+        ("key: 1234567890123456789012345678901", "31 hex digits"),
+        ("key: 0x8f95f09245765f80256934e50c66207f", "34 characters, of which number 2"),
+        ("key: true", "a truth value"),
         ("key:", "nothing"),
         ("key_file: 8f95f09245765f80256934e50c66207f", "what looks like the key itself"),
         ("key_env: 8f95f09245765f80256934e50c66207f", "what looks like the key itself"),
@@ -111,6 +145,50 @@ fn a_key_file_that_others_can_read_is_worth_a_warning() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_key_in_a_configuration_that_others_can_read_is_worth_one_warning() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("lb.yaml");
+    let retry = format!("retry: {{keys: [{{sequence: 0, key: \"{KEY}\"}}]}}\nadmin:");
+    for (text, inline) in
+        [(contract_with("admin:", &retry), true), (contract_with(LINE, "# no key"), false)]
+    {
+        fs::write(&file, text).expect("a file");
+        for (mode, warned) in [(0o600, false), (0o640, false), (0o644, inline)] {
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("our file");
+            let warnings = load(&file).expect("a configuration").warnings;
+            let found: Vec<_> = warnings.iter().map(|warning| &*warning.found).collect();
+            let expected = ["a key in a file that everyone can read (mode 644)"];
+            assert_eq!(found, expected[..usize::from(warned)], "mode {mode:o}");
+        }
+    }
+}
+
+/// Whatever the mistake, wherever the key.
+#[test]
+fn excerpts_show_no_keys() {
+    for (from, to) in [
+        ("nonce_length: 6", "nonce_length: 99"),
+        ("key:", "kay:"),
+        (KEY, "8f95f09245765f80"),
+        (KEY, "8f95f09245765f80256934e50c66207"),
+        (&format!("key: \"{KEY}\""), &*format!("key:\n          \"{}\"", &KEY[..14])),
+        (&format!("key: \"{KEY}\""), &*format!("key_file: {KEY}")),
+        (&format!("key: \"{KEY}\""), &*format!("{{ key: {KEY} }}")),
+        ("config_id: 0", &*format!("{{ config_id: 9, key: {KEY} }}")),
+        ("name: edge", &*format!("name: edge {KEY}")),
+    ] {
+        let report = read(&contract_with(from, to)).expect_err(to);
+        for colours in [false, true] {
+            let excerpts = report.excerpts(colours);
+            assert!(!excerpts.contains("8f95f0"), "{excerpts}");
+        }
+        assert!(!format!("{report:?}").contains("8f95f0"), "{report:?}");
+    }
+}
+
 #[test]
 fn the_masked_document_shows_everything_but_keys() {
     let document = config(CONTRACT).masked_document();
@@ -131,16 +209,17 @@ fn the_masked_document_shows_everything_but_keys() {
                     "server_ids": { "0": "0002" },
                 },
             ],
+            "hash": "dcid",
             "source_addresses": [],
         }],
-        "admin": { "address": "127.0.0.1:9090" },
+        "admin": { "address": "127.0.0.1:9090", "host_names": [] },
         "limits": {
             "flows": 50000,
             "remembered": 262_144,
             "new_connections_per_second": {},
             "unknown_short_headers": "forward",
         },
-        "timeouts": { "flow_idle": "180s", "flow_unanswered": "10s", "drain": "30s" },
+        "timeouts": { "flow_idle": "180s", "flow_unanswered": "10s", "learnt": "600s", "drain": "30s" },
         "log": { "level": "info", "format": "text" },
         "retry": {
             "mode": "off",

@@ -1,12 +1,17 @@
 //! Affinity: which backend a client path belongs to, whatever carries the datagrams there. Rule 4
 //! goes by it.
 //!
-//! The first backend of a path stays its backend for as long as the entry lives. Where flows carry
+//! A path belongs to the first backend that answered on it, before that to the first that it went
+//! to, for as long as the entry lives; from a backend that is down or gone it goes to the next one
+//! that answers. Nobody but backends can move it. Where flows carry
 //! the datagrams, they hold the entry, and it ends with the last of them. Where nothing is kept per
 //! path besides, the entry lives by its use. The table has a fixed size; when it is full, paths that
 //! are new are not remembered.
 
-use std::time::{Duration, Instant};
+use std::{
+    num::NonZeroU32,
+    time::{Duration, Instant},
+};
 
 use hashbrown::HashTable;
 
@@ -33,16 +38,24 @@ pub(crate) struct AffinityTable {
 /// An entry that a flow holds; to be released when the flow ends.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
-pub(crate) struct Held(u32);
+pub(crate) struct Held {
+    entry: u32,
+    /// The flow's.
+    backend: BackendId,
+}
 
+/// Looked at whenever a backend answers: in one cache line.
 #[derive(Debug)]
+#[repr(align(64))]
 struct Entry {
     path: PathKey,
     backend: BackendId,
+    /// Whether that one has answered.
+    answered: bool,
     /// Flows that hold it.
     holders: u32,
     /// When it was last used without a flow, in seconds since the epoch.
-    last_used: Option<u32>,
+    last_used: Option<NonZeroU32>,
 }
 
 impl AffinityTable {
@@ -72,12 +85,25 @@ impl AffinityTable {
     pub(crate) fn hold(&mut self, path: PathKey, backend: BackendId) -> Option<Held> {
         let index = self.entry(path, backend)?;
         self.entries[index as usize].holders += 1;
-        Some(Held(index))
+        Some(Held { entry: index, backend })
+    }
+
+    /// Takes note that the backend of a flow has answered on the path of an entry. `is_gone` says which
+    /// backends give no answers any more.
+    #[inline]
+    pub(crate) fn answered(&mut self, held: &Held, is_gone: impl Fn(BackendId) -> bool) {
+        let &Held { entry, backend } = held;
+        let entry = &mut self.entries[entry as usize];
+        if entry.backend == backend {
+            entry.answered = true;
+        } else if !entry.answered || is_gone(entry.backend) {
+            (entry.backend, entry.answered) = (backend, true);
+        }
     }
 
     /// Gives up what a flow has held.
     pub(crate) fn release(&mut self, held: Held) {
-        let Held(index) = held;
+        let Held { entry: index, .. } = held;
         let entry = &mut self.entries[index as usize];
         entry.holders -= 1;
         if entry.is_over() {
@@ -108,7 +134,8 @@ impl AffinityTable {
             let index = self.sweep_from;
             self.sweep_from = (index + 1) % self.entries.len();
             let entry = &mut self.entries[index];
-            let is_stale = |used| u64::from(now.saturating_sub(used)) > idle.as_secs();
+            let is_stale =
+                |used: NonZeroU32| u64::from(now.get().saturating_sub(used.get())) > idle.as_secs();
             if entry.last_used.is_some_and(is_stale) {
                 entry.last_used = None;
                 if entry.is_over() {
@@ -132,7 +159,7 @@ impl AffinityTable {
         if let Some(&index) = by_path.find(key, |&index| entries[index as usize].path == path) {
             return Some(index);
         }
-        let entry = Entry { path, backend, holders: 0, last_used: None };
+        let entry = Entry { path, backend, answered: false, holders: 0, last_used: None };
         let index = match free.pop() {
             Some(index) => {
                 entries[index as usize] = entry;
@@ -157,8 +184,10 @@ impl AffinityTable {
         }
     }
 
-    fn seconds(&self, now: Instant) -> u32 {
-        u32::try_from(now.saturating_duration_since(self.epoch).as_secs()).unwrap_or(u32::MAX)
+    /// Since the epoch, which was a second after nothing.
+    fn seconds(&self, now: Instant) -> NonZeroU32 {
+        let since = now.saturating_duration_since(self.epoch).as_secs();
+        NonZeroU32::MIN.saturating_add(u32::try_from(since).unwrap_or(u32::MAX))
     }
 }
 

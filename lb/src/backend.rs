@@ -53,11 +53,13 @@ pub enum BackendState {
     Draining,
     /// Does not answer.
     Down,
+    /// Answers under connection IDs that lead to another backend.
+    Miswired,
 }
 
 impl BackendState {
     /// Every state.
-    pub const ALL: [Self; 3] = [Self::Active, Self::Draining, Self::Down];
+    pub const ALL: [Self; 4] = [Self::Active, Self::Draining, Self::Down, Self::Miswired];
 
     /// The metric label.
     #[must_use]
@@ -66,6 +68,7 @@ impl BackendState {
             Self::Active => "active",
             Self::Draining => "draining",
             Self::Down => "down",
+            Self::Miswired => "miswired",
         }
     }
 }

@@ -1,10 +1,23 @@
 //! The client's side of a flow: where its datagrams come from, and where they arrive.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 /// A listener, by its place in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ListenerIndex(pub usize);
+
+/// Where a listener listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenerAddr(pub SocketAddr);
+
+impl fmt::Display for ListenerAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// The address and port of a client, as the balancer sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +30,16 @@ impl<T: Into<IpAddr>> From<(T, u16)> for ClientAddr {
 }
 
 impl ClientAddr {
+    /// An address as somebody has written it: a mapped one as the IPv4 address that it stands for, as it
+    /// arrives.
+    #[must_use]
+    pub fn written(address: SocketAddr) -> Self {
+        match address.ip().to_canonical() {
+            IpAddr::V4(ip) => Self((ip, address.port()).into()),
+            IpAddr::V6(_) => Self(address),
+        }
+    }
+
     /// The address without the port.
     #[must_use]
     pub const fn ip(&self) -> IpAddr {
@@ -55,6 +78,17 @@ impl PathKey {
             | family << 31
             | scope << 32;
         Self { client: bits(client.ip()), local: path.local.map_or(0, bits), rest }
+    }
+}
+
+/// What one operator of clients has at least: /24 of IPv4, /48 of IPv6.
+pub(crate) fn network(client: IpAddr) -> u128 {
+    match client.to_canonical() {
+        IpAddr::V4(address) => {
+            let network = Ipv4Addr::from_bits(address.to_bits() & 0xffff_ff00);
+            network.to_ipv6_mapped().to_bits()
+        }
+        IpAddr::V6(address) => address.to_bits() >> 80 << 80,
     }
 }
 

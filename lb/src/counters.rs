@@ -6,8 +6,9 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::{
-    backend::MAX_BACKENDS,
-    verdict::{DropReason, ReplyKind, Rule, TokenResult},
+    backend::{BackendId, MAX_BACKENDS},
+    refusal::Refusal,
+    verdict::{DropReason, ReplyKind, Rule, Standing, TokenResult},
 };
 
 /// One number, written by one thread.
@@ -25,6 +26,11 @@ impl Counter {
         self.0.store(self.0.load(Relaxed).wrapping_sub(n), Relaxed);
     }
 
+    /// Makes it `n`.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+
     /// The value.
     #[must_use]
     pub fn get(&self) -> u64 {
@@ -39,6 +45,12 @@ pub struct WorkerCounters {
     pub listeners: Vec<ListenerCounters>,
     /// By the slot of [`crate::backend::BackendId`].
     pub backends: Box<[BackendCounters]>,
+    /// Flows that have not shown that there is a client at their address.
+    pub unproven_flows: Counter,
+    /// Flows that have begun with a valid token and come to nothing.
+    pub unfinished_flows: Counter,
+    /// How often the worker has panicked and begun anew.
+    pub panics: Counter,
 }
 
 /// What happened on one listener. `received` is the sum of all `forwarded`, all `dropped` and all
@@ -69,9 +81,11 @@ pub struct ListenerCounters {
     pub returned_bytes: Counter,
     /// Flows that are open.
     pub flows: Counter,
-    /// Half-open flows that ended to make room.
-    pub evicted: Counter,
-    /// Routable connection IDs on a client path not seen with them.
+    /// Datagrams from backends that were for a client who had the upstream port before.
+    pub return_stale: Counter,
+    /// Flows that ended to make room, by what was known of their clients.
+    pub evicted: [Counter; Standing::ALL.len()],
+    /// Connection IDs of servers, routable or learnt, on a client path not seen with them.
     pub path_changes: Counter,
 }
 
@@ -82,8 +96,32 @@ pub struct BackendCounters {
     pub forwarded: Counter,
     /// Datagrams received from it.
     pub returned: Counter,
-    /// "Connection refused" reports of the kernel.
-    pub refused: Counter,
+    /// What the kernel said instead of sending to it, or of what it had sent.
+    pub refused: [Counter; Refusal::ALL.len()],
+    /// Connections that it answered with a connection ID of its own, or of nobody.
+    pub well_named: Counter,
+    /// Connections that it answered with a connection ID of another backend.
+    pub misnamed: Counter,
+    /// The slot of that other one, the last time, plus one.
+    pub named: Counter,
+}
+
+impl BackendCounters {
+    /// Counts `n` refusals.
+    pub fn refuse(&self, refusal: Refusal, n: u64) {
+        self.refused[refusal as usize].add(n);
+    }
+
+    /// Counts a connection that was answered with a connection ID of `another` backend, or not.
+    pub fn answer(&self, another: Option<BackendId>) {
+        match another {
+            None => self.well_named.add(1),
+            Some(another) => {
+                self.misnamed.add(1);
+                self.named.set(another.slot() as u64 + 1);
+            }
+        }
+    }
 }
 
 impl WorkerCounters {
@@ -93,7 +131,26 @@ impl WorkerCounters {
         Self {
             listeners: std::iter::repeat_with(ListenerCounters::default).take(listeners).collect(),
             backends: std::iter::repeat_with(BackendCounters::default).take(MAX_BACKENDS).collect(),
+            unproven_flows: Counter::default(),
+            unfinished_flows: Counter::default(),
+            panics: Counter::default(),
         }
+    }
+
+    /// Counts a panic: no flow is left, and datagrams that had no verdict have one now. Says how many flows there were.
+    pub fn on_panic(&self) -> u64 {
+        self.panics.add(1);
+        self.unproven_flows.set(0);
+        let flows = |listener: &ListenerCounters| {
+            listener.drop(
+                DropReason::Panic,
+                listener.received.get().saturating_sub(listener.verdicts()),
+            );
+            let flows = listener.flows.get();
+            listener.flows.set(0);
+            flows
+        };
+        self.listeners.iter().map(flows).sum()
     }
 }
 
@@ -111,5 +168,11 @@ impl ListenerCounters {
     /// Counts `n` datagrams dropped for `reason`.
     pub fn drop(&self, reason: DropReason, n: u64) {
         self.dropped[reason as usize].add(n);
+    }
+
+    /// Datagrams from clients that have their verdict.
+    fn verdicts(&self) -> u64 {
+        let all = self.forwarded.iter().chain(&self.dropped).chain(&self.replied);
+        all.map(Counter::get).sum()
     }
 }

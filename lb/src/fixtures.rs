@@ -4,10 +4,11 @@ use std::{num::NonZeroU32, time::Duration};
 
 use quic::{
     header::{LongType, Version},
+    initial::{Initial, Sender},
     routable::{CidConfig, ConfigId, Key, ServerId},
     varint,
 };
-use quic_lb_config::{Admission, Backend, Config, Limits, Listener, Log, Pool, Timeouts};
+use quic_lb_config::{Admission, Backend, Config, HashBy, Limits, Listener, Log, Pool, Timeouts};
 
 use crate::{backend::BackendId, registry::Registry};
 
@@ -26,6 +27,7 @@ pub(crate) fn config(routable: bool) -> Config {
         listeners: vec![Listener {
             name: "edge".into(),
             address: ([127, 0, 0, 1], 4433).into(),
+            both_families: false,
             pool: 0,
             retry_mode: None,
         }],
@@ -34,6 +36,9 @@ pub(crate) fn config(routable: bool) -> Config {
             cid_configs: if routable { vec![cid_config()] } else { vec![] },
             backends: vec![backend(1, "a"), backend(2, "b"), backend(3, "c")],
             source_addresses: vec![],
+            reset_secret: None,
+            hash: HashBy::default_of(routable),
+            health_check: None,
         }],
         admin: None,
         limits: Limits {
@@ -45,6 +50,7 @@ pub(crate) fn config(routable: bool) -> Config {
         timeouts: Timeouts {
             flow_idle: Duration::from_secs(180),
             flow_unanswered: Duration::from_secs(10),
+            learnt: Duration::from_secs(600),
             drain: Duration::from_secs(30),
         },
         log: Log { level: Default::default(), format: Default::default() },
@@ -83,4 +89,47 @@ pub(crate) fn initial(version: Version, dcid: &[u8], scid: &[u8], token: &[u8]) 
     out.extend_from_slice(token);
     out.resize(1200, 0);
     out
+}
+
+/// An Initial of 1,200 octets as a client writes it, whose protection matches its destination.
+pub(crate) fn sealed_initial(version: Version, dcid: &[u8], scid: &[u8], token: &[u8]) -> Vec<u8> {
+    written(&client_initial(version, dcid, scid, token))
+}
+
+/// An Initial of a client that says nothing.
+pub(crate) fn client_initial<'a>(
+    version: Version,
+    dcid: &'a [u8],
+    scid: &'a [u8],
+    token: &'a [u8],
+) -> Initial<'a> {
+    Initial {
+        version,
+        sender: Sender::Client,
+        key_cid: dcid,
+        dcid,
+        scid,
+        token,
+        frames: &[0; 1000],
+    }
+}
+
+/// The octets of `initial` in a datagram of 1,200.
+pub(crate) fn written(initial: &Initial<'_>) -> Vec<u8> {
+    let mut out = vec![0; 1300];
+    let len = initial.write(&mut out).unwrap();
+    out[len..].fill(0);
+    out.truncate(len.max(1200));
+    out
+}
+
+/// Datagrams that end like this make a forwarder panic, each at its place.
+pub(crate) const AT_VERDICT: &[u8] = b" panic at the verdict";
+pub(crate) const AT_DECODING: &[u8] = b" panic while decoding";
+pub(crate) const AT_RETURN: &[u8] = b" panic on the way back";
+
+/// Panics if a datagram is to have that effect at this place.
+#[track_caller]
+pub(crate) fn trip(place: &[u8], octets: &[u8]) {
+    assert!(!octets.ends_with(place), "as the test wants");
 }

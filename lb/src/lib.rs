@@ -15,16 +15,22 @@
 //! | [`wanted`] | which backends there are to be, and in which state |
 //! | [`maglev`] | consistent hashing |
 //! | [`memory`] | what all workers remember together |
+//! | [`learnt`] | the connection IDs of servers without routable ones |
+//! | `bounded` | what those are made of |
 //! | [`client_path`] | the client's side: where a datagram comes from and arrives |
+//! | [`cid_tag`] | what stands for a connection ID where only sameness matters |
 //! | [`backend`] | the server's side: numbers and states of backends |
 //! | `explained` | a decision in words |
 //! | [`verdict`] | rules, reasons, verdicts: the vocabulary of decisions |
+//! | [`refusal`] | why the kernel does not send to a backend |
+//! | [`check`] | what an active check of a backend comes to |
 //! | [`counters`] | what a worker counts |
 //! | [`worker`] | the threads that carry the datagrams |
-//! | [`socket`] | UDP sockets: batches, offloads, ECN |
+//! | [`socket`] | UDP sockets: batches, offloads, marks |
 //! | [`control`] | reload, health, admin interface, the life of the process |
 //! | [`totals`] | what all workers counted, added up |
 //! | [`metrics`] | what `/metrics` shows |
+//! | `colours` | whether output is coloured |
 //! | `words` | bytes and numbers as they are typed and shown |
 //! | [`logging`] | log records |
 //! | [`cli`] | the command line |
@@ -41,8 +47,12 @@
 pub mod admission;
 mod affinity;
 pub mod backend;
+mod bounded;
+pub mod check;
+pub mod cid_tag;
 pub mod cli;
 pub mod client_path;
+mod colours;
 pub mod control;
 pub mod counters;
 mod explained;
@@ -50,10 +60,12 @@ mod explained;
 mod fixtures;
 mod flows;
 pub mod forwarder;
+pub mod learnt;
 pub mod logging;
 pub mod maglev;
 pub mod memory;
 pub mod metrics;
+pub mod refusal;
 pub mod registry;
 pub mod routing;
 pub mod socket;

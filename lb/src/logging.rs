@@ -1,5 +1,5 @@
 //! Log records: to standard error, as text for people or one JSON object per line, never with a
-//! client address above debug.
+//! client address above debug; in colours on a terminal, unless NO_COLOR is set.
 //!
 //! `RUST_LOG` goes before the level of the configuration, so that a single module can be looked at
 //! without touching the file.
@@ -10,6 +10,8 @@ use quic_lb_config::{Log, LogFormat, LogLevel};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
+
+use crate::colours;
 
 /// The environment variable that goes before the configuration.
 const OVERRIDE: &str = "RUST_LOG";
@@ -26,8 +28,9 @@ impl Logging {
     pub fn start(log: &Log) -> Self {
         let (filter, handle) = reload::Layer::new(filter(log.level));
         let records = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+        let colours = colours::wanted(io::stderr().is_terminal());
         let records = match log.format {
-            LogFormat::Text => records.with_ansi(io::stderr().is_terminal()).boxed(),
+            LogFormat::Text => records.with_ansi(colours).boxed(),
             LogFormat::Json => records.json().flatten_event(true).boxed(),
         };
         let started = tracing_subscriber::registry().with(filter).with(records).try_init();

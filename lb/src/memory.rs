@@ -1,58 +1,73 @@
-//! What workers remember together: handshakes in progress, and connection IDs of servers that have
-//! no routable ones. Bounded, timed, and never touched on the way of a routable short header.
+//! What workers remember together: handshakes in progress, connections that were seen with proof of
+//! their client's address, and by pool the connection IDs of servers that have no routable ones.
+//! Bounded, timed, and never touched on the way of a routable short header of a flow that is known.
 //!
 //! An entry is only ever added where none is: whoever forges a packet cannot move what is there.
 //! Handshakes are kept by 4-tuple, so that a forger's entries are of no use to anyone else;
-//! connection IDs are learnt from servers alone.
+//! connection IDs are learnt from servers, and from clients on paths that servers answer.
 
 use std::{
-    hash::{BuildHasherDefault, Hasher},
-    sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
-use dashmap::{DashMap, Entry};
-use quic::{ConnectionId, invariants::LongHeader};
+use quic::{
+    ConnectionId,
+    header::{Kind, LongType},
+    invariants::LongHeader,
+};
 
 use crate::{
     admission::Handshake,
     backend::BackendId,
+    bounded::{Bounded, Moment, Use, VALIDATED},
+    cid_tag::CidTag,
     client_path::{ClientPath, ListenerIndex},
-    routing::{Lifetimes, PoolRoute},
+    routing::{Lifetimes, PoolRoute, Routing},
 };
 
 /// How long a handshake is remembered after its last packet: longer than any client goes on trying
 /// without an answer that carries a routable connection ID.
 const HANDSHAKE_LIFETIME: Duration = Duration::from_secs(30);
 
-/// Many small shards: sweeping one holds up a worker for microseconds at most.
-const SHARDS: usize = 256;
+/// How many flows a connection that was seen may begin within [`NEW_PATHS_PERIOD`] without proof that
+/// it is there. Copies of its packets from forged addresses take part in it.
+const NEW_PATHS: u32 = 4;
+const NEW_PATHS_PERIOD: u32 = 8;
 
-/// Remembered handshakes and connection IDs.
+/// How many Initials from other addresses may be directed at a connection ID that a server has
+/// given in the handshake of a validated client.
+const MOVED_INITIALS: u32 = 32;
+
+/// How many packets go on in a second that may belong to a handshake which another balancer has begun
+/// with, or whose token was made for another port of their address: for each of the two.
+const MOVED_A_SECOND: u32 = 64;
+
+/// What is remembered of clients.
 #[derive(Debug)]
 pub struct Memory {
     hash: ahash::RandomState,
     epoch: Instant,
+    /// By 4-tuple and source connection ID, and by connection ID that a server has given.
     handshakes: Bounded,
-    connection_ids: Bounded,
-    /// Bit `n` stands for connection IDs of `n` octets: what to try behind a short header.
-    learnt_lengths: AtomicU32,
+    /// Connections whose clients were proved to be somewhere, by connection ID.
+    connections: Bounded,
+    /// Packets of handshakes that another balancer may have begun with.
+    from_elsewhere: PerSecond,
+    /// Tokens from another port of the address that they were made for.
+    from_other_ports: PerSecond,
 }
 
-/// What finding an entry does to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Use {
-    /// It counts as used now.
-    Prolong,
-    /// Nothing: the decision is only told.
-    Peek,
-}
+/// How much of something there was within a second: the second and the number.
+#[derive(Debug, Default)]
+struct PerSecond(AtomicU32);
 
 /// When and to what end something is looked up, or remembered: made once for a batch, since it takes
 /// longer than what it is for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lookup {
     handshakes: Moment,
+    connections: Moment,
     connection_ids: Moment,
     usage: Use,
 }
@@ -74,13 +89,15 @@ pub(crate) struct NewHandshake<'a> {
 pub struct Sizes {
     /// Handshakes in progress.
     pub handshakes: usize,
-    /// Connection IDs that were learnt from servers.
+    /// Connections whose clients were proved to be somewhere.
+    pub connections: usize,
+    /// Connection IDs of servers that have no routable ones, of all pools.
     pub connection_ids: usize,
 }
 
 impl Memory {
-    /// Room for `capacity` entries, half of them handshakes. Nobody outside may know `seed`, so that
-    /// nobody can aim at a shard or make keys collide.
+    /// Room for `capacity` entries: half of them handshakes, the other half connections that were
+    /// seen. Nobody outside may know `seed`, so that nobody can aim at a shard or make keys collide.
     #[must_use]
     pub fn new(capacity: usize, epoch: Instant, seed: [u64; 4]) -> Self {
         let half = capacity.div_ceil(2);
@@ -90,8 +107,9 @@ impl Memory {
             epoch,
             // Forged senders must not crowd out those who prove to be none.
             handshakes: Bounded::new(half, half / 2),
-            connection_ids: Bounded::new(half, 0),
-            learnt_lengths: AtomicU32::new(0),
+            connections: Bounded::new(half, 0),
+            from_elsewhere: PerSecond::default(),
+            from_other_ports: PerSecond::default(),
         }
     }
 
@@ -99,35 +117,42 @@ impl Memory {
     pub(crate) fn lookup(&self, now: Instant, lifetimes: &Lifetimes, usage: Use) -> Lookup {
         Lookup {
             handshakes: self.moment(now, HANDSHAKE_LIFETIME),
+            connections: self.moment(now, lifetimes.flow_idle),
             connection_ids: self.moment(now, lifetimes.learnt),
             usage,
         }
     }
 
-    /// The backend that holds the handshake with this 4-tuple and source connection ID.
+    /// The backend that holds the handshake with this 4-tuple and source connection ID. One that
+    /// began with another connection ID of the client's is another's.
     pub(crate) fn handshake(
         &self,
         lookup: &Lookup,
         listener: ListenerIndex,
         path: &ClientPath,
-        scid: &[u8],
+        header: &LongHeader<'_>,
     ) -> Option<BackendId> {
-        let key = self.handshake_key(listener, path, scid);
+        let key = self.handshake_key(listener, path, header);
+        if is_first_flight(header) {
+            let note = self.handshakes.note(key, lookup.handshakes)?;
+            if note & !VALIDATED != self.dcid_note(header.dcid) {
+                return None;
+            }
+        }
         self.handshakes.get(key, lookup.handshakes, lookup.usage)
     }
 
-    /// What is remembered of the handshake that an Initial towards `dcid` belongs to.
+    /// What is remembered of the handshake that an Initial belongs to.
     pub(crate) fn handshake_state(
         &self,
         lookup: &Lookup,
         listener: ListenerIndex,
         path: &ClientPath,
-        dcid: &[u8],
-        scid: &[u8],
+        header: &LongHeader<'_>,
     ) -> Option<Handshake> {
-        let key = self.handshake_key(listener, path, scid);
+        let key = self.handshake_key(listener, path, header);
         let note = self.handshakes.note(key, lookup.handshakes)?;
-        let same_dcid = note & !VALIDATED == self.dcid_note(dcid);
+        let same_dcid = note & !VALIDATED == self.dcid_note(header.dcid);
         Some(Handshake { validated: note & VALIDATED != 0, same_dcid })
     }
 
@@ -135,10 +160,58 @@ impl Memory {
     /// its client has been validated.
     pub(crate) fn remember_handshake(&self, lookup: &Lookup, handshake: &NewHandshake<'_>) {
         let &NewHandshake { listener, path, header, backend, validated } = handshake;
-        let key = self.handshake_key(listener, path, header.scid);
+        let key = self.handshake_key(listener, path, header);
         let flag = if validated { VALIDATED } else { 0 };
         let note = self.dcid_note(header.dcid) | flag;
         self.handshakes.insert(key, backend, note, lookup.handshakes);
+    }
+
+    /// Remembers a connection ID that `backend` has given in the handshake of a validated client.
+    pub(crate) fn remember_given(&self, lookup: &Lookup, cid: &[u8], backend: BackendId) {
+        let key = self.given_key(cid);
+        self.handshakes.insert(key, backend, VALIDATED, lookup.handshakes);
+    }
+
+    /// Whether a server has given this connection ID in the handshake of a validated client, so that
+    /// an Initial towards it may go on, wherever it comes from. There is a bound to that.
+    pub(crate) fn was_given(&self, lookup: &Lookup, cid: &[u8]) -> bool {
+        let key = self.given_key(cid);
+        self.handshakes.spend(key, lookup.handshakes, lookup.usage, |note| {
+            let spent = note & !VALIDATED;
+            (spent < MOVED_INITIALS).then_some(VALIDATED | (spent + 1))
+        })
+    }
+
+    /// Whether a packet may go on with a handshake that nothing is known about: another balancer may
+    /// have begun with it.
+    pub(crate) fn may_be_from_elsewhere(&self, lookup: &Lookup) -> bool {
+        self.from_elsewhere.take(MOVED_A_SECOND, lookup)
+    }
+
+    /// Whether a token is good for a port that it was not made for: its client's NAT may have moved.
+    pub(crate) fn may_have_another_port(&self, lookup: &Lookup) -> bool {
+        self.from_other_ports.take(MOVED_A_SECOND, lookup)
+    }
+
+    /// Remembers a connection whose client was proved to be somewhere.
+    pub(crate) fn remember_connection(&self, lookup: &Lookup, backend: BackendId, cid: CidTag) {
+        let key = self.hash.hash_one((backend, cid));
+        self.connections.renew(key, backend, lookup.connections);
+    }
+
+    /// Whether a connection was seen with proof, and may begin another flow on the strength of it.
+    pub(crate) fn may_move(&self, lookup: &Lookup, backend: BackendId, cid: CidTag) -> bool {
+        let key = self.hash.hash_one((backend, cid));
+        let second = lookup.connections.now;
+        self.connections.spend(key, lookup.connections, lookup.usage, |note| {
+            let (since, count) = unpack(note);
+            let is_over = (second & SECONDS).wrapping_sub(since) & SECONDS >= NEW_PATHS_PERIOD;
+            match count {
+                0 => Some(pack(second, 1)),
+                _ if is_over => Some(pack(second, 1)),
+                _ => (count < NEW_PATHS).then(|| pack(since, count + 1)),
+            }
+        })
     }
 
     /// The backend that was seen to use the connection ID of a long header.
@@ -148,32 +221,33 @@ impl Memory {
         pool: &PoolRoute,
         dcid: &[u8],
     ) -> Option<BackendId> {
-        let learnt = self.learnt_lengths.load(Relaxed);
+        let learnt = pool.learnt.lengths();
         let possible =
             u32::try_from(dcid.len()).is_ok_and(|len| len < 32 && learnt >> len & 1 == 1);
         if !possible {
             return None;
         }
-        let key = self.connection_id_key(pool, dcid);
-        self.connection_ids.get(key, lookup.connection_ids, lookup.usage)
+        let key = self.hash.hash_one(dcid);
+        pool.learnt.get(key, lookup.connection_ids, lookup.usage)
     }
 
     /// The backend that was seen to use the connection ID at the start of `rest`, the octets after
-    /// the first one of a short header. Every length that a server has used is tried.
+    /// the first one of a short header, and the length of that. Every length that a server of the pool
+    /// has used is tried.
     pub(crate) fn connection_id_in_front(
         &self,
         lookup: &Lookup,
         pool: &PoolRoute,
         rest: &[u8],
-    ) -> Option<BackendId> {
-        let mut lengths = self.learnt_lengths.load(Relaxed);
+    ) -> Option<(BackendId, usize)> {
+        let mut lengths = pool.learnt.lengths();
         while lengths != 0 {
             let len = lengths.trailing_zeros();
             lengths &= lengths - 1;
             if let Some(dcid) = rest.get(..len as usize)
                 && let Some(backend) = self.connection_id(lookup, pool, dcid)
             {
-                return Some(backend);
+                return Some((backend, len as usize));
             }
         }
         None
@@ -189,33 +263,55 @@ impl Memory {
         backend: BackendId,
     ) {
         let Some(cid) = ConnectionId::new(cid).filter(|cid| !cid.is_empty()) else { return };
-        self.learnt_lengths.fetch_or(1 << cid.len(), Relaxed);
-        let key = self.connection_id_key(pool, &cid);
-        self.connection_ids.insert(key, backend, 0, lookup.connection_ids);
+        let key = self.hash.hash_one(&*cid);
+        pool.learnt.insert(key, cid.len(), backend, lookup.connection_ids);
     }
 
     /// Forgets what has not been used for long. To be called every few seconds, by no worker.
-    pub fn sweep(&self, now: Instant, lifetimes: &Lifetimes) {
-        self.handshakes.sweep(self.moment(now, HANDSHAKE_LIFETIME));
-        self.connection_ids.sweep(self.moment(now, lifetimes.learnt));
+    pub fn sweep(&self, now: Instant, routing: &Routing) {
+        let lifetimes = &routing.lifetimes;
+        self.handshakes.sweep(self.moment(now, HANDSHAKE_LIFETIME), drop);
+        self.connections.sweep(self.moment(now, lifetimes.flow_idle), drop);
+        for pool in routing.pools() {
+            pool.learnt.sweep(self.moment(now, lifetimes.learnt));
+        }
     }
 
     /// How many entries there are.
     #[must_use]
-    pub fn sizes(&self) -> Sizes {
-        let (handshakes, connection_ids) = (&self.handshakes.len, &self.connection_ids.len);
-        Sizes { handshakes: handshakes.load(Relaxed), connection_ids: connection_ids.load(Relaxed) }
+    pub fn sizes(&self, routing: &Routing) -> Sizes {
+        Sizes {
+            handshakes: self.handshakes.len.load(Relaxed),
+            connections: self.connections.len.load(Relaxed),
+            connection_ids: routing.pools().map(|pool| pool.learnt.len()).sum(),
+        }
     }
 
     /// How many entries there can be.
     #[must_use]
-    pub const fn capacity(&self) -> Sizes {
-        let (handshakes, connection_ids) = (&self.handshakes, &self.connection_ids);
-        Sizes { handshakes: handshakes.capacity, connection_ids: connection_ids.capacity }
+    pub fn capacity(&self, routing: &Routing) -> Sizes {
+        let of = |table: &Bounded| table.capacity.load(Relaxed);
+        Sizes {
+            handshakes: of(&self.handshakes),
+            connections: of(&self.connections),
+            connection_ids: routing.pools().map(|pool| pool.learnt.capacity()).sum(),
+        }
     }
 
-    fn handshake_key(&self, listener: ListenerIndex, path: &ClientPath, scid: &[u8]) -> u64 {
-        self.hash.hash_one((listener, path, scid))
+    /// The 4-tuple and the source connection ID; where that is empty, as it is of most browsers,
+    /// together they name no connection, and the destination connection ID has to.
+    fn handshake_key(
+        &self,
+        listener: ListenerIndex,
+        path: &ClientPath,
+        header: &LongHeader<'_>,
+    ) -> u64 {
+        let dcid = if header.scid.is_empty() { header.dcid } else { &[] };
+        self.hash.hash_one((listener, path, header.scid, dcid))
+    }
+
+    fn given_key(&self, cid: &[u8]) -> u64 {
+        self.hash.hash_one(("given", cid))
     }
 
     /// What stands for a destination connection ID in a note.
@@ -225,10 +321,6 @@ impl Memory {
         part & !VALIDATED
     }
 
-    fn connection_id_key(&self, pool: &PoolRoute, cid: &[u8]) -> u64 {
-        self.hash.hash_one((pool.tag, cid))
-    }
-
     fn moment(&self, now: Instant, lifetime: Duration) -> Moment {
         let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
         let since_epoch = now.saturating_duration_since(self.epoch);
@@ -236,130 +328,42 @@ impl Memory {
     }
 }
 
-/// The time in whole seconds, and for how many an entry is kept after its last use.
-#[derive(Clone, Copy, Debug)]
-struct Moment {
-    now: u32,
-    lifetime: u32,
-}
-
-impl Moment {
-    const fn is_stale(self, last_used: u32) -> bool {
-        self.now.saturating_sub(last_used) > self.lifetime
-    }
-}
-
-/// A map from keyed 64-bit hashes to backends that never holds more than `capacity` entries. Of a
-/// full map, new entries are refused: what is there belongs to somebody.
-#[derive(Debug)]
-struct Bounded {
-    map: DashMap<u64, Remembered, BuildHasherDefault<AlreadyHashed>>,
-    len: AtomicUsize,
-    capacity: usize,
-    /// How much of that is for handshakes whose clients have proved their address.
-    reserve: usize,
-}
-
-#[derive(Debug)]
-struct Remembered {
-    backend: BackendId,
-    last_used: AtomicU32,
-    /// Of a handshake: the flag [`VALIDATED`], and what stands for the destination connection ID
-    /// that it began with.
-    note: AtomicU32,
-}
-
-/// The client of this handshake has proved its address.
-const VALIDATED: u32 = 1 << 31;
-
-impl Bounded {
-    fn new(capacity: usize, reserve: usize) -> Self {
-        let map = DashMap::with_capacity_and_hasher_and_shard_amount(
-            capacity,
-            BuildHasherDefault::default(),
-            SHARDS,
-        );
-        Self { map, len: AtomicUsize::new(0), capacity, reserve }
-    }
-
-    fn get(&self, key: u64, moment: Moment, usage: Use) -> Option<BackendId> {
-        let entry = self.map.get(&key)?;
-        if moment.is_stale(entry.last_used.load(Relaxed)) {
-            return None;
-        }
-        if usage == Use::Prolong {
-            entry.last_used.store(moment.now, Relaxed);
-        }
-        Some(entry.backend)
-    }
-
-    fn note(&self, key: u64, moment: Moment) -> Option<u32> {
-        let entry = self.map.get(&key)?;
-        let stale = moment.is_stale(entry.last_used.load(Relaxed));
-        (!stale).then(|| entry.note.load(Relaxed))
-    }
-
-    fn insert(&self, key: u64, backend: BackendId, note: u32, moment: Moment) {
-        let fresh = || {
-            let (last_used, note) = (AtomicU32::new(moment.now), AtomicU32::new(note));
-            Remembered { backend, last_used, note }
+impl PerSecond {
+    /// Whether there is another one left of so many in this second, which is taken unless only looked at.
+    fn take(&self, most: u32, lookup: &Lookup) -> bool {
+        let second = lookup.handshakes.now;
+        let next = |state| {
+            let (since, count) = unpack(state);
+            match since == second & SECONDS {
+                true if count < most => Some(pack(second, count + 1)),
+                true => None,
+                false => Some(pack(second, 1)),
+            }
         };
-        match self.map.entry(key) {
-            Entry::Occupied(mut entry) => {
-                let stale = moment.is_stale(entry.get().last_used.load(Relaxed));
-                if stale {
-                    entry.insert(fresh());
-                } else {
-                    entry.get().last_used.store(moment.now, Relaxed);
-                    // The backend stays; that its client is who it says may become known.
-                    if note & VALIDATED != 0 {
-                        entry.get().note.store(note, Relaxed);
-                    }
-                }
-            }
-            Entry::Vacant(entry) => {
-                let limit = match note & VALIDATED {
-                    0 => self.capacity - self.reserve,
-                    _ => self.capacity,
-                };
-                let reserved =
-                    self.len.fetch_update(Relaxed, Relaxed, |len| (len < limit).then_some(len + 1));
-                if reserved.is_ok() {
-                    entry.insert(fresh());
-                }
-            }
+        match lookup.usage {
+            Use::Prolong => self.0.fetch_update(Relaxed, Relaxed, next).is_ok(),
+            Use::Peek => next(self.0.load(Relaxed)).is_some(),
         }
     }
-
-    #[expect(clippy::disallowed_methods, reason = "which entries go does not depend on the order")]
-    fn sweep(&self, moment: Moment) {
-        let mut gone = 0;
-        self.map.retain(|_, entry| {
-            let stale = moment.is_stale(entry.last_used.load(Relaxed));
-            gone += usize::from(stale);
-            !stale
-        });
-        self.len.fetch_sub(gone, Relaxed);
-    }
 }
 
-/// Keys are hashes already.
-#[derive(Debug, Default)]
-struct AlreadyHashed(u64);
-
-impl Hasher for AlreadyHashed {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write_u64(&mut self, key: u64) {
-        self.0 = key;
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("keys are u64");
-    }
+/// Whether a packet belongs to the first flight of its client, which goes to the connection ID that the client
+/// has drawn, or has got by a Retry.
+fn is_first_flight(header: &LongHeader<'_>) -> bool {
+    matches!(header.kind(), Kind::Known(_, LongType::Initial | LongType::ZeroRtt))
 }
+
+/// A second and a count in one number.
+const fn pack(second: u32, count: u32) -> u32 {
+    second << 8 | count
+}
+
+const fn unpack(packed: u32) -> (u32, u32) {
+    (packed >> 8, packed & 0xff)
+}
+
+/// What is left of the number of a second in [`pack`].
+const SECONDS: u32 = u32::MAX >> 8;
 
 #[cfg(test)]
 mod tests {
@@ -375,10 +379,17 @@ mod tests {
         (routing, ids)
     }
 
+    /// A pool with room for so many connection IDs.
+    fn with_room(routing: &Routing, capacity: usize) -> &PoolRoute {
+        let pool = routing.pool(PoolIndex(0));
+        pool.learnt.set_capacity(capacity);
+        pool
+    }
+
     const LIFETIMES: Lifetimes = Lifetimes {
         flow_idle: Duration::from_secs(180),
         flow_unanswered: Duration::from_secs(10),
-        learnt: Duration::from_secs(180),
+        learnt: Duration::from_secs(600),
     };
 
     fn at(memory: &Memory, now: Instant) -> Lookup {
@@ -394,7 +405,7 @@ mod tests {
         memory.learn_connection_id(&at(&memory, start), pool, b"12345678", ids[0]);
         memory.learn_connection_id(&at(&memory, start), pool, b"12345678", ids[1]);
         assert_eq!(memory.connection_id(&at(&memory, start), pool, b"12345678"), Some(ids[0]));
-        let later = start + Duration::from_secs(182);
+        let later = start + Duration::from_secs(602);
         memory.learn_connection_id(&at(&memory, later), pool, b"12345678", ids[1]);
         assert_eq!(memory.connection_id(&at(&memory, later), pool, b"12345678"), Some(ids[1]));
     }
@@ -408,32 +419,35 @@ mod tests {
         memory.learn_connection_id(&at(&memory, start), pool, b"12345678", ids[0]);
         for minutes in 1..10 {
             let now = start + Duration::from_secs(minutes * 150);
-            memory.sweep(now, &LIFETIMES);
+            memory.sweep(now, &routing);
             assert_eq!(memory.connection_id(&at(&memory, now), pool, b"12345678"), Some(ids[0]));
         }
-        memory.sweep(start + Duration::from_secs(9 * 150 + 181), &LIFETIMES);
-        assert_eq!(memory.sizes(), Sizes::default());
+        memory.sweep(start + Duration::from_secs(9 * 150 + 601), &routing);
+        assert_eq!(memory.sizes(&routing), Sizes::default());
     }
 
     #[test]
     fn a_full_table_keeps_what_it_has_and_refuses_the_rest() {
         let (routing, ids) = backends();
-        let pool = routing.pool(PoolIndex(0));
+        let pool = with_room(&routing, 10);
         let start = Instant::now();
         let memory = Memory::new(19, start, [3; 4]);
-        assert_eq!(memory.capacity(), Sizes { handshakes: 10, connection_ids: 10 });
+        assert_eq!(
+            memory.capacity(&routing),
+            Sizes { handshakes: 10, connections: 10, connection_ids: 10 }
+        );
         for n in 0..1000u64 {
             memory.learn_connection_id(&at(&memory, start), pool, &n.to_be_bytes(), ids[0]);
         }
-        assert_eq!(memory.sizes().connection_ids, 10);
+        assert_eq!(memory.sizes(&routing).connection_ids, 10);
         for n in 0..10u64 {
             assert_eq!(
                 memory.connection_id(&at(&memory, start), pool, &n.to_be_bytes()),
                 Some(ids[0])
             );
         }
-        memory.sweep(start + Duration::from_secs(200), &LIFETIMES);
-        let later = start + Duration::from_secs(200);
+        memory.sweep(start + Duration::from_secs(700), &routing);
+        let later = start + Duration::from_secs(700);
         memory.learn_connection_id(&at(&memory, later), pool, b"another!", ids[1]);
         assert_eq!(memory.connection_id(&at(&memory, later), pool, b"another!"), Some(ids[1]));
     }
@@ -452,7 +466,7 @@ mod tests {
             let backend = ids[0];
             let new = NewHandshake { listener, path, header, backend, validated };
             memory.remember_handshake(&at(&memory, now), &new);
-            memory.handshake(&at(&memory, now), listener, path, &scid).is_some()
+            memory.handshake(&at(&memory, now), listener, path, header).is_some()
         };
         assert_eq!((0..100).filter(|&n| remember(n, false)).count(), 10);
         assert_eq!((100..200).filter(|&n| remember(n, true)).count(), 10);
@@ -474,11 +488,11 @@ mod tests {
                 pool,
                 b"fourteen octets and a payload"
             ),
-            Some(ids[0])
+            Some((ids[0], 14))
         );
         assert_eq!(
             memory.connection_id_in_front(&at(&memory, now), pool, b"eight octets and a payload"),
-            Some(ids[1])
+            Some((ids[1], 8))
         );
         assert_eq!(memory.connection_id_in_front(&at(&memory, now), pool, b"neither"), None);
     }

@@ -20,9 +20,11 @@ use crate::{
         tokens::TokensMade,
     },
     backend::BackendState,
+    check::CheckCounts,
     memory::Sizes,
+    refusal::Refusal,
     totals::{BackendTotals, ListenerTotals},
-    verdict::{DropReason, ReplyKind, Rule, TokenResult},
+    verdict::{DropReason, ReplyKind, Rule, Standing, TokenResult},
 };
 
 const DATAGRAMS_RECEIVED: Family = Family::counter(
@@ -69,14 +71,26 @@ const FLOW_LIMIT: Family =
     Family::gauge("quic_lb_flow_limit", &[], "Flows that all listeners together may have.");
 const FLOWS_EVICTED: Family = Family::counter(
     "quic_lb_flows_evicted_total",
+    &["listener", "standing"],
+    "Flows that ended to make room for others: superseded ones, whose connections had gone to another \
+     path; unproven ones, which may be forged; proven ones, the least recently used first.",
+);
+const FLOWS_UNPROVEN: Family = Family::gauge(
+    "quic_lb_flows_unproven",
+    &[],
+    "Flows that have not shown that there is a client at their address. Many are a flood of forged \
+     datagrams.",
+);
+const RETURN_STALE: Family = Family::counter(
+    "quic_lb_return_stale_total",
     &["listener"],
-    "Flows that ended to make room for others: half-open ones, whose clients were not heard again \
-     after the first answer.",
+    "Datagrams from backends, not sent, that were for a client who had the upstream port before.",
 );
 const PATH_CHANGES: Family = Family::counter(
     "quic_lb_path_changes_total",
     &["listener"],
-    "Routable connection IDs on a client path not seen with them: rebinding and migration.",
+    "Connection IDs of servers, routable or learnt, on a client path not seen with them: rebinding and \
+     migration.",
 );
 const REMEMBERED: Family = Family::gauge(
     "quic_lb_remembered",
@@ -107,15 +121,21 @@ const BACKEND_STATE: Family = Family::gauge(
 );
 const BACKEND_REFUSED: Family = Family::counter(
     "quic_lb_backend_refused_total",
-    &["pool", "backend"],
-    "Reports of the kernel that nobody listens at the backend's address, in answer to datagrams of \
-     clients.",
+    &["pool", "backend", "errno"],
+    "What the kernel said instead of sending to the backend, or of what it had sent, by the name of \
+     the error: ECONNREFUSED when nobody listens at the backend's address.",
 );
 const RETRY_SENT: Family = Family::counter(
     "quic_lb_retry_sent_total",
     &[],
     "Retry packets sent by the balancer: the datagrams that were answered, and some that were \
      forwarded all the same while address validation began.",
+);
+const RETRY_UNFINISHED: Family = Family::counter(
+    "quic_lb_retry_unfinished_total",
+    &[],
+    "Flows that have begun with a valid token and come to nothing: within ten seconds their clients have used no \
+     connection ID of a server. More than a few mean that servers refuse tokens.",
 );
 const RETRY_TOKENS: Family = Family::counter(
     "quic_lb_retry_tokens_total",
@@ -149,6 +169,21 @@ const RETRY_SWITCHES: Family = Family::counter(
     &["listener", "reason"],
     "How often address validation began, and why.",
 );
+const BACKEND_MISNAMED: Family = Family::counter(
+    "quic_lb_backend_misnamed_total",
+    &["pool", "backend"],
+    "Connections that the backend answered with a connection ID that leads to another backend.",
+);
+const BACKEND_CHECKS: Family = Family::counter(
+    "quic_lb_backend_checks_total",
+    &["pool", "backend", "result"],
+    "Active checks of the backend: \"answered\", or why they failed; of \"unsent\" the backend knows nothing.",
+);
+const POOL_PANIC: Family = Family::gauge(
+    "quic_lb_pool_panic",
+    &["pool"],
+    "1 while so few backends of the pool pass their checks that these are ignored; 0 in other pools with checks.",
+);
 const BACKEND_HALF_OPEN: Family = Family::gauge(
     "quic_lb_backend_half_open",
     &["pool", "backend"],
@@ -157,7 +192,7 @@ const BACKEND_HALF_OPEN: Family = Family::gauge(
 const CONFIG_RELOADS: Family = Family::counter(
     "quic_lb_config_reloads_total",
     &["result"],
-    "Changed configurations that were applied, or rejected as a whole.",
+    "Changed configurations that were applied, or rejected as a whole; looks at the file that hung.",
 );
 const CONFIG_INFO: Family = Family::gauge(
     "quic_lb_config_info",
@@ -171,19 +206,26 @@ const READY: Family = Family::gauge(
     "1 while /readyz says yes; 0 when a worker has ended or the process drains.",
 );
 const WORKERS: Family = Family::gauge("quic_lb_workers", &[], "Worker threads.");
+const WORKER_PANICS: Family = Family::counter(
+    "quic_lb_worker_panics_total",
+    &["worker"],
+    "How often the worker has panicked, lost its flows and begun anew. Each is a mistake of this program.",
+);
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 30] = [
+pub const FAMILIES: [Family; 37] = [
     DATAGRAMS_RECEIVED,
     DATAGRAMS_FORWARDED,
     DATAGRAMS_DROPPED,
     DATAGRAMS_REPLIED,
     DATAGRAMS_RETURNED,
     RETURN_FAILED,
+    RETURN_STALE,
     BYTES,
     ATTEMPTS,
     FLOWS,
     FLOW_LIMIT,
+    FLOWS_UNPROVEN,
     FLOWS_EVICTED,
     PATH_CHANGES,
     REMEMBERED,
@@ -192,9 +234,13 @@ pub const FAMILIES: [Family; 30] = [
     BACKEND_RETURNED,
     BACKEND_STATE,
     BACKEND_REFUSED,
+    BACKEND_MISNAMED,
     BACKEND_HALF_OPEN,
+    BACKEND_CHECKS,
+    POOL_PANIC,
     RETRY_SENT,
     RETRY_TOKENS,
+    RETRY_UNFINISHED,
     RETRY_KEY_TOKENS,
     RETRY_KEY_LIMIT,
     RETRY_PHASE,
@@ -204,6 +250,7 @@ pub const FAMILIES: [Family; 30] = [
     BUILD_INFO,
     READY,
     WORKERS,
+    WORKER_PANICS,
 ];
 
 /// What is told about one metric name.
@@ -233,6 +280,8 @@ pub enum Kind {
 pub struct Reading {
     /// In the order of the configuration.
     pub listeners: Vec<ListenerReading>,
+    /// Those of which the backends are checked.
+    pub pools: Vec<PoolReading>,
     /// Those of the current configuration.
     pub backends: Vec<BackendReading>,
     /// What all workers remember together.
@@ -241,8 +290,14 @@ pub struct Reading {
     pub remembered_limits: Sizes,
     /// Flows that all workers together may have.
     pub flow_limit: usize,
+    /// Flows that have not shown that there is a client at their address.
+    pub unproven_flows: u64,
+    /// Flows that have begun with a valid token and come to nothing.
+    pub unfinished_flows: u64,
     /// Worker threads.
     pub workers: usize,
+    /// How often each of them has panicked.
+    pub panics: Vec<u64>,
     /// What /readyz says.
     pub ready: bool,
     /// Tokens made with each key.
@@ -266,6 +321,15 @@ pub struct ListenerReading {
     pub switches: [u64; Reason::ALL.len()],
 }
 
+/// One pool of which the backends are checked.
+#[derive(Clone, Debug)]
+pub struct PoolReading {
+    /// The label.
+    pub name: String,
+    /// Whether checks are ignored, because too few backends would be left.
+    pub panic: bool,
+}
+
 /// One backend.
 #[derive(Clone, Debug)]
 pub struct BackendReading {
@@ -279,6 +343,8 @@ pub struct BackendReading {
     pub totals: BackendTotals,
     /// Half-open connections, if it has reported any lately.
     pub half_open: Option<u64>,
+    /// How its active checks went, if there are any.
+    pub checks: Option<CheckCounts>,
 }
 
 /// How reloads went.
@@ -288,6 +354,13 @@ pub struct Reloads {
     pub applied: u64,
     /// Changed nothing.
     pub rejected: u64,
+    /// Looks at the file that had no end, or that such a one was in the way of.
+    pub hung: u64,
+}
+
+impl Reloads {
+    /// The values of the label `result`.
+    pub const RESULTS: [&str; 3] = ["applied", "rejected", "hung"];
 }
 
 /// The registry behind `/metrics`.
@@ -406,6 +479,10 @@ fn of_listeners(reading: &Reading) -> Vec<MetricFamily> {
         let rules = Rule::ALL.iter().zip(of.totals.forwarded);
         rules.map(|(rule, value)| ([of.name.as_str(), rule.label()], value))
     });
+    let evicted = reading.listeners.iter().flat_map(|of| {
+        let standings = Standing::ALL.iter().zip(of.totals.evicted);
+        standings.map(|(standing, value)| ([of.name.as_str(), standing.label()], value))
+    });
     let dropped = reading.listeners.iter().flat_map(|of| {
         let reasons = DropReason::ALL.iter().zip(of.totals.dropped);
         reasons.map(|(reason, value)| ([of.name.as_str(), reason.label()], value))
@@ -435,7 +512,8 @@ fn of_listeners(reading: &Reading) -> Vec<MetricFamily> {
         BYTES.collect(bytes),
         ATTEMPTS.collect(each(|totals| totals.attempts)),
         FLOWS.collect(each(|totals| totals.flows)),
-        FLOWS_EVICTED.collect(each(|totals| totals.evicted)),
+        RETURN_STALE.collect(each(|totals| totals.return_stale)),
+        FLOWS_EVICTED.collect(evicted),
         PATH_CHANGES.collect(each(|totals| totals.path_changes)),
         RETRY_PHASE.collect(phases),
         RETRY_SWITCHES.collect(switches),
@@ -455,45 +533,72 @@ fn of_backends(reading: &Reading) -> Vec<MetricFamily> {
             ([of.pool.as_str(), of.name.as_str(), state.label()], u64::from(state == of.state))
         })
     });
+    // Most never happen; the first one always has a sample, so that there is one to begin with.
+    let refused = reading.backends.iter().flat_map(|of| {
+        let (pool, name) = (of.pool.as_str(), of.name.as_str());
+        let none = ([pool, name, Refusal::ALL[0].label()], 0);
+        let others = of.totals.refused.iter();
+        [none].into_iter().chain(others.map(move |(refusal, n)| ([pool, name, refusal.label()], n)))
+    });
     let half_open = reading.backends.iter();
     let half_open =
         half_open.filter_map(|of| Some(([of.pool.as_str(), of.name.as_str()], of.half_open?)));
+    // As with refusals.
+    let checks = reading.backends.iter().flat_map(|of| {
+        let counts = of.checks.into_iter().flat_map(CheckCounts::iter).enumerate();
+        let seen = counts.filter(|(nth, (_, n))| *nth == 0 || *n > 0);
+        seen.map(|(_, (result, n))| ([of.pool.as_str(), of.name.as_str(), result.label()], n))
+    });
+    let panics = reading.pools.iter().map(|of| ([of.name.as_str()], u64::from(of.panic)));
     [
         BACKEND_DATAGRAMS.collect(each(|totals| totals.forwarded)),
         BACKEND_RETURNED.collect(each(|totals| totals.returned)),
         BACKEND_STATE.collect(states),
-        BACKEND_REFUSED.collect(each(|totals| totals.refused)),
+        BACKEND_REFUSED.collect(refused),
+        BACKEND_MISNAMED.collect(each(|totals| totals.misnamed)),
         BACKEND_HALF_OPEN.collect(half_open),
+        BACKEND_CHECKS.collect(checks),
+        POOL_PANIC.collect(panics),
     ]
     .concat()
 }
 
 fn of_the_process(reading: &Reading) -> Vec<MetricFamily> {
-    let by_table = |Sizes { handshakes, connection_ids }| {
-        [(["handshakes"], handshakes as u64), (["connection_ids"], connection_ids as u64)]
+    let by_table = |Sizes { handshakes, connections, connection_ids }| {
+        [
+            (["handshakes"], handshakes as u64),
+            (["connections"], connections as u64),
+            (["connection_ids"], connection_ids as u64),
+        ]
     };
-    let Reloads { applied, rejected } = reading.reloads;
+    let Reloads { applied, rejected, hung } = reading.reloads;
+    let reloads = Reloads::RESULTS.into_iter().zip([applied, rejected, hung]);
     let listeners = || reading.listeners.iter().map(|of| &of.totals);
     let keys = reading.tokens_made.iter();
     let keys: Vec<_> = keys.map(|key| (key.sequence.to_string(), key)).collect();
     let made = keys.iter().map(|(sequence, key)| ([sequence.as_str()], key.made));
     let limits = keys.iter().filter_map(|(sequence, key)| Some(([sequence.as_str()], key.limit?)));
+    let panics = reading.panics.iter().enumerate();
+    let panics: Vec<_> = panics.map(|(worker, &count)| (worker.to_string(), count)).collect();
     [
         FLOW_LIMIT.collect([([], reading.flow_limit as u64)]),
+        FLOWS_UNPROVEN.collect([([], reading.unproven_flows)]),
         REMEMBERED.collect(by_table(reading.remembered)),
         REMEMBERED_LIMIT.collect(by_table(reading.remembered_limits)),
         RETRY_SENT.collect([([], listeners().map(|of| of.retries).sum())]),
+        RETRY_UNFINISHED.collect([([], reading.unfinished_flows)]),
         RETRY_TOKENS.collect(TokenResult::ALL.map(|result| {
             let count = listeners().map(|of| of.tokens[result as usize]).sum();
             ([result.label()], count)
         })),
         RETRY_KEY_TOKENS.collect(made),
         RETRY_KEY_LIMIT.collect(limits),
-        CONFIG_RELOADS.collect([(["applied"], applied), (["rejected"], rejected)]),
+        CONFIG_RELOADS.collect(reloads.map(|(result, count)| ([result], count))),
         CONFIG_INFO.collect([([reading.digest.as_str()], 1)]),
         BUILD_INFO.collect([([env!("CARGO_PKG_VERSION")], 1)]),
         READY.collect([([], u64::from(reading.ready))]),
         WORKERS.collect([([], reading.workers as u64)]),
+        WORKER_PANICS.collect(panics.iter().map(|(worker, count)| ([worker.as_str()], *count))),
     ]
     .concat()
 }
@@ -503,6 +608,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::{check::CheckResult, refusal::Refusals};
 
     #[test]
     fn every_declared_family_is_exported_and_no_other() {
@@ -526,8 +632,10 @@ mod tests {
             "quic_lb_backend_datagrams_total{backend=\"a\",pool=\"web\"} 7",
             "quic_lb_backend_state{backend=\"a\",pool=\"web\",state=\"down\"} 1",
             "quic_lb_backend_state{backend=\"a\",pool=\"web\",state=\"active\"} 0",
-            "quic_lb_backend_refused_total{backend=\"a\",pool=\"web\"} 3",
+            "quic_lb_backend_refused_total{backend=\"a\",errno=\"EPERM\",pool=\"web\"} 3",
+            "quic_lb_backend_refused_total{backend=\"a\",errno=\"ECONNREFUSED\",pool=\"web\"} 0",
             "quic_lb_config_reloads_total{result=\"rejected\"} 2",
+            "quic_lb_config_reloads_total{result=\"hung\"} 3",
             "quic_lb_config_info{digest=\"0123\"} 1",
             "quic_lb_datagrams_replied_total{kind=\"retry\",listener=\"edge\"} 6",
             "quic_lb_retry_sent_total 8",
@@ -538,8 +646,14 @@ mod tests {
             "quic_lb_retry_phase{listener=\"edge\",phase=\"active\"} 1",
             "quic_lb_retry_phase{listener=\"edge\",phase=\"inactive\"} 0",
             "quic_lb_retry_switches_total{listener=\"edge\",reason=\"rate\"} 4",
+            "quic_lb_backend_misnamed_total{backend=\"a\",pool=\"web\"} 4",
+            "quic_lb_backend_state{backend=\"a\",pool=\"web\",state=\"miswired\"} 0",
             "quic_lb_backend_half_open{backend=\"a\",pool=\"web\"} 12",
+            "quic_lb_backend_checks_total{backend=\"a\",pool=\"web\",result=\"answered\"} 0",
+            "quic_lb_backend_checks_total{backend=\"a\",pool=\"web\",result=\"timeout\"} 1",
+            "quic_lb_pool_panic{pool=\"web\"} 1",
             "quic_lb_remembered{table=\"connection_ids\"} 9",
+            "quic_lb_worker_panics_total{worker=\"1\"} 2",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }
@@ -564,6 +678,10 @@ mod tests {
         edge.replied[ReplyKind::Retry as usize] = 6;
         edge.retries = 8;
         edge.tokens[TokenResult::Expired as usize] = 2;
+        let mut refused = Refusals::default();
+        refused.add(Refusal::NotPermitted, 3);
+        let mut checks = CheckCounts::default();
+        checks.add(CheckResult::Timeout);
         Reading {
             listeners: vec![ListenerReading {
                 name: "edge".into(),
@@ -575,14 +693,17 @@ mod tests {
                 pool: "web".into(),
                 name: "a".into(),
                 state: BackendState::Down,
-                totals: BackendTotals { forwarded: 7, returned: 0, refused: 3 },
+                totals: BackendTotals { forwarded: 7, refused, misnamed: 4, ..Default::default() },
                 half_open: Some(12),
+                checks: Some(checks),
             }],
-            remembered: Sizes { handshakes: 8, connection_ids: 9 },
+            pools: vec![PoolReading { name: "web".into(), panic: true }],
+            remembered: Sizes { handshakes: 8, connections: 7, connection_ids: 9 },
             tokens_made: [(3, 77, Some(99)), (4, 100, None)]
                 .map(|(sequence, made, limit)| TokensMade { sequence, made, limit })
                 .to_vec(),
-            reloads: Reloads { applied: 1, rejected: 2 },
+            reloads: Reloads { applied: 1, rejected: 2, hung: 3 },
+            panics: vec![0, 2],
             digest: "0123".into(),
             ..Default::default()
         }

@@ -1,23 +1,40 @@
-//! What outlives snapshots: the numbers of backends, and what admission has counted.
+//! What outlives snapshots: the numbers of backends, what admission has counted, and what was learnt
+//! of each pool.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     net::SocketAddr,
+    sync::Arc,
 };
+
+use quic_lb_config::Config;
 
 use crate::{
-    admission::Ledger,
+    admission::{AdmissionState, Gate},
     backend::{BackendId, MAX_BACKENDS},
+    learnt::LearntCids,
 };
 
-/// What outlives snapshots: who has which [`BackendId`], and what admission has counted.
+/// What outlives snapshots: who has which [`BackendId`], what admission has counted, and what was
+/// learnt of each pool.
 #[derive(Debug, Default)]
 pub struct Registry {
     slots: Vec<Slot>,
     /// The slots of the backends at an address.
     by_address: BTreeMap<SocketAddr, Vec<usize>>,
     /// What admission has counted, and where each listener stands.
-    pub ledger: Ledger,
+    pub admission: AdmissionState,
+    /// By the name of the pool.
+    learnt: BTreeMap<String, Arc<LearntCids>>,
+}
+
+/// What a snapshot shares with those before it, in the order of its configuration.
+#[derive(Debug)]
+pub(crate) struct Lasting {
+    /// Of each listener.
+    pub(crate) gates: Vec<Gate>,
+    /// Of each pool.
+    pub(crate) learnt: Vec<Arc<LearntCids>>,
 }
 
 #[derive(Debug)]
@@ -50,6 +67,25 @@ impl Registry {
             *slot = slot.or_else(|| self.known(backend)).or_else(|| self.take(backend));
         }
         slots.into_iter().map(|slot| slot.map(|slot| self.id(slot))).collect()
+    }
+
+    /// What a snapshot of `config` is to share with those before it.
+    pub(crate) fn lasting(&mut self, config: &Config) -> Lasting {
+        // Of what may be remembered, half is for connection IDs, and each pool has its share.
+        let share = config.limits.remembered.get().div_ceil(2) / config.pools.len().max(1);
+        let mut before = std::mem::take(&mut self.learnt);
+        let learnt: Vec<_> = config
+            .pools
+            .iter()
+            .map(|pool| {
+                let known = before.remove(&pool.name);
+                let learnt = known.unwrap_or_else(|| Arc::new(LearntCids::new(share)));
+                learnt.set_capacity(share);
+                self.learnt.insert(pool.name.clone(), Arc::clone(&learnt));
+                learnt
+            })
+            .collect();
+        Lasting { gates: self.admission.gates(config), learnt }
     }
 
     fn known(&self, (pool, name, address): (&str, &str, SocketAddr)) -> Option<usize> {

@@ -7,15 +7,16 @@ use std::{
 
 use hashbrown::HashMap;
 use quic::routable::{Decoded, Decoder};
-use quic_lb_config::{Config, Listener, Pool, Timeouts};
+use quic_lb_config::{Config, HashBy, Listener, Pool, Timeouts};
 use siphasher::sip::SipHasher13;
 
 use crate::{
     admission::Gate,
     backend::{BackendAddr, BackendId, BackendState, MAX_BACKENDS, PoolIndex},
     client_path::{ClientAddr, ListenerIndex},
-    maglev::Maglev,
-    registry::Registry,
+    learnt::LearntCids,
+    maglev::{Maglev, Size},
+    registry::{Lasting, Registry},
     wanted::{Wanted, WantedBackend},
 };
 
@@ -36,14 +37,14 @@ pub struct Lifetimes {
     pub flow_idle: Duration,
     /// A flow whose backend has not answered.
     pub flow_unanswered: Duration,
-    /// A learnt connection ID that nobody uses: as long as the flow of its connection.
+    /// A learnt connection ID that nobody uses.
     pub learnt: Duration,
 }
 
 impl From<&Timeouts> for Lifetimes {
     fn from(timeouts: &Timeouts) -> Self {
-        let &Timeouts { flow_idle, flow_unanswered, .. } = timeouts;
-        Self { flow_idle, flow_unanswered, learnt: flow_idle }
+        let &Timeouts { flow_idle, flow_unanswered, learnt, .. } = timeouts;
+        Self { flow_idle, flow_unanswered, learnt }
     }
 }
 
@@ -81,10 +82,15 @@ pub struct PoolRoute {
     pub source_addresses: Vec<IpAddr>,
     /// By what means datagrams go to the backends.
     pub forwarding: Forwarding,
+    /// What decides about packets whose server nobody knows.
+    pub hash: HashBy,
     /// Sets the hashes of this pool apart from those of others.
     pub tag: u64,
+    /// The connection IDs of its servers that are not routable.
+    pub learnt: Arc<LearntCids>,
     /// What `table` follows from.
     choices: Arc<[Choice]>,
+    size: Size,
     table: Option<Maglev<BackendId>>,
 }
 
@@ -130,32 +136,33 @@ impl Routing {
         observed: impl Fn(&str, &str) -> BackendState,
     ) -> Self {
         let wanted = Wanted::new(&config.pools, |_, _| None, observed, registry);
-        Self::made_of(config, pools_of, &wanted, registry.ledger.gates(config), None)
+        Self::made_of(config, pools_of, &wanted, registry.lasting(config), None)
     }
 
-    /// The snapshot of `wanted` backends behind the listeners of `config`, of which each lets in
-    /// what its gate does. The table of a pool that had the same choices `before` is shared with
+    /// The snapshot of `wanted` backends behind the listeners of `config`, with what it shares with
+    /// those before it. The table of a pool that had the same choices `before` is shared with
     /// that snapshot, and not filled again.
     pub(crate) fn build(
         config: &Config,
         wanted: &Wanted,
-        gates: Vec<Gate>,
+        lasting: Lasting,
         before: Option<&Self>,
     ) -> Self {
-        Self::made_of(config, pools_behind, wanted, gates, before)
+        Self::made_of(config, pools_behind, wanted, lasting, before)
     }
 
     fn made_of(
         config: &Config,
         pools_of: impl Fn(&Listener) -> Vec<PoolIndex>,
         wanted: &Wanted,
-        gates: Vec<Gate>,
+        Lasting { gates, learnt }: Lasting,
         before: Option<&Self>,
     ) -> Self {
         let before = before.map(Self::pools_by_name).unwrap_or_default();
         let mut backends: Vec<Option<BackendRoute>> = vec![None; MAX_BACKENDS];
         let mut pools = Vec::with_capacity(config.pools.len());
-        for (index, (pool, wanted)) in config.pools.iter().zip(wanted.pools()).enumerate() {
+        let of_pools = config.pools.iter().zip(wanted.pools()).zip(learnt);
+        for (index, ((pool, wanted), learnt)) in of_pools.enumerate() {
             for WantedBackend { id, name, address, state, .. } in wanted {
                 backends[id.slot()] = Some(BackendRoute {
                     id: *id,
@@ -165,7 +172,8 @@ impl Routing {
                     state: *state,
                 });
             }
-            pools.push(PoolRoute::new(pool, wanted, before.get(pool.name.as_str()).copied()));
+            let before = before.get(pool.name.as_str()).copied();
+            pools.push(PoolRoute::new(pool, wanted, learnt, before));
         }
         let servers: Vec<_> = wanted.pools().iter().map(|pool| servers_of(pool)).collect();
         let listeners = config.listeners.iter().zip(gates).map(|(listener, gate)| {
@@ -210,6 +218,11 @@ impl Routing {
     #[must_use]
     pub fn pool(&self, pool: PoolIndex) -> &PoolRoute {
         &self.pools[pool.0]
+    }
+
+    /// All pools.
+    pub fn pools(&self) -> impl Iterator<Item = &PoolRoute> {
+        self.pools.iter()
     }
 
     /// The pools behind `listener`.
@@ -283,13 +296,20 @@ fn servers_of(backends: &[WantedBackend]) -> Vec<(Decoded, BackendId)> {
 }
 
 impl PoolRoute {
-    fn new(pool: &Pool, backends: &[WantedBackend], before: Option<&Self>) -> Self {
+    fn new(
+        pool: &Pool,
+        backends: &[WantedBackend],
+        learnt: Arc<LearntCids>,
+        before: Option<&Self>,
+    ) -> Self {
         let choices = choices(backends);
-        let (choices, table) = match before.filter(|before| *before.choices == *choices) {
+        let size = Size::of(backends.iter().map(|backend| backend.weight.get()));
+        let is_same = |before: &&Self| before.size == size && *before.choices == *choices;
+        let (choices, table) = match before.filter(is_same) {
             Some(before) => (Arc::clone(&before.choices), before.table.clone()),
             None => {
                 let entries = choices.iter().map(|of| (of.name.as_str(), of.weight.get(), of.id));
-                let table = Maglev::new(entries);
+                let table = Maglev::new(size, entries);
                 (choices.into(), table)
             }
         };
@@ -298,8 +318,11 @@ impl PoolRoute {
             routable: !pool.cid_configs.is_empty(),
             source_addresses: pool.source_addresses.clone(),
             forwarding: Forwarding::Nat,
+            hash: pool.hash,
             tag: tag(&pool.name),
+            learnt,
             choices,
+            size,
             table,
         }
     }
@@ -311,6 +334,10 @@ impl PoolRoute {
         let mut hasher = SipHasher13::new_with_keys(self.tag, 0);
         match key {
             FallbackKey::ConnectionId(dcid) => hasher.write(dcid),
+            FallbackKey::Address(IpAddr::V4(ip)) => hasher.write(&ip.octets()),
+            // What a provider gives to one customer; within it, addresses change by themselves
+            // (<https://www.rfc-editor.org/rfc/rfc8981.html>).
+            FallbackKey::Address(IpAddr::V6(ip)) => hasher.write(&ip.octets()[..8]),
             FallbackKey::Client(ClientAddr(client)) => {
                 match client.ip() {
                     IpAddr::V4(ip) => hasher.write(&ip.octets()),
@@ -336,8 +363,9 @@ fn choices(backends: &[WantedBackend]) -> Vec<Choice> {
     };
     // When nobody is known to be well, trying those that seem down beats refusing everyone: the
     // observation may be what is wrong. Draining backends were taken out on purpose.
-    let active = in_state(BackendState::Active);
-    if active.is_empty() { in_state(BackendState::Down) } else { active }
+    // One that answers under another's connection IDs comes last: its connections are known to break.
+    let states = [BackendState::Active, BackendState::Down, BackendState::Miswired];
+    states.into_iter().map(in_state).find(|choices| !choices.is_empty()).unwrap_or_default()
 }
 
 /// What consistent hashing goes by.
@@ -348,11 +376,15 @@ fn choices(backends: &[WantedBackend]) -> Vec<Choice> {
 /// Where servers issue routable connection IDs, a long header that does not decode is part of a
 /// first flight, and the connection ID that the client drew at random is the better key: it spreads
 /// the connections of one socket and stays the same when a NAT rebinds before the server's answer.
-/// Servers without routable connection IDs need the 4-tuple, since later packets offer nothing else.
+/// Servers without routable connection IDs need what later packets show too, also those that come to
+/// another balancer or from another port: the client's address. Its price is that all clients behind
+/// one address share a server, so that pools may say otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FallbackKey<'a> {
     /// The destination connection ID of a client's first flight.
     ConnectionId(&'a [u8]),
+    /// The client's address; of an IPv6 address, the first 64 bits.
+    Address(IpAddr),
     /// The client's address and port.
     Client(ClientAddr),
 }

@@ -12,7 +12,8 @@ use std::{
 use crate::{
     backend::BackendId,
     counters::{BackendCounters, ListenerCounters, WorkerCounters},
-    verdict::{DropReason, ReplyKind, Rule, TokenResult},
+    refusal::{Refusal, Refusals},
+    verdict::{DropReason, ReplyKind, Rule, Standing, TokenResult},
 };
 
 /// The sources of all counters, and their sums.
@@ -47,6 +48,24 @@ impl Totals {
         totals
     }
 
+    /// Flows that have begun with a valid token and come to nothing.
+    #[must_use]
+    pub fn unfinished_flows(&self) -> u64 {
+        self.sources.iter().map(|source| source.unfinished_flows.get()).sum()
+    }
+
+    /// How often each source has panicked and begun anew, in the order of workers.
+    #[must_use]
+    pub fn panics(&self) -> Vec<u64> {
+        self.sources.iter().map(|source| source.panics.get()).collect()
+    }
+
+    /// Flows that have not shown that there is a client at their address.
+    #[must_use]
+    pub fn unproven_flows(&self) -> u64 {
+        self.sources.iter().map(|source| source.unproven_flows.get()).sum()
+    }
+
     /// Flows of all listeners.
     #[must_use]
     pub fn flows(&self) -> u64 {
@@ -71,7 +90,8 @@ pub struct ListenerTotals {
     pub received_bytes: u64,
     pub returned_bytes: u64,
     pub flows: u64,
-    pub evicted: u64,
+    pub return_stale: u64,
+    pub evicted: [u64; Standing::ALL.len()],
     pub path_changes: u64,
 }
 
@@ -104,7 +124,10 @@ impl ListenerTotals {
         self.received_bytes += counters.received_bytes.get();
         self.returned_bytes += counters.returned_bytes.get();
         self.flows += counters.flows.get();
-        self.evicted += counters.evicted.get();
+        for (total, counter) in self.evicted.iter_mut().zip(&counters.evicted) {
+            *total += counter.get();
+        }
+        self.return_stale += counters.return_stale.get();
         self.path_changes += counters.path_changes.get();
     }
 }
@@ -115,25 +138,38 @@ impl ListenerTotals {
 pub struct BackendTotals {
     pub forwarded: u64,
     pub returned: u64,
-    pub refused: u64,
+    pub refused: Refusals,
+    pub well_named: u64,
+    pub misnamed: u64,
+    /// As the counter says in one of the sources.
+    pub named: u64,
 }
 
 impl BackendTotals {
     /// What has been added since `earlier`.
     #[must_use]
-    pub const fn since(self, earlier: Self) -> Self {
+    pub fn since(self, earlier: Self) -> Self {
         Self {
             forwarded: self.forwarded.saturating_sub(earlier.forwarded),
             returned: self.returned.saturating_sub(earlier.returned),
-            refused: self.refused.saturating_sub(earlier.refused),
+            refused: self.refused.since(&earlier.refused),
+            well_named: self.well_named.saturating_sub(earlier.well_named),
+            misnamed: self.misnamed.saturating_sub(earlier.misnamed),
+            named: self.named,
         }
     }
 
     fn add(&mut self, counters: &BackendCounters) {
-        let BackendCounters { forwarded, returned, refused } = counters;
+        let BackendCounters { forwarded, returned, refused, well_named, misnamed, named } =
+            counters;
         self.forwarded += forwarded.get();
         self.returned += returned.get();
-        self.refused += refused.get();
+        self.well_named += well_named.get();
+        self.misnamed += misnamed.get();
+        self.named = self.named.max(named.get());
+        for (refusal, counter) in Refusal::ALL.into_iter().zip(refused) {
+            self.refused.add(refusal, counter.get());
+        }
     }
 }
 
@@ -194,7 +230,7 @@ mod tests {
             }
         }
         let edge = totals.of_listener(1);
-        assert_eq!(edge.received, 3 * (15 + 210 + 1));
+        assert_eq!(edge.received, 3 * (15 + 300 + 3));
         assert_eq!(edge.verdicts(), edge.received);
         assert_eq!(totals.of_listener(0), ListenerTotals::default());
         assert_eq!(totals.of_listener(2), ListenerTotals::default(), "nobody counts for it");

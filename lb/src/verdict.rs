@@ -3,7 +3,7 @@
 
 use quic::{invariants::Malformed, token::InvalidToken};
 
-use crate::backend::BackendId;
+use crate::{backend::BackendId, cid_tag::CidTag};
 
 /// The forwarding rule that found the backend: the first that answers wins
 /// (draft-ietf-quic-load-balancers-21, section 4).
@@ -52,7 +52,14 @@ pub enum DropReason {
     ReflectorPort,
     /// It claims to come from an address of the balancer.
     OwnAddress,
-    /// An Initial with a token that claims to be of a Retry and is not good.
+    /// It claims to come from the address of a backend.
+    BackendAddress,
+    /// It has passed all the routers that it may.
+    HopLimit,
+    /// It comes round again and again: somewhere behind a backend's address stands the balancer itself.
+    Loop,
+    /// An Initial with a token that claims to be of a Retry and is not good, whose sender is not told: it is not authentic, or
+    /// too many were told.
     InvalidToken,
     /// It began with no Initial, while addresses were being validated.
     Unvalidated,
@@ -83,16 +90,21 @@ pub enum DropReason {
     TooBig,
     /// The kernel refused to send it.
     SendFailed,
+    /// A worker panicked while it had it.
+    Panic,
 }
 
 impl DropReason {
     /// Every reason.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 24] = [
         Self::Empty,
         Self::Malformed,
         Self::SmallInitial,
         Self::ReflectorPort,
         Self::OwnAddress,
+        Self::BackendAddress,
+        Self::HopLimit,
+        Self::Loop,
         Self::InvalidToken,
         Self::Unvalidated,
         Self::Version,
@@ -108,6 +120,7 @@ impl DropReason {
         Self::PortsExhausted,
         Self::TooBig,
         Self::SendFailed,
+        Self::Panic,
     ];
 
     /// The metric label.
@@ -119,6 +132,9 @@ impl DropReason {
             Self::SmallInitial => "small_initial",
             Self::ReflectorPort => "reflector_port",
             Self::OwnAddress => "own_address",
+            Self::BackendAddress => "backend_address",
+            Self::HopLimit => "hop_limit",
+            Self::Loop => "loop",
             Self::InvalidToken => "invalid_token",
             Self::Unvalidated => "unvalidated",
             Self::Version => "version",
@@ -134,6 +150,7 @@ impl DropReason {
             Self::PortsExhausted => "ports_exhausted",
             Self::TooBig => "too_big",
             Self::SendFailed => "send_failed",
+            Self::Panic => "panic",
         }
     }
 }
@@ -152,17 +169,20 @@ impl From<Malformed> for DropReason {
 pub enum ReplyKind {
     /// A Retry packet: the client has to prove its address.
     Retry,
+    /// CONNECTION_CLOSE with INVALID_TOKEN: the token that was to prove it does not.
+    InvalidToken,
 }
 
 impl ReplyKind {
     /// Every kind.
-    pub const ALL: [Self; 1] = [Self::Retry];
+    pub const ALL: [Self; 2] = [Self::Retry, Self::InvalidToken];
 
     /// The metric label.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
             Self::Retry => "retry",
+            Self::InvalidToken => "invalid_token",
         }
     }
 }
@@ -184,13 +204,15 @@ pub enum TokenResult {
     Expired,
     /// As [`InvalidToken::Address`].
     Address,
+    /// As [`InvalidToken::Port`]: honoured within a bound, where the client's NAT may have moved.
+    Port,
     /// As [`InvalidToken::Type`].
     Type,
 }
 
 impl TokenResult {
     /// Every result.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Valid,
         Self::Truncated,
         Self::UnknownKey,
@@ -198,6 +220,7 @@ impl TokenResult {
         Self::OriginalDcidLength,
         Self::Expired,
         Self::Address,
+        Self::Port,
         Self::Type,
     ];
 
@@ -212,6 +235,7 @@ impl TokenResult {
             Self::OriginalDcidLength => InvalidToken::OriginalDcidLength.label(),
             Self::Expired => InvalidToken::Expired.label(),
             Self::Address => InvalidToken::Address.label(),
+            Self::Port => InvalidToken::Port.label(),
             Self::Type => InvalidToken::Type.label(),
         }
     }
@@ -227,6 +251,7 @@ impl From<InvalidToken> for TokenResult {
             InvalidToken::OriginalDcidLength => Self::OriginalDcidLength,
             InvalidToken::Expired => Self::Expired,
             InvalidToken::Address => Self::Address,
+            InvalidToken::Port => Self::Port,
         }
     }
 }
@@ -278,9 +303,46 @@ pub struct Opened {
     pub flow: FlowId,
     /// The flow that has ended to make room, whose socket is to be closed before: it may have had
     /// the same number.
-    pub evicted: Option<FlowId>,
+    pub evicted: Option<Ended>,
     /// Why there is a new one.
     pub opening: Opening,
+}
+
+/// A flow that has ended, and whose socket is to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The flow.
+    pub flow: FlowId,
+    /// What was known of its client.
+    pub standing: Standing,
+    /// The connection ID of a server that its client has used last.
+    pub cid: Option<CidTag>,
+}
+
+/// What is known of the client of a flow; the weaker ones make room for others first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Standing {
+    /// Its connection has gone to another path.
+    Superseded,
+    /// It may be forged.
+    Unproven,
+    /// It has shown what only somebody at its address can know.
+    Proven,
+}
+
+impl Standing {
+    /// Every standing, the weakest first.
+    pub const ALL: [Self; 3] = [Self::Superseded, Self::Unproven, Self::Proven];
+
+    /// The metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Superseded => "superseded",
+            Self::Unproven => "unproven",
+            Self::Proven => "proven",
+        }
+    }
 }
 
 /// Why there is a new flow.
@@ -288,8 +350,8 @@ pub struct Opened {
 pub enum Opening {
     /// A connection begins, or nothing is known of one.
     New,
-    /// The flow is new and its connection is not: a short header with a routable connection ID on
-    /// a client path that has not carried any for this backend.
+    /// The flow is new and its connection is not: a short header with a connection ID of a server, routable or
+    /// learnt, on a client path that has not carried any for this backend.
     PathChange,
 }
 

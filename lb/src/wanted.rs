@@ -8,10 +8,15 @@
 //! | --- | --- | --- | --- |
 //! | active | none | active | active |
 //! | active | none | down | down |
+//! | active | none | miswired | miswired |
 //! | draining | none | any | draining |
 //! | any | active | active | active |
 //! | any | active | down | down |
+//! | any | active | miswired | miswired |
 //! | any | drain | any | draining |
+//!
+//! Health is what traffic says, and active checks where there are any: either has a backend down. Where too few of a
+//! pool would be left, what checks say does not count, and what is left of health comes in here.
 //!
 //! A command goes before the file: it is the later word of the same person. To be drained goes
 //! before health: a draining backend gets no new connections, whatever its health, not even when
@@ -108,10 +113,11 @@ mod tests {
     #[test]
     fn every_combination_of_file_command_and_health_has_its_state() {
         use Admission::{Active as A, Draining as D};
-        use BackendState::{Active, Down, Draining};
+        use BackendState::{Active, Down, Draining, Miswired};
         let table = [
             (A, None, Active, Active),
             (A, None, Down, Down),
+            (A, None, Miswired, Miswired),
             (A, Some(A), Active, Active),
             (A, Some(A), Down, Down),
             (A, Some(D), Active, Draining),
@@ -120,6 +126,8 @@ mod tests {
             (D, None, Down, Draining),
             (D, Some(A), Active, Active),
             (D, Some(A), Down, Down),
+            (D, Some(A), Miswired, Miswired),
+            (D, Some(D), Miswired, Draining),
             (D, Some(D), Active, Draining),
             (D, Some(D), Down, Draining),
         ];

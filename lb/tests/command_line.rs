@@ -4,7 +4,9 @@
 
 mod support;
 
-use serde_json::Value;
+use std::slice::from_ref;
+
+use serde_json::{Value, json};
 use support::{CONTRACT, Folder, KEY, quic_lb, quic_lb_cut_off, quic_lb_reading};
 
 #[test]
@@ -44,6 +46,141 @@ fn check_prints_five_mistakes_with_their_lines() {
         assert!(complaint.contains(&place), "no mistake in line {line}:\n{complaint}");
     }
     assert!(complaint.ends_with("5 errors\n"), "{complaint}");
+}
+
+#[test]
+fn check_shows_each_mistake_beneath_its_line() {
+    let folder = Folder::with(&CONTRACT.replace("weight: 2", "weight: 0"));
+    let complaint = folder.run(&["check"], &[]).failed(1);
+    let lines: Vec<_> = complaint.lines().map(str::trim_end).collect();
+    let config = folder.config();
+    let place = format!("  --> {}:20:17", config.display());
+    let expected = [
+        "error: the number 0",
+        &*place,
+        "   |",
+        "20 |         weight: 0",
+        "   |                 ^",
+        "   |",
+        "   = expected: a whole number from 1 to 1000",
+        "   = at: pools[0].backends[1].weight",
+        &*format!("quic-lb: {}: 1 error", config.display()),
+    ];
+    assert_eq!(lines, expected, "{complaint}");
+
+    let twice = CONTRACT.replace("name: b", "name: a");
+    let complaint = Folder::with(&twice).run(&["check"], &[]).failed(1);
+    assert!(complaint.contains("- see also"), "{complaint}");
+}
+
+#[test]
+fn check_takes_several_files_and_standard_input() {
+    let folder = Folder::with(CONTRACT);
+    let (good, bad) = (folder.config(), folder.write("bad.yaml", b"listeners: []\n"));
+    let (good, bad) = (good.to_str().unwrap(), bad.to_str().unwrap());
+    assert!(quic_lb(&["check", good]).done().starts_with(&format!("{good}: valid: ")));
+    let two = quic_lb(&["check", good, "--config", good]).done();
+    assert_eq!(two.lines().count(), 2, "{two}");
+
+    let mixed = quic_lb(&["check", bad, good]);
+    assert_eq!(mixed.code, Some(1));
+    assert!(mixed.out.starts_with(&format!("{good}: valid: ")), "{mixed:?}");
+    assert!(mixed.err.ends_with(&format!("quic-lb: {bad}: 2 errors\n")), "{mixed:?}");
+
+    let valid = quic_lb_reading(CONTRACT.as_bytes(), &["check", "-"]).done();
+    assert!(valid.starts_with("standard input: valid: 1 listener"), "{valid}");
+    let wrong = quic_lb_reading(b"listeners: []\n", &["check", "-"]).failed(1);
+    assert!(wrong.contains("standard input:1:12"), "{wrong}");
+    let cid =
+        quic_lb_reading(CONTRACT.as_bytes(), &["cid", "encode", "--config", "-", "--backend", "a"]);
+    assert_eq!(cid.done().trim().len(), 18);
+    let complaint = quic_lb_reading(CONTRACT.as_bytes(), &["run", "--config", "-"]).failed(1);
+    assert!(complaint.contains("give it a file"), "{complaint}");
+    quic_lb(&["check"]).failed(2);
+}
+
+#[test]
+fn check_prints_json_for_programs() {
+    let folder = Folder::with(CONTRACT);
+    let bad =
+        CONTRACT.replace("name: b", "name: a").replace("\"127.0.0.1:9090\"", "\"0.0.0.0:9090\"");
+    let bad = folder.write("bad.yaml", bad.as_bytes());
+    let (good, bad) = (folder.config(), bad.to_str().unwrap().to_owned());
+    let ended = quic_lb(&["check", "--json", good.to_str().unwrap(), &bad]);
+    assert_eq!((ended.code, &*ended.err), (Some(1), ""));
+    let files: Value = serde_json::from_str(&ended.out).unwrap();
+    let digest = files[0]["digest"].clone();
+    assert_eq!(digest.as_str().unwrap().len(), 16);
+    assert_eq!(
+        files[0],
+        json!({
+            "file": good, "valid": true, "digest": digest, "listeners": 1, "pools": 1,
+            "backends": 2, "mistakes": [],
+        })
+    );
+    assert_eq!(
+        files[1],
+        json!({
+            "file": bad,
+            "valid": false,
+            "mistakes": [
+                {
+                    "severity": "error", "line": 17, "column": 15,
+                    "path": "pools[0].backends[1].name", "found": "a again",
+                    "expected": "a unique name",
+                    "related": { "path": "pools[0].backends[0].name", "line": 14, "column": 15 },
+                },
+                {
+                    "severity": "warning", "line": 22, "column": 12, "path": "admin.address",
+                    "found": "0.0.0.0:9090, which other hosts may reach",
+                    "expected": "a loopback address: the admin interface asks for no password",
+                    "related": null,
+                },
+            ],
+        })
+    );
+}
+
+/// On a terminal, which `script` makes.
+#[test]
+fn colours_are_for_terminals_whose_users_want_them() {
+    let folder = Folder::with("listeners: []\n");
+    let config = folder.config();
+    let on_terminal = |args: &str, environment: &[(&str, &str)]| {
+        let line = format!("{} {args} {}", env!("CARGO_BIN_EXE_quic-lb"), config.display());
+        let mut script = std::process::Command::new("script");
+        script.args(["-qefc", &line, "/dev/null"]).env_remove("NO_COLOR").env("TERM", "xterm");
+        let output = script.envs(environment.iter().copied()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("1:12"), "{text}");
+        text.contains("\u{1b}[")
+    };
+    assert!(on_terminal("check", &[]));
+    assert!(on_terminal("check", &[("NO_COLOR", "")]), "an empty one says nothing");
+    for quiet in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        assert!(!on_terminal("check", &[quiet]), "{quiet:?}");
+        assert!(!on_terminal("run --config", &[quiet]), "{quiet:?}");
+    }
+    assert!(!folder.run(&["check"], &[]).failed(1).contains('\u{1b}'), "no terminal");
+}
+
+/// It logs a doubt, and then finds that the address is somebody else's.
+#[test]
+fn records_are_coloured_for_terminals_whose_users_want_it() {
+    let config = CONTRACT.replace("\"127.0.0.1:4433\"", "\"192.0.2.77:4433\"");
+    let folder = Folder::with(&format!("{config}timeouts: {{ drain: 1h }}\n"));
+    let on_terminal = |environment: &[(&str, &str)]| {
+        let (binary, config) = (env!("CARGO_BIN_EXE_quic-lb"), folder.config());
+        let line = format!("{binary} run --config {}", config.display());
+        let mut script = std::process::Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]).env_remove("NO_COLOR").env_remove("RUST_LOG");
+        let output = script.env("TERM", "xterm").envs(environment.iter().copied()).output();
+        let text = String::from_utf8(output.unwrap().stdout).unwrap();
+        assert!(text.contains("doubt about the configuration"), "{text}");
+        text.contains('\u{1b}')
+    };
+    assert!(on_terminal(&[]));
+    assert!(!on_terminal(&[("NO_COLOR", "1")]));
 }
 
 #[test]
@@ -160,7 +297,9 @@ fn cid_decode_names_the_reason_of_what_is_unroutable() {
         assert_eq!(rows[0]["backend"], Value::Null);
         assert_eq!(rows[0]["config_id"], config_id);
         assert!(rows[0]["reason"].as_str().unwrap().contains(reason), "{rows:?}");
-        let text = folder.run(&["cid", "decode"], &[cid]).done();
+        let ended = folder.run(&["cid", "decode"], &[cid]);
+        assert_eq!((ended.code, &*ended.err), (Some(3), ""));
+        let text = ended.out;
         assert!(text.contains("unroutable: ") && text.contains(reason), "{text}");
     }
     // A server ID that nobody has: encoded with the same key for another fleet.
@@ -296,7 +435,9 @@ fn explain_says_what_address_validation_and_limits_do() {
     assert_eq!(
         explain("192.0.2.7:50000", &forged),
         [
-            admission("claims to be of a Retry: the token ends early"),
+            admission(
+                "claims to be of a Retry: the token ends early; nobody is told so, since the packet does not open"
+            ),
             "verdict: drop, invalid_token".to_owned()
         ]
     );
@@ -394,6 +535,125 @@ fn explain_says_when_a_capture_holds_nothing_for_it() {
     assert!(complaint.contains("neither a pcap nor a pcapng file"), "{complaint}");
 }
 
+/// A handshake with a Retry, captured a while ago: its token was good for ten seconds.
+#[test]
+fn explain_judges_tokens_by_the_time_of_the_capture() {
+    let folder = Folder::with(include_str!("captures/retry.yaml"));
+    let whole = include_bytes!("captures/retry.pcap");
+    let path = folder.write("retry.pcap", whole);
+    let explain = |path: &std::path::Path| {
+        folder.run(&["explain"], &["--pcap", path.to_str().unwrap()]).done()
+    };
+    let out = explain(&path);
+    let verdicts: Vec<_> = out.lines().filter(|line| line.contains("verdict: ")).collect();
+    assert_eq!(verdicts[0], "  verdict: reply, retry", "{out}");
+    assert!(verdicts[1].contains("verdict: forward to backend "), "{out}");
+    assert!(out.contains("frame 3, 0.008729 s: 1200 bytes"), "{out}");
+
+    // A minute more between the Retry and its token.
+    let mut late = whole.to_vec();
+    let third = 24 + 2 * 16 + 1242 + 141;
+    let seconds = u32::from_le_bytes(late[third..third + 4].try_into().unwrap());
+    late[third..third + 4].copy_from_slice(&(seconds + 60).to_le_bytes());
+    let out = explain(&folder.write("late.pcap", &late));
+    assert!(out.contains("the token has expired"), "{out}");
+    assert!(out.contains(", invalid_token"), "{out}");
+}
+
+/// Snapshots of 96 and 46 bytes: the token of the one and the connection ID of the other are cut.
+#[test]
+fn explain_makes_up_nothing_that_was_not_captured() {
+    let cut = |snap: usize, frames: &[Vec<u8>]| {
+        let frames: Vec<_> = frames.iter().map(|frame| (frame, frame.len().min(snap))).collect();
+        pcap_cut(&frames)
+    };
+    let folder = Folder::with(CONTRACT);
+    let explain = |capture: &[u8]| {
+        let path = folder.write("cut.pcap", capture);
+        folder.run(&["explain"], &["--pcap", path.to_str().unwrap()]).done()
+    };
+    let cid = folder.run(&["cid", "encode"], &["--backend", "b"]).done();
+    let cid: Vec<u8> =
+        (0..9).map(|n| u8::from_str_radix(&cid[2 * n..2 * n + 2], 16).unwrap()).collect();
+    let short = udp(50000, 4433, &[&[0x40], &cid[..], &[7; 40]].concat());
+    // Headers of 28 bytes, the first byte, and so many of the connection ID.
+    for captured in 0..9 {
+        let out = explain(&cut(29 + captured, from_ref(&short)));
+        let missing = "verdict: not known: the connection ID, which decides, is not in the capture";
+        assert!(out.contains(missing), "{captured}: {out}");
+        assert!(!out.contains("server ID"), "{captured}: {out}");
+        assert!(
+            out.contains(&format!(
+                "50 bytes from 127.0.0.1:50000 to listener edge, of which {} are",
+                captured + 1
+            )),
+            "{out}"
+        );
+    }
+    let out = explain(&cut(38, from_ref(&short)));
+    assert!(out.contains("config 0, server ID 0002: backend b"), "{out}");
+
+    // A header that is cut teaches nothing: the same packet later is new, too.
+    let hello = udp(50000, 4433, &first_flight());
+    let out = explain(&pcap_cut(&[(&hello, 40), (&hello, hello.len())]));
+    assert!(out.contains("not known: the header"), "{out}");
+    assert!(out.contains("by rule fallback"), "{out}");
+    // One that is there decides; the padding behind it is nobody's packet.
+    let out = explain(&cut(50, &[hello]));
+    assert!(out.contains("by rule fallback"), "{out}");
+    assert!(!out.contains("packet 2"), "{out}");
+
+    let folder = Folder::with(include_str!("captures/retry.yaml"));
+    let whole = include_bytes!("captures/retry.pcap");
+    let third = &whole[24 + 2 * 16 + 1242 + 141 + 16 + 14..][..1228].to_vec();
+    let path = folder.write("cut.pcap", &cut(82, from_ref(third)));
+    let out = folder.run(&["explain"], &["--pcap", path.to_str().unwrap()]).done();
+    assert!(out.contains("verdict: not known: the token"), "{out}");
+    // The token is whole and of another time; whether the packet opens is not known.
+    let mut later = cut(400, from_ref(third));
+    later[24..28].copy_from_slice(&2_000_000_000u32.to_le_bytes());
+    let path = folder.write("cut.pcap", &later);
+    let out = folder.run(&["explain"], &["--pcap", path.to_str().unwrap()]).done();
+    let rest = "verdict: not known: the rest of a packet with an invalid token";
+    assert!(out.contains(rest), "{out}");
+}
+
+#[test]
+fn explain_takes_apart_what_offload_had_joined() {
+    let folder = Folder::with(CONTRACT);
+    let cid = folder.run(&["cid", "encode"], &["--backend", "b"]).done();
+    let cid: Vec<u8> =
+        (0..9).map(|n| u8::from_str_radix(&cid[2 * n..2 * n + 2], 16).unwrap()).collect();
+    let short = |fill: u8, len: usize| [&[0x40], &cid[..], &vec![fill; len - 10]].concat();
+    let joined = [short(1, 1200), short(2, 1200), short(3, 300)].concat();
+    let path = folder.write("joined.pcap", &pcap(&[udp(50000, 4433, &joined)]));
+    let out = folder.run(&["explain"], &["--pcap", path.to_str().unwrap()]).done();
+    for (nth, len) in [(1, 1200), (2, 1200), (3, 300)] {
+        let heading = format!(
+            "frame 1, datagram {nth} of 3 that offload had joined, 0.000000 s: {len} bytes from "
+        );
+        assert!(out.contains(&heading), "{out}");
+    }
+    assert_eq!(out.matches("verdict: forward to backend b").count(), 3, "{out}");
+}
+
+#[test]
+fn explain_names_the_frames_that_it_does_not_read() {
+    let folder = Folder::with(CONTRACT);
+    let mut capture = pcap(&[udp(50000, 4433, &first_flight()), udp(50000, 4433, b"")]);
+    capture[20..24].copy_from_slice(&127u32.to_le_bytes());
+    let path = folder.write("radio.pcap", &capture);
+    let out = folder.run(&["explain"], &["--pcap", path.to_str().unwrap()]).done();
+    let named =
+        "not read: 2 frames of link type 127, which is not read here: the first is frame 1\n";
+    assert!(out.starts_with(named), "{out}");
+    // Raw IP under an older number.
+    capture[20..24].copy_from_slice(&12u32.to_le_bytes());
+    let path = folder.write("old.pcap", &capture);
+    let out = folder.run(&["explain"], &["--pcap", path.to_str().unwrap()]).done();
+    assert_eq!(out.matches("verdict: ").count(), 2, "{out}");
+}
+
 #[test]
 fn keygen_makes_keys_that_differ_and_that_the_file_takes() {
     let (first, second) = (quic_lb(&["keygen"]).done(), quic_lb(&["keygen"]).done());
@@ -432,6 +692,34 @@ fn completions_and_manual_pages_come_for_every_command() {
     assert!(quic_lb(&["man", "nonsense"]).failed(1).contains("no command \"nonsense\""));
 }
 
+/// With the shipped example in the place of `lb.yaml`.
+#[test]
+fn the_examples_of_the_help_do_what_they_show() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/examples/contract.yaml");
+    let mut tried = 0;
+    for command in [&[][..], &["cid", "decode"], &["cid", "encode"], &["explain"]] {
+        let help = quic_lb(&[command, &["--help"]].concat()).done();
+        let lines = help.lines().map(str::trim);
+        for line in lines.filter(|line| {
+            line.starts_with("quic-lb cid ")
+                || line.starts_with("quic-lb explain --config lb.yaml --from")
+        }) {
+            let quic_lb = env!("CARGO_BIN_EXE_quic-lb");
+            let typed =
+                line.replace("lb.yaml", example).replace("quic-lb ", &format!("{quic_lb} "));
+            let ended: support::Ended =
+                std::process::Command::new("sh").args(["-c", &typed]).output().unwrap().into();
+            let out = ended.done();
+            assert!(!out.contains("unroutable"), "{line}: {out}");
+            if line.contains("explain") {
+                assert!(out.contains("by rule cid"), "{line}: {out}");
+            }
+            tried += 1;
+        }
+    }
+    assert!(tried >= 6, "{tried}");
+}
+
 #[test]
 fn a_reader_that_has_read_enough_is_no_error() {
     assert_eq!(quic_lb_cut_off(10, &["schema"]), (Some(0), String::new()));
@@ -458,8 +746,11 @@ fn no_command_prints_a_key() {
 }
 
 fn decode(folder: &Folder, cids: &[&str]) -> Vec<Value> {
-    let out = folder.run(&["cid", "decode"], &[&["--json"], cids].concat()).done();
-    serde_json::from_str(&out).unwrap()
+    let ended = folder.run(&["cid", "decode"], &[&["--json"], cids].concat());
+    let rows: Vec<Value> = serde_json::from_str(&ended.out).unwrap();
+    let code = if rows.iter().all(|row| row["routable"] == true) { 0 } else { 3 };
+    assert_eq!((ended.code, &*ended.err), (Some(code), ""));
+    rows
 }
 
 /// An Initial and a 0-RTT packet of version 1 that share connection IDs, and padding.
@@ -486,13 +777,20 @@ fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
 
 /// A capture of raw IP packets, one second apart.
 fn pcap(packets: &[Vec<u8>]) -> Vec<u8> {
+    pcap_cut(&packets.iter().map(|packet| (packet, packet.len())).collect::<Vec<_>>())
+}
+
+/// As [`pcap`], with the first so many bytes of each packet.
+fn pcap_cut(packets: &[(&Vec<u8>, usize)]) -> Vec<u8> {
     let mut file = vec![0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     file.extend(65535u32.to_le_bytes());
     file.extend(101u32.to_le_bytes());
-    for (second, packet) in (1_700_000_000u32..).zip(packets) {
-        let len = u32::try_from(packet.len()).unwrap().to_le_bytes();
-        file.extend([second.to_le_bytes(), [0; 4], len, len].concat());
-        file.extend(packet);
+    for (second, (packet, captured)) in (1_700_000_000u32..).zip(packets) {
+        let [len, wire_len] = [*captured, packet.len()].map(|len| u32::try_from(len).unwrap());
+        file.extend(
+            [second.to_le_bytes(), [0; 4], len.to_le_bytes(), wire_len.to_le_bytes()].concat(),
+        );
+        file.extend(&packet[..*captured]);
     }
     file
 }

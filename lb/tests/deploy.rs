@@ -7,7 +7,8 @@ use std::path::Path;
 use quic_lb::{
     admission::mode::{Phase, Reason},
     backend::BackendState,
-    metrics::{FAMILIES, Family},
+    check::CheckResult,
+    metrics::{FAMILIES, Family, Reloads},
     verdict::{DropReason, Rule, TokenResult},
 };
 use serde_json::Value;
@@ -51,7 +52,7 @@ fn the_scrape_configuration_asks_the_default_admin_address() {
     let scrape: Value = serde_yaml::from_str(&deploy("prometheus/scrape.yaml")).unwrap();
     let job = &scrape["scrape_configs"][0];
     assert_eq!(job["job_name"], "quic-lb");
-    assert_eq!(job["static_configs"][0]["targets"][0], "127.0.0.1:9090");
+    assert_eq!(job["static_configs"][0]["targets"][0], "127.0.0.1:9464");
 }
 
 #[test]
@@ -76,6 +77,14 @@ fn the_unit_runs_commands_that_exist() {
         let known = ["check", "run"].map(|name| format!("{name} --config /etc/quic-lb/lb.yaml"));
         assert!(known.iter().any(|known| known == command), "{line}");
     }
+}
+
+/// `check` warns of a drain that the unit would cut short.
+#[test]
+fn the_unit_waits_for_as_long_as_check_takes_it_to() {
+    let limit = quic_lb_config::UNIT_STOP_LIMIT.as_secs();
+    let line = format!("TimeoutStopSec={limit}s");
+    assert!(deploy("quic-lb.service").lines().any(|of_unit| of_unit == line), "no {line}");
 }
 
 fn deploy(file: &str) -> String {
@@ -118,7 +127,8 @@ fn words_of(label: &str) -> Vec<&'static str> {
         "state" => BackendState::ALL.iter().map(|state| state.label()).collect(),
         "result" => {
             let tokens = TokenResult::ALL.iter().map(|result| result.label());
-            tokens.chain(["applied", "rejected"]).collect()
+            let checks = CheckResult::ALL.iter().map(|result| result.label());
+            tokens.chain(checks).chain(Reloads::RESULTS).collect()
         }
         "phase" => Phase::LABELS.to_vec(),
         "job" => vec!["quic-lb"],

@@ -4,7 +4,11 @@
 
 mod support;
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::{
+    io::Write,
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::Command,
+};
 
 use quic_lb::verdict::DropReason;
 use serde_json::{Value, json};
@@ -55,6 +59,30 @@ fn a_scrape_shows_every_datagram_with_its_verdict() {
     assert!(samples["quic_lb_bytes_total{direction=\"received\",listener=\"edge\"}"] > 600.0);
     assert!(samples["quic_lb_datagrams_returned_total{listener=\"edge\"}"] >= 2.0);
     assert_eq!(samples["quic_lb_ready"], 1.0);
+}
+
+/// Where the tests run as root there is something to give up.
+#[test]
+fn a_running_balancer_has_given_up_what_it_does_not_need_and_goes_on() {
+    let host = Host::new();
+    let _a = Server::start(host.at(5001), "a");
+    let mut balancer = Balancer::start(host);
+    let threads = balancer.threads();
+    assert!(threads.len() >= 3, "two workers and the control plane");
+    for thread in threads {
+        assert_eq!(thread["NoNewPrivs"], "1", "{}", thread["Name"]);
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert_eq!(thread[set], "0000000000000000", "{}: {set}", thread["Name"]);
+        }
+    }
+    // It opens upstream sockets, reads its file and answers scrapes all the same.
+    let client = balancer.client();
+    assert!(client.ask(&short(&balancer.cid("a"))).starts_with("a "));
+    balancer.rewrite(&host.config().replace("weight: 2", "weight: 3"));
+    balancer.wait("the reload", |balancer| balancer.metric(APPLIED) == 1.0);
+    let warnings: Vec<_> =
+        balancer.log().lines().filter(|line| line.contains("rights")).map(str::to_owned).collect();
+    assert_eq!(warnings, [""; 0]);
 }
 
 #[test]
@@ -165,6 +193,7 @@ fn the_admin_interface_answers_each_path_and_refuses_the_rest_clearly() {
             "pool": "web",
             "name": "b",
             "address": balancer.host.at(5002),
+            "check": null,
             "state": "active",
             "wanted": "active",
             "wanted_by": "file",
@@ -173,6 +202,8 @@ fn the_admin_interface_answers_each_path_and_refuses_the_rest_clearly() {
             "datagrams_forwarded": 0,
             "datagrams_returned": 0,
             "refused": 0,
+            "refused_by_errno": {},
+            "misnamed": 0,
             "half_open": null,
         })
     );
@@ -300,8 +331,57 @@ fn the_admin_interface_stands_what_is_not_http() {
     assert!([400, 431].contains(&balancer.raw_http(huge.as_bytes()).status));
     // Clients that connect and say nothing leave room for others.
     let _silent: Vec<_> =
-        (0..20).map(|_| std::net::TcpStream::connect(balancer.host.at(9090)).unwrap()).collect();
+        (0..20).map(|_| TcpStream::connect(balancer.host.at(9090)).unwrap()).collect();
     assert_eq!(balancer.get("/readyz").status, 200);
+}
+
+/// Each says that it has something to say, and does not say it.
+#[test]
+fn requests_without_their_bodies_leave_room_for_others() {
+    let balancer = Balancer::start(Host::new());
+    let head = b"POST /api/v1/backends/web/a/half_open HTTP/1.1\r\nHost: localhost\r\n\
+        Content-Type: application/json\r\nContent-Length: 20\r\n\r\n";
+    let unfinished: Vec<_> = (0..200)
+        .map(|_| {
+            let mut stream = TcpStream::connect(balancer.host.at(9090)).unwrap();
+            // Some make room for others before they have said anything.
+            let _ = stream.write_all(head);
+            stream
+        })
+        .collect();
+    assert_eq!(balancer.get("/readyz").status, 200);
+    assert_eq!(balancer.get("/metrics").status, 200);
+    assert_eq!(balancer.post("/api/v1/backends/web/a/drain").status, 200);
+    drop(unfinished);
+}
+
+/// A page of somebody else reaches the interface by a name that is made to lead to it.
+#[test]
+fn a_host_that_is_not_ours_is_refused() {
+    let host = Host::new();
+    let names = format!("admin: {{ host_names: [lb.example], address: \"{}\" }}", host.at(9090));
+    let config =
+        host.config().replace(&format!("admin: {{ address: \"{}\" }}", host.at(9090)), &names);
+    let balancer = Balancer::start_with(host, &config);
+    let ask = |method: &str, path: &str, name: &str| {
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n");
+        balancer.raw_http(request.as_bytes()).status
+    };
+    let drain = "/api/v1/backends/web/a/drain";
+    for (name, status) in [
+        ("rebound.example", 421),
+        ("rebound.example:9090", 421),
+        ("localhost:9090", 200),
+        ("lb.example:9090", 200),
+        (&*host.at(9090).to_string(), 200),
+    ] {
+        for path in ["/", "/metrics", "/api/v1/config", "/api/v1/backends"] {
+            assert_eq!(ask("GET", path, name), status, "{path} of {name}");
+        }
+        assert_eq!(ask("POST", drain, name), status, "{name}");
+        assert_eq!(ask("GET", "/readyz", name), 200, "probes ask by any name");
+    }
 }
 
 #[test]
@@ -341,6 +421,22 @@ fn a_file_with_mistakes_is_refused_as_a_whole_and_everything_goes_on() {
     balancer.signal("HUP");
     balancer.wait_for_record("configuration unchanged");
     assert_eq!((balancer.metric(APPLIED), balancer.metric(REJECTED)), (0.0, 2.0));
+}
+
+/// To open a pipe is to wait for its writer, who never comes.
+#[test]
+fn a_pipe_in_place_of_the_file_holds_no_reload_up() {
+    let host = Host::new();
+    let mut balancer = Balancer::start(host);
+    let pipe = balancer.folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    std::fs::rename(pipe, balancer.folder.config()).unwrap();
+    balancer.wait_for_record("configuration rejected, the old one goes on");
+    assert_eq!(balancer.metric(REJECTED), 1.0);
+    let mistakes = balancer.records("mistake in the configuration");
+    assert!(mistakes[0]["found"].as_str().unwrap().contains("not a regular file"), "{mistakes:?}");
+    balancer.rewrite(&host.config().replace("weight: 2", "weight: 3"));
+    balancer.wait("the reload", |balancer| balancer.metric(APPLIED) == 1.0);
 }
 
 #[test]
@@ -482,7 +578,8 @@ fn a_backend_that_refuses_goes_down_and_comes_back_by_itself() {
         balancer.metric(down) == 1.0
     });
     assert_eq!(balancer.backend("a")["state"], "down");
-    let refused = "quic_lb_backend_refused_total{backend=\"a\",pool=\"web\"}";
+    let refused =
+        "quic_lb_backend_refused_total{backend=\"a\",errno=\"ECONNREFUSED\",pool=\"web\"}";
     assert!(balancer.metric(refused) >= 3.0);
     let record = balancer.wait_for_record("backend gets no new connections");
     assert_eq!((&record["backend"], &record["level"]), (&json!("a"), &json!("WARN")));
@@ -516,7 +613,23 @@ fn sigterm_goes_on_forwarding_and_a_second_signal_ends_it() {
     assert_eq!(balancer.metric("quic_lb_ready"), 0.0);
     assert_eq!(client.ask(&short(&cid)), before);
     balancer.signal("TERM");
-    assert_eq!(balancer.exit_code(), Some(0), "{}", balancer.log());
+    assert_eq!(balancer.exit_code(), Some(4), "it was cut short\n{}", balancer.log());
+}
+
+#[test]
+fn signals_without_a_meaning_do_not_kill() {
+    let host = Host::new();
+    let _a = Server::start(host.at(5001), "a");
+    let mut balancer = Balancer::start(host);
+    let (client, cid) = (balancer.client(), balancer.cid("a"));
+    for signal in ["USR1", "USR2"] {
+        balancer.signal(signal);
+        balancer.wait("a record", |balancer| {
+            let records = balancer.records("signal without a meaning here");
+            records.iter().any(|record| record["signal"] == format!("SIG{signal}"))
+        });
+        assert!(client.ask(&short(&cid)).starts_with("a "));
+    }
 }
 
 #[test]

@@ -15,9 +15,12 @@
 //! | [`varint`] | variable-length integers (RFC 9000, section 16) |
 //! | [`connection_id`] | a connection ID as an owned value of at most 20 octets |
 //! | [`retry`] | Retry packets of versions 1 and 2 |
+//! | [`initial`] | Initial packets of versions 1 and 2, and the refusal of a connection by one |
 //! | [`token`] | address tokens that a balancer mints and its servers honour |
 //! | [`random`] | octets from a seed |
+//! | [`bucket`] | how often something may be done that anybody can ask for |
 //! | [`routable`] | routable connection IDs (QUIC-LB): encode, decode, generate |
+//! | `wiped` | ciphers whose keys end with them |
 #![cfg_attr(feature = "transport", doc = "| [`transport`] | endpoint and connections |")]
 #![cfg_attr(feature = "driver", doc = "| [`driver`] | the transport on tokio and UDP sockets |")]
 #![cfg_attr(
@@ -37,12 +40,14 @@
 
 #[cfg(feature = "quinn")]
 pub mod adapters;
+pub mod bucket;
 pub mod connection_id;
 #[cfg(feature = "driver")]
 pub mod driver;
 #[cfg(feature = "h3")]
 pub mod h3;
 pub mod header;
+pub mod initial;
 pub mod invariants;
 pub mod random;
 pub mod retry;
@@ -51,5 +56,6 @@ pub mod token;
 #[cfg(feature = "transport")]
 pub mod transport;
 pub mod varint;
+mod wiped;
 
 pub use connection_id::ConnectionId;

@@ -1,14 +1,13 @@
 //! The randomness of this crate: a generator whose seed comes from the caller, so that the same
 //! seed gives the same octets.
 
-use aes::{
-    Aes128Enc, Block,
-    cipher::{BlockCipherEncrypt, KeyInit},
-};
+use aes::{Aes128Enc, Block, cipher::BlockCipherEncrypt};
+
+use crate::wiped::Wiped;
 
 /// AES-128 in counter mode over a seed, without a source of entropy inside.
 pub struct Random {
-    cipher: Aes128Enc,
+    cipher: Wiped<Aes128Enc>,
     counter: u128,
 }
 
@@ -20,7 +19,7 @@ impl Random {
         let mut halves = [[0u8; 16]; 2];
         halves[0].copy_from_slice(&seed[..16]);
         halves[1].copy_from_slice(&seed[16..]);
-        Self { cipher: Aes128Enc::new(&halves[0].into()), counter: u128::from_le_bytes(halves[1]) }
+        Self { cipher: Wiped::new(&halves[0].into()), counter: u128::from_le_bytes(halves[1]) }
     }
 
     /// Fills `out` with random octets.

@@ -10,6 +10,7 @@ import shutil
 from common import Missing, expect
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "page.html")
+SCRIPT = "visit.js"
 WHITE, GREEN = (255, 255, 255), (0, 128, 0)
 
 
@@ -29,6 +30,33 @@ def command(host, port, public_key, profile, picture):
         "--window-size=640,480", f"--screenshot={picture}", "--dump-dom",
         f"https://lb.test:{port}/page.html",
     )  # fmt: skip
+
+
+def visit(host, ports, public_key, profile, page):
+    """What loads a script from the listeners at `host` and each of `ports`, all at once, and prints the
+    DOM that says which of them have come; see `visited`. `page` is a file to be made."""
+    scripts = [f'<script async src="https://lb.test:{port}/{SCRIPT}"></script>' for port in ports]
+    with open(page, "w") as out:
+        out.write("<!doctype html><pre id=result></pre>" + "".join(scripts))
+    base = command(host, ports[0], public_key, profile, "")
+    forced = ",".join(f"lb.test:{port}" for port in ports)
+    kept = [word for word in base[:-1] if not word.startswith(("--screenshot", "--origin-to-force"))]
+    return (*kept, f"--origin-to-force-quic-on={forced}", f"file://{page}")
+
+
+def visited(dom):
+    """The ports that a script has come from."""
+    found = re.search(r'<pre id="result"[^>]*>(.*?)</pre>', dom, re.S)
+    expect(found, f"the page has no result: {dom[-1000:]}")
+    return {int(port) for port in found[1].split()}
+
+
+def write_script(folder, octets):
+    """Writes into `folder` what `visit` loads, of about so many octets."""
+    with open(os.path.join(folder, SCRIPT), "w") as out:
+        print("/*", "x" * octets, "*/", file=out)
+        # Only a script that is whole runs.
+        print("result.append(new URL(document.currentScript.src).port + ' ');", file=out)
 
 
 def result(dom):

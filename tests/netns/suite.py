@@ -40,6 +40,11 @@ VERSION_2 = 0x6B3343CF
 # What the attacker sends, how many in a second and for how many seconds, and how many handshakes there
 # have to have been meanwhile.
 FLOODS, FLOOD_RATE, FLOOD_SECONDS, ENOUGH_HANDSHAKES = ("initials", "mixed"), 3000, 6, 50
+# What blind senders send, each of them twice: short headers with the connection ID of a connection that
+# has ended, and versions that nobody knows; how many in a second and for how many seconds, how often
+# NATs rebind meanwhile, and which part of the handshakes has to succeed. (ten times the rate that held
+# every port of a backend)
+BLIND, BLIND_RATE, BLIND_SECONDS, REBIND_SECONDS, SUCCEED = ("short", "versions"), 3100, 8, 1, 0.95
 # Forged senders are of this network (RFC 2544); no host has such an address.
 FORGED = "198.18.0.0/15"
 # What the balancer's memory may grow by under a flood: its flows have a limit, and little else is kept.
@@ -109,6 +114,12 @@ POOLS = {
         listen=("0.0.0.0", 4437),
         backends={f"origin-{n}": (SERVERS4, 5400 + n) for n in (1, 2, 3)},
         retry="always",
+    ),
+    # The same, whose clients are never asked.
+    "plain": dict(
+        scheme=dict(config_id=2, server_id_length=2, nonce_length=6, key=KEY),
+        listen=("0.0.0.0", 4440),
+        backends={f"plain-{n}": (SERVERS4, 5700 + n) for n in (1, 2)},
     ),
     # The same, asked when there are too many.
     "defended": dict(
@@ -245,7 +256,7 @@ class Namespaces(Suite):
     def start_origins(self):
         os.mkdir(self.path("root"))
         shutil.copy(chromium.PAGE, self.path("root"))
-        names = [name for pool in ("origin", "defended") for name in POOLS[pool]["backends"]]
+        names = [name for pool in ("origin", "plain", "defended") for name in POOLS[pool]["backends"]]
         for nth, name in enumerate(names):
             metrics = f"127.0.0.1:{9100 + nth}"
             self.origin_metrics.append(metrics)
@@ -428,6 +439,44 @@ class Namespaces(Suite):
             f"tokens {results}; memory {memory >> 20} MiB and {grown >> 10} KiB more"
         )
 
+    def blinded(self, pool, kind):
+        """Forged senders who see no answers send twice each, towards one server. Clients behind a NAT that
+        rebinds every second keep their connections, and new ones get theirs."""
+        listener, target = f"to-{pool}", f"{VIP4}:{POOLS[pool]['listen'][1]}"
+        files = ("--target", target, "--certificate", self.path("cert.der"))
+        backend = next(iter(POOLS[pool]["backends"]))
+        encode = ("cid", "encode", "--config", self.path("quic-lb.yaml"), "--backend", backend)
+        cid = run(self.arguments.balancer, *encode).split()[0]
+        evicted = self.count("flows_evicted_total", listener=listener)
+        client = self.start("client", self.arguments.peer, "visit", *files)
+        try:
+            client.wait_for("ready")
+            seconds = self.arguments.blind_seconds
+            how = ("--rate", str(BLIND_RATE), "--duration", f"{seconds}s", "--json", "--cid", cid)
+            command = ("flood", "--target", target, "--kind", kind, *how)
+            flood, rebound = self.start("attacker", self.arguments.origin, *command), 0
+            while flood.process.poll() is None:
+                time.sleep(REBIND_SECONDS)
+                self.network.rebind()
+                rebound += 1
+            sent, report = flood.report(), client.end()
+        finally:
+            client.kill()
+        expect(sent["forged_senders"], f"{sent}")
+        expect(report["lost"] == [], f"established connections were lost: {report['lost']}")
+        tried = report["handshakes"] + len(report["refused"])
+        expect(
+            report["handshakes"] >= SUCCEED * tried,
+            f"{report['handshakes']} of {tried} handshakes: {report['refused']}",
+        )
+        evicted = self.count("flows_evicted_total", listener=listener) - evicted
+        dropped = self.by("datagrams_dropped_total", "reason", listener=listener)
+        return (
+            f"{sent['sent']} datagrams; {report['established']} connections, {rebound} rebindings, "
+            f"{report['requests']} requests, 0 lost; {report['handshakes']} of {tried} handshakes; "
+            f"{evicted} flows evicted; dropped {dropped}"
+        )
+
     def token_results(self):
         return self.by("retry_tokens_total", "result")
 
@@ -547,6 +596,10 @@ class Namespaces(Suite):
         title = "Chromium: the balancer asks for its address, a NAT rebinds"
         self.check(title, self.browsed, rebind)
         self.check("quinn client: forged senders flood the balancer", self.flooded)
+        for pool, mode in (("plain", "off"), ("origin", "always"), ("defended", "adaptive")):
+            for kind in BLIND:
+                title = f"quinn client: blind senders, {kind}, validation {mode}, a NAT rebinds"
+                self.check(title, self.blinded, pool, kind)
         self.check("verdicts add up to the datagrams received", self.verdicts)
         self.check("nothing arrived at a wrong quinn server", self.arrivals, self.servers)
         if self.arguments.python:
@@ -564,4 +617,7 @@ parser.add_argument("--balancer", required=True, help="the binary quic-lb")
 parser.add_argument("--peer", required=True, help="the binary quic-peer")
 parser.add_argument("--origin", required=True, help="the binary backend-sim")
 parser.add_argument("--python", help="a Python interpreter that has aioquic")
+parser.add_argument(
+    "--blind-seconds", type=int, default=BLIND_SECONDS, help="how long blind senders send, in each case"
+)
 main(Namespaces, parser)

@@ -32,7 +32,22 @@ def plan(arguments, get):
         content = yield get(f"/bytes/{arguments.octets}")
         assert content == wanted, f"{len(content)} octets, and not those"
     after = json.loads((yield get("/whoami")))
-    print(json.dumps({"before": before, "after": after}), flush=True)
+    return {"before": before, "after": after}
+
+
+async def at_each(arguments, ask):
+    """What each target answered, or why it did not, all at once."""
+
+    async def outcome(target):
+        try:
+            return await asyncio.wait_for(ask(arguments, target), arguments.within)
+        except Exception as error:
+            if len(arguments.target) == 1:
+                raise
+            return {"error": repr(error)}
+
+    outcomes = await asyncio.gather(*map(outcome, arguments.target))
+    print(json.dumps(outcomes if len(outcomes) > 1 else outcomes[0]), flush=True)
 
 
 # aioquic and qh3
@@ -46,11 +61,16 @@ async def keep_alive(client):
 
 
 async def http3(arguments):
+    await at_each(arguments, http3_at)
+
+
+async def http3_at(arguments, target):
     stack = arguments.stack
     load = lambda name: importlib.import_module(f"{stack}.{name}")
     connect, protocol = load("asyncio.client").connect, load("asyncio.protocol")
     h3, events = load("h3.connection"), load("h3.events")
-    host, port = arguments.target.rsplit(":", 1)
+    host, port = target.rsplit(":", 1)
+    ended = []
 
     class Client(protocol.QuicConnectionProtocol):
         def __init__(self, *positional, **named):
@@ -59,8 +79,10 @@ async def http3(arguments):
 
         def quic_event_received(self, event):
             super().quic_event_received(event)
-            if reason := getattr(event, "reason_phrase", None):
-                print(f"ended: {reason}", file=sys.stderr)
+            if hasattr(event, "error_code") and hasattr(event, "frame_type"):
+                ended.append(ConnectionError(f"ended: {event.error_code:#x} {event.reason_phrase}"))
+                for answer in self.answers.values():
+                    answer.done() or answer.set_exception(ended[0])
             for answer in self.http.handle_event(event) if self.http else ():
                 stream = getattr(answer, "stream_id", None)
                 if stream not in self.answers:
@@ -74,7 +96,7 @@ async def http3(arguments):
 
         async def get(self, path):
             stream = self._quic.get_next_available_stream_id()
-            authority = arguments.target.encode()
+            authority = target.encode()
             headers = [(b":method", b"GET"), (b":scheme", b"https")]
             headers += [(b":authority", authority), (b":path", path.encode())]
             self.http.send_headers(stream, headers, end_stream=True)
@@ -99,35 +121,49 @@ async def http3(arguments):
     made = load("quic.configuration").QuicConfiguration(alpn_protocols=["h3"])
     made.load_verify_locations(arguments.certificate)
     made.server_name = "localhost"
-    async with connect(host, int(port), configuration=made, create_protocol=Client) as client:
-        client.http = h3.H3Connection(client._quic)
-        client.transmit()
-        speaking = asyncio.ensure_future(keep_alive(client))
-        speaking.add_done_callback(lambda task: task.cancelled() or task.exception())
-        steps = plan(arguments, client.get)
-        answer = None
-        try:
-            while True:
-                answer = await steps.send(answer)
-                await asyncio.sleep(arguments.pause / 1000)
-                if arguments.migrate:
-                    await client.move()
-        except StopIteration:
-            speaking.cancel()
+    try:
+        async with connect(host, int(port), configuration=made, create_protocol=Client) as client:
+            client.http = h3.H3Connection(client._quic)
+            client.transmit()
+            speaking = asyncio.ensure_future(keep_alive(client))
+            speaking.add_done_callback(lambda task: task.cancelled() or task.exception())
+            steps = plan(arguments, client.get)
+            answer = None
+            try:
+                while True:
+                    answer = await steps.send(answer)
+                    await asyncio.sleep(arguments.pause / 1000)
+                    if arguments.migrate:
+                        await client.move()
+            except StopIteration as last:
+                return last.value
+            finally:
+                speaking.cancel()
+    except ConnectionError:
+        raise ended[0] if ended else ConnectionError("not connected") from None
 
 
 # curl
 
 
 async def curl(arguments):
-    from curl_cffi import CurlHttpVersion, requests
+    await at_each(arguments, lambda *options: asyncio.to_thread(curl_at, *options))
+
+
+def curl_at(arguments, target):
+    from curl_cffi import CurlHttpVersion, CurlOpt, requests
 
     session = requests.Session(
-        impersonate="chrome", http_version=CurlHttpVersion.V3ONLY, verify=arguments.certificate
+        impersonate=arguments.imitate,
+        http_version=CurlHttpVersion.V3ONLY,
+        verify=arguments.certificate,
+        # Nothing listens at IPv6's address of the same name.
+        curl_options={CurlOpt.RESOLVE: [f"localhost:{target.rsplit(':', 1)[1]}:127.0.0.1"]},
     )
 
     def get(path):
-        answer = session.get(f"https://localhost:{arguments.target.rsplit(':', 1)[1]}{path}", timeout=60)
+        url = f"https://localhost:{target.rsplit(':', 1)[1]}{path}"
+        answer = session.get(url, timeout=arguments.within)
         assert answer.status_code == 200, answer.status_code
         return answer.content
 
@@ -136,9 +172,10 @@ async def curl(arguments):
         while True:
             answer = steps.send(answer)
             time.sleep(arguments.pause / 1000)
-    except StopIteration:
-        pass
-    session.close()
+    except StopIteration as last:
+        return last.value
+    finally:
+        session.close()
 
 
 # Version 2 and 0-RTT, with aioquic
@@ -214,15 +251,18 @@ def main():
     for name, run in (("http3", http3), ("curl", curl), ("echo", echo)):
         command = commands.add_parser(name)
         command.set_defaults(run=run)
-        command.add_argument("--target", required=True)
         command.add_argument("--certificate", required=True, help="in PEM")
         command.add_argument("--octets", type=int, default=100_000)
+    commands.choices["echo"].add_argument("--target", required=True)
     for name in ("http3", "curl"):
         command = commands.choices[name]
+        command.add_argument("--target", required=True, nargs="+", help="a connection to each, at once")
+        command.add_argument("--within", type=float, default=60, help="seconds for each")
         command.add_argument("--requests", type=int, default=1)
         command.add_argument("--pause", type=int, default=0, help="milliseconds after each")
         command.add_argument("--migrate", action="store_true")
     commands.choices["http3"].add_argument("--stack", default="aioquic")
+    commands.choices["curl"].add_argument("--imitate", default="chrome", help="which browser")
     commands.choices["echo"].add_argument("--version", choices=VERSIONS, default="1")
     commands.choices["echo"].add_argument("--early", action="store_true")
     arguments = parser.parse_args()

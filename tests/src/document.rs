@@ -193,7 +193,7 @@ pub fn free_address(ip: IpAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::Ipv4Addr, path::Path};
+    use std::net::Ipv4Addr;
 
     use super::*;
 
@@ -212,11 +212,7 @@ mod tests {
         let listeners = vec![listener("edge", &web), listener("side", &plain)];
         let document =
             Document { listeners, pools: vec![web, plain], admin: free_address(ip) }.to_string();
-        let surroundings = quic_lb_config::Surroundings {
-            file: "scenario",
-            directory: Path::new(""),
-            environment: &|_| None,
-        };
+        let surroundings = quic_lb_config::Surroundings::of_text("scenario");
         let loaded = quic_lb_config::from_str(&document, &surroundings);
         let config = loaded.unwrap_or_else(|report| panic!("{report}\n{document}")).config;
         assert_eq!(config.pools[0].cid_configs.len(), 3);

@@ -29,20 +29,36 @@
 //! | [`sim`] | the simulator: our own endpoints on virtual time, without sockets |
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "real")]
 pub mod aioquic;
+#[cfg(feature = "real")]
 pub mod audit;
+#[cfg(feature = "real")]
 pub mod balancer;
+#[cfg(feature = "real")]
 pub mod binary;
+#[cfg(feature = "real")]
 pub mod certificate;
+#[cfg(feature = "real")]
 pub mod client;
+#[cfg(feature = "real")]
 pub mod document;
+#[cfg(feature = "real")]
 pub mod exchange;
+#[cfg(feature = "real")]
 pub mod metrics;
+#[cfg(feature = "real")]
 pub mod nat;
+#[cfg(feature = "real")]
 pub mod noise;
+#[cfg(feature = "real")]
 pub mod origin;
+#[cfg(feature = "real")]
 pub mod ours;
+#[cfg(feature = "real")]
 pub mod pattern;
+#[cfg(feature = "real")]
 pub mod s2n;
 pub mod sim;
+#[cfg(feature = "real")]
 pub mod site;

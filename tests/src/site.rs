@@ -1,9 +1,6 @@
 //! Balancer, servers and certificate of one scenario on loopback.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, ensure};
 use quic_lb_config::{Config, Surroundings};
@@ -216,8 +213,7 @@ pub fn configured(config: &Config, pool: &str, backend: &str) -> anyhow::Result<
 }
 
 fn checked(document: &Document) -> anyhow::Result<Config> {
-    let surroundings =
-        Surroundings { file: "scenario", directory: Path::new(""), environment: &|_| None };
+    let surroundings = Surroundings::of_text("scenario");
     let loaded = quic_lb_config::from_str(&document.to_string(), &surroundings);
     Ok(loaded.map_err(|report| anyhow::anyhow!("{report}")).context("the scenario")?.config)
 }

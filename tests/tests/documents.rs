@@ -98,7 +98,7 @@ fn documents() -> Vec<String> {
     let fixed =
         ["README.md", "ARCHITECTURE.md", "SPECIFICATION.md", "CONTRIBUTING.md", "CHANGELOG.md"];
     let mut documents: Vec<_> = fixed.into_iter().map(str::to_owned).collect();
-    documents.extend(["deploy/README.md", "tests/README.md"].map(str::to_owned));
+    documents.extend(["SECURITY.md", "deploy/README.md", "tests/README.md"].map(str::to_owned));
     for entry in fs::read_dir(root().join("docs")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         documents.extend(name.ends_with(".md").then(|| format!("docs/{name}")));

@@ -1,12 +1,12 @@
 //! Our server behind the real balancer.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use quic::{
-    driver::{Cids, Connection},
+    driver::{Cids, Connection, Endpoint},
     routable::ConfigId,
-    transport::ResetKey,
+    transport::{PreferredAddress, ResetKey},
 };
 use quic_lb_config::{Config, Surroundings};
 use quic_lb_tests::{
@@ -16,13 +16,16 @@ use quic_lb_tests::{
     document::{Document, Listener, Pool, Scheme, free_address},
     exchange,
     origin::seed,
-    ours::Server,
+    ours::{self, Server},
     site::LOCAL,
 };
 
 const KIB: usize = 1024;
 /// How often the client moves before the rotation, and again after it.
 const REBINDS: usize = 25;
+/// From one look to the next, and how many there are.
+const POLL: Duration = Duration::from_millis(50);
+const POLLS: usize = 600;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quinn_client_keeps_its_connection_across_rebinds_and_a_rotation() -> anyhow::Result<()> {
@@ -69,6 +72,94 @@ async fn connections_go_on_when_the_configuration_is_taken_away() -> anyhow::Res
     behind.end(client).await
 }
 
+/// The connection ID for the preferred address is told in the handshake, where no balancer sees it. It
+/// decodes, and so leads to the server that the connection is with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_preferred_address_may_be_another_listener_of_the_same_pool() -> anyhow::Result<()> {
+    const VISITS: usize = 6;
+    let behind = Behind::start_with(&[Scheme::FOUR_PASS], true).await?;
+    behind.use_scheme(Scheme::FOUR_PASS)?;
+    let preferred = behind.document.listeners[1].address;
+    let config = ours::client(behind.certificate.der(), provider())?;
+    for _ in 0..VISITS {
+        let endpoint = Endpoint::client(SocketAddr::new(LOCAL, 0))?;
+        let connection = endpoint.connect_with(&config, behind.address(), "localhost")?.await?;
+        wait_until(|| connection.remote_address() == preferred).await.context("it stays")?;
+        let (send, recv) = connection.open_bi().await?;
+        exchange::get(send, recv, 100 * KIB, |_| {}).await?;
+        connection.close(0, b"");
+        endpoint.wait_idle().await;
+    }
+    let metrics = behind.balancer.at_rest().await?;
+    let there =
+        |name, labels: &[_]| metrics.sum(name, &[labels, &[("listener", "preferred")]].concat());
+    let forwarded = there("datagrams_forwarded_total", &[]);
+    ensure!(forwarded == there("datagrams_forwarded_total", &[("rule", "cid")]), "not all decode");
+    ensure!(there("path_changes_total", &[]) == VISITS as u64, "not each has a flow of its own");
+    behind.check(VISITS).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_answers_under_anothers_id_gets_no_new_connections_until_it_is_mended()
+-> anyhow::Result<()> {
+    let scheme = Scheme::FOUR_PASS;
+    let behind = Behind::start(&[scheme]).await?;
+    behind.use_scheme(scheme)?;
+    let pool = &behind.config.pools[0];
+    let [wrong, other] = [0, 1].map(|n| pool.backends[n].name.as_str());
+    let ids = |of: &str| Cids::Routable {
+        config: pool.cid_configs[0].clone(),
+        server_id: pool.backends.iter().find(|backend| backend.name == of).unwrap().server_ids[0].1,
+        reset_key: ResetKey::new([7; 32]),
+    };
+    behind.servers[0].endpoint.set_cid_config(ids(other))?;
+    let config = ours::client(behind.certificate.der(), provider())?;
+    let endpoint = Endpoint::client(SocketAddr::new(LOCAL, 0))?;
+    // What becomes of such a connection is not the point: it may be lost.
+    let begin = async || {
+        let connecting = endpoint.connect_with(&config, behind.address(), "localhost")?;
+        let begun = tokio::time::timeout(Duration::from_secs(1), connecting).await;
+        if let Ok(Ok(connection)) = begun {
+            connection.close(0, b"");
+        }
+        anyhow::Ok(())
+    };
+    let state = async || {
+        let metrics = behind.balancer.metrics().await?;
+        anyhow::Ok(metrics.backend_state(wrong).map(str::to_owned))
+    };
+    for _ in 0..100 {
+        begin().await?;
+        if state().await?.as_deref() == Some("miswired") {
+            break;
+        }
+    }
+    ensure!(state().await?.as_deref() == Some("miswired"), "nothing was noticed");
+    let metrics = behind.balancer.metrics().await?;
+    ensure!(metrics.sum("backend_misnamed_total", &[("backend", wrong)]) >= 3);
+    ensure!(metrics.by_label("backend_misnamed_total", "backend").len() == 1, "others are blamed");
+    let log = behind.balancer.log();
+    ensure!(log.contains("under connection IDs of another") && log.contains(other), "{log}");
+    behind.servers[0].endpoint.set_cid_config(ids(wrong))?;
+    // It is tried again after a while, and then answers as itself.
+    for _ in 0..POLLS {
+        if state().await?.as_deref() == Some("active") {
+            break;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    let before = behind.servers[0].accepted();
+    for _ in 0..100 {
+        begin().await?;
+        if behind.servers[0].accepted() > before {
+            break;
+        }
+    }
+    ensure!(behind.servers[0].accepted() > before, "it gets none");
+    ensure!(state().await?.as_deref() == Some("active"), "it is not believed");
+    Ok(())
+}
+
 /// Downloads and uploads until the client has moved `rebinds` times altogether.
 async fn move_about(
     client: &Client,
@@ -109,12 +200,11 @@ fn config_ids(connection: &Connection) -> Vec<Option<u8>> {
 }
 
 async fn wait_until(wanted: impl Fn() -> bool) -> anyhow::Result<()> {
-    const POLLS: usize = 600;
     for _ in 0..POLLS {
         if wanted() {
             return Ok(());
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(POLL).await;
     }
     anyhow::bail!("it never happened")
 }
@@ -130,21 +220,39 @@ struct Behind {
 
 impl Behind {
     async fn start(schemes: &[Scheme]) -> anyhow::Result<Self> {
+        Self::start_with(schemes, false).await
+    }
+
+    /// With a second listener or without, which all servers prefer.
+    async fn start_with(schemes: &[Scheme], preferred: bool) -> anyhow::Result<Self> {
         let pool = Pool::new("web", schemes, LOCAL, 3);
-        let listener =
-            Listener { name: "edge".into(), address: free_address(LOCAL), pool: "web".into() };
-        let document =
-            Document { listeners: vec![listener], pools: vec![pool], admin: free_address(LOCAL) };
-        let surroundings =
-            Surroundings { file: "scenario", directory: Path::new(""), environment: &|_| None };
+        let listener = |name: &str| Listener {
+            name: name.into(),
+            address: free_address(LOCAL),
+            pool: "web".into(),
+        };
+        let mut listeners = vec![listener("edge")];
+        listeners.extend(preferred.then(|| listener("preferred")));
+        let preferred = match listeners.get(1).map(|listener| listener.address) {
+            Some(SocketAddr::V4(ipv4)) => Some(PreferredAddress { ipv4: Some(ipv4), ipv6: None }),
+            _ => None,
+        };
+        let document = Document { listeners, pools: vec![pool], admin: free_address(LOCAL) };
+        let surroundings = Surroundings::of_text("scenario");
         let loaded = quic_lb_config::from_str(&document.to_string(), &surroundings);
         let config = loaded.map_err(|report| anyhow::anyhow!("{report}"))?.config;
         let certificate = Certificate::new()?;
         let mut servers = Vec::new();
         for backend in &document.pools[0].backends {
-            servers.push(Server::on_loopback(LOCAL, &certificate, provider(), |options, _| {
-                options.address = backend.address;
-            })?);
+            servers.push(Server::on_loopback(
+                LOCAL,
+                &certificate,
+                provider(),
+                |options, config| {
+                    options.address = backend.address;
+                    config.preferred_address = preferred;
+                },
+            )?);
         }
         let balancer = Balancer::start(&document).await?;
         Ok(Self { document, config, certificate, servers, balancer })
@@ -179,13 +287,18 @@ impl Behind {
 
     async fn end(self, client: Client) -> anyhow::Result<()> {
         client.close().await;
+        self.check(1).await
+    }
+
+    /// Checks that there were so many connections, and that none was lost.
+    async fn check(self, connections: usize) -> anyhow::Result<()> {
         let verdicts = self.balancer.at_rest().await?.verdicts();
         ensure!(verdicts.add_up(), "{verdicts:?}");
         for server in &self.servers {
             ensure!(server.lost().is_empty(), "lost: {:?}", server.lost());
         }
         let accepted: usize = self.servers.iter().map(Server::accepted).sum();
-        ensure!(accepted == 1, "{accepted} connections");
+        ensure!(accepted == connections, "{accepted} connections");
         Ok(())
     }
 }

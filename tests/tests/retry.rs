@@ -4,7 +4,6 @@
 use std::{
     fs::File,
     net::SocketAddr,
-    path::Path,
     process::Stdio,
     sync::{
         Arc,
@@ -17,10 +16,13 @@ use anyhow::{Context as _, ensure};
 use quic::{
     driver::{Cids, Endpoint},
     header::Version,
+    initial::{Initial, Sender},
     invariants::Packet,
     retry,
     token::{TokenKey, TokenKeys},
-    transport::{ClientConfig, ResetKey, TokenPolicy, TokenResult},
+    transport::{
+        ClientConfig, Code, ConnectionError, PeerClose, ResetKey, TokenPolicy, TokenResult,
+    },
     varint,
 };
 use quic_lb_config::{Config, Surroundings};
@@ -38,7 +40,12 @@ use quic_lb_tests::{
     ours::{self, Server},
     site::{LOCAL, local},
 };
-use tokio::{net::UdpSocket, process::Command, task::JoinSet, time::timeout};
+use tokio::{
+    net::UdpSocket,
+    process::Command,
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
 
 const ANY: SocketAddr = SocketAddr::new(LOCAL, 0);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -181,8 +188,6 @@ async fn no_token_but_the_right_one_reaches_a_server() -> anyhow::Result<()> {
         refused(&client, header.scid, &token[..len]).await?;
     }
     refused(&client, b"another one", token).await?;
-    let other_port = UdpSocket::bind(ANY).await?;
-    refused(&other_port, header.scid, token).await?;
     let other_address = UdpSocket::bind((local(9), client.local_addr()?.port())).await?;
     refused(&other_address, header.scid, token).await?;
     let dropped =
@@ -222,6 +227,76 @@ async fn no_token_but_the_right_one_reaches_a_server() -> anyhow::Result<()> {
     ensure!(client.try_recv_from(&mut answer).is_err(), "a forger was answered");
     let verdicts = balancer.at_rest().await?.verdicts();
     ensure!(verdicts.add_up() && verdicts.replied == 1, "{verdicts:?}");
+    Ok(())
+}
+
+/// Where the way out changes right after the Retry, its token is one of another address. It would try until its patience ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_with_an_invalid_token_is_told_so_and_ends() -> anyhow::Result<()> {
+    let site = Site::start(&[Scheme::FOUR_PASS], &always(&[1])).await?;
+
+    let middle = Middle::start(site.address(), Trick::Move).await?;
+    let config = ours::client(site.certificate.der(), provider())?;
+    let endpoint = Endpoint::client(ANY)?;
+    let connecting = endpoint.connect_with(&config, middle.address, SERVER_NAME)?;
+    let ended = timeout(PATIENCE, connecting).await.context("our client goes on trying")?;
+    ensure!(
+        matches!(&ended, Err(ConnectionError::PeerClosed(PeerClose::Transport { code, .. }))
+            if *code == Code::INVALID_TOKEN),
+        "{ended:?}"
+    );
+
+    let middle = Middle::start(site.address(), Trick::Move).await?;
+    let client = Client::new(LOCAL, site.certificate.der())?;
+    let ended = timeout(PATIENCE, client.connect(middle.address)).await;
+    let error = ended.context("quinn goes on trying")?.err().context("quinn got in")?;
+    let told = match error.downcast_ref() {
+        Some(quinn::ConnectionError::ConnectionClosed(close)) => {
+            close.error_code == quinn::TransportErrorCode::INVALID_TOKEN
+        }
+        _ => false,
+    };
+    ensure!(told, "{error:?}");
+
+    let metrics = site.end(0).await?;
+    let told = metrics.sum("datagrams_replied_total", &[("kind", "invalid_token")]);
+    ensure!(told >= 2, "{told} were told");
+    ensure!(metrics.sum("retry_tokens_total", &[("result", "address")]) >= told, "and why");
+    Ok(())
+}
+
+/// Before its token is back a client cannot be asked again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_whose_nat_moves_right_after_the_retry_goes_on() -> anyhow::Result<()> {
+    let site = Site::start(&[Scheme::FOUR_PASS], &always(&[1])).await?;
+    for trick in [Trick::Rebind, Trick::Lose] {
+        let middle = Middle::start(site.address(), trick).await?;
+        site.visit(middle.address).await?;
+        let middle = Middle::start(site.address(), trick).await?;
+        site.visit_with_quinn(middle.address).await?;
+    }
+    let metrics = site.end(4).await?;
+    let other_port = metrics.sum("retry_tokens_total", &[("result", "port")]);
+    ensure!(other_port >= 4, "{other_port} tokens from another port");
+    ensure!(metrics.sum("datagrams_replied_total", &[("kind", "invalid_token")]) == 0, "told");
+    Ok(())
+}
+
+/// What the balancer answers to an Initial with an invalid token goes to whom its sender claims to be, and ends no handshake of
+/// theirs, although the forger knows the connection ID that they go by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_of_forged_initials_end_no_handshake_of_their_claimed_senders()
+-> anyhow::Result<()> {
+    let site = Site::start(&[Scheme::FOUR_PASS], &always(&[1])).await?;
+    for _ in 0..3 {
+        let middle = Middle::start(site.address(), Trick::Forge).await?;
+        site.visit(middle.address).await?;
+        let middle = Middle::start(site.address(), Trick::Forge).await?;
+        site.visit_with_quinn(middle.address).await?;
+    }
+    let metrics = site.end(6).await?;
+    let refused = metrics.sum("datagrams_replied_total", &[("kind", "invalid_token")]);
+    ensure!(refused >= 12, "{refused} forged Initials were answered");
     Ok(())
 }
 
@@ -420,6 +495,94 @@ fn token_keys(keys: &[u8]) -> TokenPolicy {
 
 fn invalid_tokens(metrics: &Metrics) -> u64 {
     metrics.sum("datagrams_dropped_total", &[("reason", "invalid_token")])
+        + metrics.sum("datagrams_replied_total", &[("kind", "invalid_token")])
+}
+
+/// Somebody between one client and its target.
+struct Middle {
+    address: SocketAddr,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trick {
+    /// After the first answer, what the client sends comes from another port.
+    Rebind,
+    /// The same, only that the next datagram still comes from the first port, and nothing that answers it
+    /// arrives.
+    Lose,
+    /// After the first answer, it comes from another address.
+    Move,
+    /// With every long header of the client, an Initial with an invalid token in its name.
+    Forge,
+}
+
+impl Middle {
+    async fn start(target: SocketAddr, trick: Trick) -> anyhow::Result<Self> {
+        let inside = UdpSocket::bind(ANY).await?;
+        let address = inside.local_addr()?;
+        let task = tokio::spawn(in_between(inside, target, trick));
+        Ok(Self { address, task })
+    }
+}
+
+impl Drop for Middle {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn in_between(inside: UdpSocket, target: SocketAddr, trick: Trick) -> anyhow::Result<()> {
+    let elsewhere = if trick == Trick::Move { SocketAddr::from((local(9), 0)) } else { ANY };
+    let (before, after) = (UdpSocket::bind(ANY).await?, UdpSocket::bind(elsewhere).await?);
+    let (mut up, mut down, mut late) = ([0; 2000], [0; 2000], [0; 2000]);
+    let (mut client, mut answered, mut lost) = (ANY, false, false);
+    loop {
+        tokio::select! {
+            received = inside.recv_from(&mut up) => {
+                let len;
+                (len, client) = received?;
+                let last = trick == Trick::Lose && !std::mem::replace(&mut lost, answered);
+                let out = match answered && trick != Trick::Forge && !last {
+                    true => &after,
+                    false => &before,
+                };
+                if let Ok(Packet::Long(header)) = Packet::read(&up[..len])
+                    && trick == Trick::Forge
+                {
+                    out.send_to(&forged(header.scid)?, target).await?;
+                }
+                out.send_to(&up[..len], target).await?;
+            }
+            received = before.recv_from(&mut down) => {
+                let len = received?.0;
+                if !lost {
+                    inside.send_to(&down[..len], client).await?;
+                }
+                answered = true;
+            }
+            received = after.recv_from(&mut late) => {
+                inside.send_to(&late[..received?.0], client).await?;
+            }
+        }
+    }
+}
+
+/// An Initial that opens, with a token that claims to be of a Retry.
+fn forged(scid: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let initial = Initial {
+        version: Version::V1,
+        sender: Sender::Client,
+        key_cid: b"made up by somebody",
+        dcid: b"made up by somebody",
+        scid,
+        token: &[8; 80],
+        frames: &[0; 1200],
+    };
+    let mut octets = vec![0; 1500];
+    let len = initial.write(&mut octets).context("an Initial fits")?;
+    octets.truncate(len);
+    Ok(octets)
 }
 
 /// An Initial that nobody can open.
@@ -594,8 +757,7 @@ impl Load {
 }
 
 fn checked(text: &str) -> anyhow::Result<Config> {
-    let surroundings =
-        Surroundings { file: "scenario", directory: Path::new(""), environment: &|_| None };
+    let surroundings = Surroundings::of_text("scenario");
     let loaded = quic_lb_config::from_str(text, &surroundings);
     Ok(loaded.map_err(|report| anyhow::anyhow!("{report}"))?.config)
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use quic::{
+    ConnectionId,
     header::Version,
     invariants::Packet,
     random::Random,
@@ -15,18 +16,22 @@ use quic::{
     varint,
 };
 
-use super::{FloodError, Kind};
+use super::{FloodError, Kind, Options};
 use crate::certificate::Trust;
 
 /// First flights that are made beforehand; false senders make each many.
 const FLIGHTS: usize = 256;
 /// How long the target may take to answer with a Retry.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The size of datagrams that cost their senders little.
+const SMALL: usize = 60;
 /// What carries an Initial.
 const INITIAL: usize = 1200;
 
 pub(super) struct Crafts {
     kind: Kind,
+    /// That of a connection that has ended.
+    cid: Option<ConnectionId>,
     /// The datagrams of each first flight.
     flights: Vec<Vec<Vec<u8>>>,
     token: Retried,
@@ -42,22 +47,25 @@ struct Retried {
 /// What one sender sends at once.
 pub(super) enum Flight<'a> {
     One(&'a [u8]),
+    Twice(&'a [u8]),
     Whole(&'a [Vec<u8>]),
 }
 
 impl<'a> Flight<'a> {
     pub(super) fn datagrams(self) -> impl Iterator<Item = &'a [u8]> {
-        let (one, whole) = match self {
-            Self::One(octets) => (Some(octets), &[][..]),
-            Self::Whole(datagrams) => (None, datagrams),
+        let (one, times, whole) = match self {
+            Self::One(octets) => (octets, 1, &[][..]),
+            Self::Twice(octets) => (octets, 2, &[][..]),
+            Self::Whole(datagrams) => (&[][..], 0, datagrams),
         };
-        one.into_iter().chain(whole.iter().map(Vec::as_slice))
+        std::iter::repeat_n(one, times).chain(whole.iter().map(Vec::as_slice))
     }
 }
 
 impl Crafts {
-    pub(super) fn new(target: SocketAddr, kind: Kind, seed: [u8; 32]) -> Result<Self, FloodError> {
-        let mut crafts = Self { kind, flights: Vec::new(), token: Retried::default() };
+    pub(super) fn new(options: &Options, seed: [u8; 32]) -> Result<Self, FloodError> {
+        let &Options { target, kind, cid, .. } = options;
+        let mut crafts = Self { kind, cid, flights: Vec::new(), token: Retried::default() };
         if matches!(kind, Kind::Initials | Kind::Mixed) {
             crafts.flights = flights(target, seed)?;
         }
@@ -92,6 +100,22 @@ impl Crafts {
             Kind::Initials | Kind::Mixed => {
                 return Flight::Whole(&self.flights[below(random, self.flights.len())]);
             }
+            Kind::Short if let Some(cid) = self.cid => {
+                scratch.resize(SMALL, 0);
+                random.fill(scratch);
+                scratch[0] = 0x40 | scratch[0] & 0x3f;
+                scratch[1..=cid.len()].copy_from_slice(&cid);
+                return Flight::Twice(scratch);
+            }
+            Kind::Versions => {
+                scratch.resize(SMALL, 0);
+                random.fill(scratch);
+                // Of the versions that are reserved for being unknown.
+                let header = [0xc0, 0x1a, 0x2a, 0x3a, 0x4a, 8];
+                scratch[..header.len()].copy_from_slice(&header);
+                scratch[header.len() + 8] = 8;
+                return Flight::Twice(scratch);
+            }
             Kind::Short => {
                 scratch.resize(30 + below(random, 1170), 0);
                 random.fill(scratch);
@@ -99,6 +123,7 @@ impl Crafts {
             }
             Kind::Tokens => {
                 let Retried { dcid, token } = &self.token;
+                let dcid = self.cid.as_deref().unwrap_or(dcid);
                 initial(dcid, token, scratch);
                 // Every other one is as it was made, for somebody else.
                 if !token.is_empty() && random.number().is_multiple_of(2) {

@@ -1,5 +1,6 @@
 //! What attackers send, for tests of the balancer's defence: Initials from false senders, short
-//! headers that nobody knows, tokens that were replayed or changed, garbage.
+//! headers that nobody knows or of connections that have ended, versions that nobody knows, tokens
+//! that were replayed or changed, garbage.
 //!
 //! It refuses targets that are not on loopback, unless it runs in a network namespace of its own and
 //! the target has a private address, and it is bounded in rate and time. With the right to make raw
@@ -15,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use quic::random::Random;
+use quic::{ConnectionId, random::Random};
 use serde::Serialize;
 
 use craft::Crafts;
@@ -38,8 +39,10 @@ const MICROS: u64 = 1_000_000;
 pub enum Kind {
     /// First flights that a server would answer, each from another sender.
     Initials,
-    /// Short headers with random connection IDs.
+    /// Short headers with random connection IDs, or with a given one; those from each sender twice.
     Short,
+    /// Long headers of versions that nobody knows, from each sender twice.
+    Versions,
     /// Initials with a token that was made for somebody else, replayed and with bits flipped.
     Tokens,
     /// Random octets.
@@ -55,6 +58,9 @@ pub struct Options {
     pub target: SocketAddr,
     /// What.
     pub kind: Kind,
+    /// The destination connection ID of short headers, and of Initials with tokens, if not a random
+    /// one: that of a server whose connection has ended.
+    pub cid: Option<ConnectionId>,
     /// Datagrams in a second; at most [`MAX_RATE`].
     pub rate: u32,
     /// How long; at most [`MAX_DURATION`].
@@ -115,7 +121,7 @@ pub fn run(options: &Options) -> Result<Report, FloodError> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(io::Error::other)?;
     let mut random = Random::new(seed);
-    let crafts = Crafts::new(options.target, options.kind, random.octets())?;
+    let crafts = Crafts::new(options, random.octets())?;
     let mut wire = Wire::new(options.target)?;
 
     let start = Instant::now();

@@ -35,6 +35,9 @@ const TIMER_LAG: Duration = Duration::from_millis(3);
 /// Handshakes that take longer than this when the time is over have failed.
 const SLOW_HANDSHAKE: Duration = Duration::from_secs(1);
 
+/// A server that says nothing for this long, though it was asked, may be gone.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// How a client stands.
 #[derive(Clone, Debug, Default)]
 pub struct ClientView {
@@ -50,6 +53,33 @@ pub struct ClientView {
     pub rebinds: u64,
     /// Its migrations.
     pub migrations: u64,
+    /// Its requests that are not answered to the end.
+    waiting: u64,
+    /// When it heard something last, or began to wait.
+    heard: Option<Instant>,
+}
+
+impl ClientView {
+    /// Whether it has waited for longer than servers take that answer at all.
+    pub(super) fn is_silent(&self, now: Instant) -> bool {
+        let since = self.heard.filter(|_| self.waiting > 0);
+        since.is_some_and(|since| now.saturating_duration_since(since) > SILENCE)
+    }
+
+    fn on_request(&mut self) {
+        if self.waiting == 0 {
+            self.heard = Some(Instant::now());
+        }
+        self.waiting += 1;
+    }
+
+    fn on_heard(&mut self) {
+        self.heard = Some(Instant::now());
+    }
+
+    fn on_request_over(&mut self) {
+        self.waiting = self.waiting.saturating_sub(1);
+    }
 }
 
 /// Connects, and again whenever a connection is over, until the time is.
@@ -218,6 +248,8 @@ async fn use_up(
         // Whoever waits for an answer still has to find out that there will be none.
         None => all(&mut workers).await,
     }
+    drop(workers);
+    shared.see(number, |view| view.waiting = 0);
 }
 
 async fn all(workers: &mut JoinSet<()>) {
@@ -238,7 +270,10 @@ async fn requests(used: Arc<Use>) {
         // Who is late because of the timer did not wait for the server.
         let now = Instant::now();
         let late = now.saturating_duration_since(due) > TIMER_LAG;
-        match used.exchange(if late { due } else { now }).await {
+        shared.see(used.number, ClientView::on_request);
+        let exchanged = used.exchange(if late { due } else { now }).await;
+        shared.see(used.number, ClientView::on_request_over);
+        match exchanged {
             Ok(()) => {}
             Err(Failure::Refused) => return,
             Err(Failure::Wrong(_)) if let Some(error) = session.connection().close_reason() => {
@@ -294,6 +329,7 @@ impl Use {
         let backend = backend.and_then(|name| name.to_str().ok()).unwrap_or("unnamed").to_owned();
         let mut received = 0;
         while let Some(piece) = answer.next().await? {
+            self.shared.see(self.number, ClientView::on_heard);
             if !pattern::matches(received, &piece) {
                 return Err(Failure::Wrong("body"));
             }

@@ -141,7 +141,10 @@ impl Load {
     #[must_use]
     pub fn report(&self) -> Report {
         let schedule = self.shared.schedule.borrow().clone();
-        self.shared.tally.report(schedule.map_or(Duration::ZERO, |schedule| schedule.elapsed()))
+        let elapsed = schedule.map_or(Duration::ZERO, |schedule| schedule.elapsed());
+        let now = Instant::now();
+        let silent = self.shared.views.iter().filter(|view| locked(view).is_silent(now)).count();
+        Report { silent: silent as u64, ..self.shared.tally.report(elapsed) }
     }
 
     /// How the connections stand.

@@ -12,6 +12,7 @@ use std::{
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use tracing::warn;
 
 use super::locked;
 
@@ -49,6 +50,8 @@ pub struct Report {
     pub lost: u64,
     /// The same by cause.
     pub lost_by_cause: BTreeMap<&'static str, u64>,
+    /// Connections that are there and have waited for anything from their server for more than a second.
+    pub silent: u64,
     /// Answers from another backend than that of the connection's first answer.
     pub misrouted: u64,
     /// Verified requests by the backend that answered.
@@ -95,6 +98,9 @@ impl fmt::Display for Report {
         writeln!(f, "connections   {}, handshake {}", self.connections, self.handshakes)?;
         writeln!(f, "  failed      {}", causes(&self.handshakes_failed))?;
         writeln!(f, "  lost        {}", causes(&self.lost_by_cause))?;
+        if self.silent > 0 {
+            writeln!(f, "  silent      {}", self.silent)?;
+        }
         writeln!(
             f,
             "requests      {} in {:.1} s, {:.0} per second",
@@ -200,7 +206,11 @@ impl Tally {
     pub(super) fn on_lost(&self, cause: &'static str) {
         let mut figures = locked(&self.figures);
         figures.report.lost += 1;
-        *figures.report.lost_by_cause.entry(cause).or_default() += 1;
+        let count = figures.report.lost_by_cause.entry(cause).or_default();
+        *count += 1;
+        if *count == 1 {
+            warn!(cause, "connections are lost");
+        }
     }
 
     pub(super) fn on_rebind(&self) {

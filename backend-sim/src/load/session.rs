@@ -7,7 +7,7 @@ use h3::{
     client::{RequestStream, SendRequest},
     error::{Code, StreamError},
 };
-use http::{Method, Request, Response, Uri};
+use http::{HeaderMap, Method, Request, Response, Uri};
 use quic::{
     driver::{self, ConnectError, Endpoint},
     h3::{BidiStream, Connection, OpenStreams},
@@ -87,8 +87,24 @@ impl Session {
         path: &str,
         body: Bytes,
     ) -> Result<Answer, RequestError> {
+        self.request_with(method, path, HeaderMap::new(), body).await
+    }
+
+    /// As [`Self::request`], with header fields.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`].
+    pub async fn request_with(
+        &self,
+        method: Method,
+        path: &str,
+        fields: HeaderMap,
+        body: Bytes,
+    ) -> Result<Answer, RequestError> {
         let uri = Uri::builder().scheme("https").authority(&*self.authority).path_and_query(path);
-        let request = Request::builder().method(method).uri(uri.build()?).body(())?;
+        let mut request = Request::builder().method(method).uri(uri.build()?).body(())?;
+        *request.headers_mut() = fields;
         let mut requests = self.requests.clone();
         let mut stream = requests.send_request(request).await?;
         let said = async {

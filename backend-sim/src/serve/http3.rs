@@ -1,21 +1,35 @@
 //! From HTTP/3 to the routes and back: one task for each connection and one for each request.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
 
 use axum::{Router, body::Body};
 use bytes::{Buf as _, Bytes};
-use futures_util::stream;
 use h3::{
     error::{Code, StreamError},
     server::{RequestResolver, RequestStream},
 };
-use http::Request;
+use http::{Request, Response, StatusCode, header};
+use http_body::Frame;
 use http_body_util::BodyExt as _;
 use quic::{
     driver::{self, Incoming},
-    h3::{Connection, RecvStream},
+    h3::{
+        Connection, Content, Malformed, RecvStream, SendStream, check_fields, is_malformed, resolve,
+    },
 };
-use tokio::{sync::watch, task::JoinSet, time};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time,
+};
 use tower::ServiceExt as _;
 use tracing::debug;
 
@@ -99,33 +113,175 @@ async fn requests(
 }
 
 async fn request(resolver: Resolver, router: Router, peer: Peer) -> Result<(), StreamError> {
-    let (request, stream) = resolver.resolve_request().await?;
+    let (request, stream, content) = resolve(resolver).await?;
     let (mut send, recv) = stream.split();
     let (mut parts, ()) = request.into_parts();
     parts.extensions.insert(peer);
-    let request = Request::from_parts(parts, body(recv));
-    let Ok(response) = router.oneshot(request).await;
+    let expects = expects_continue(&parts.headers);
+    let reading = Arc::<Reading>::default();
+    let body = RequestBody {
+        recv,
+        content,
+        reading: Arc::clone(&reading),
+        only_trailers: false,
+        over: false,
+    };
+    let request = Request::from_parts(parts, Body::new(body));
+    let mut routed = pin!(router.oneshot(request));
+    let Ok(response) = tokio::select! {
+        response = &mut routed => response,
+        // "a server that receives a 100-continue expectation [...] MUST send either": it is wanted, or there is an answer.
+        () = reading.wanted.notified(), if expects => {
+            let mut proceed = Response::new(());
+            *proceed.status_mut() = StatusCode::CONTINUE;
+            send.send_response(proceed).await?;
+            routed.await
+        }
+    };
+    let answered = answer(&mut send, response, &reading).await;
+    if reading.malformed.load(Relaxed) {
+        // Whatever was said to it.
+        send.stop_stream(Code::H3_MESSAGE_ERROR);
+    }
+    answered
+}
+
+/// Sends a response, unless and until it shows that the request was malformed.
+async fn answer(
+    send: &mut RequestStream<SendStream<Bytes>, Bytes>,
+    response: Response<Body>,
+    reading: &Reading,
+) -> Result<(), StreamError> {
     let (parts, mut body) = response.into_parts();
-    send.send_response(http::Response::from_parts(parts, ())).await?;
+    if reading.malformed.load(Relaxed) {
+        return Err(Malformed::Body.into());
+    }
+    send.send_response(Response::from_parts(parts, ())).await?;
     while let Some(frame) = body.frame().await {
-        match frame.map(http_body::Frame::into_data) {
+        match frame.map(Frame::into_data) {
             Ok(Ok(data)) => send.send_data(data).await?,
             Ok(Err(_)) => {}
             Err(error) => {
                 debug!(%error, "response abandoned");
-                send.stop_stream(Code::H3_EXCESSIVE_LOAD);
+                send.stop_stream(match reading.malformed.load(Relaxed) {
+                    true => Code::H3_MESSAGE_ERROR,
+                    false => Code::H3_EXCESSIVE_LOAD,
+                });
                 return Ok(());
             }
         }
     }
+    // What nobody read of the request is looked at when it is given up.
+    drop(body);
+    if reading.malformed.load(Relaxed) {
+        return Err(Malformed::Body.into());
+    }
     send.finish().await
 }
 
-/// The body of a request, read as it is wanted.
-fn body(recv: RequestStream<RecvStream, Bytes>) -> Body {
-    Body::from_stream(stream::try_unfold(recv, |mut recv| async move {
-        let data = recv.recv_data().await?;
-        let piece = data.map(|mut data| data.copy_to_bytes(data.remaining()));
-        Ok::<_, StreamError>(piece.map(|piece| (piece, recv)))
-    }))
+/// <https://www.rfc-editor.org/rfc/rfc9110.html#section-10.1.1>
+fn expects_continue(fields: &http::HeaderMap) -> bool {
+    fields
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// What the one who answers knows of the body.
+#[derive(Default)]
+struct Reading {
+    /// Somebody wants to read it.
+    wanted: Notify,
+    /// It is not as its head has said.
+    malformed: AtomicBool,
+}
+
+/// The body of a request, read as it is wanted, and held to what its head says.
+struct RequestBody {
+    recv: RequestStream<RecvStream, Bytes>,
+    content: Content,
+    reading: Arc<Reading>,
+    /// All data has come, and perhaps trailers are to come.
+    only_trailers: bool,
+    /// It has ended, or failed.
+    over: bool,
+}
+
+/// The most pieces that are looked at of a body that nobody reads.
+const MAX_UNREAD: usize = 64;
+
+/// Why there is no more of a body.
+#[derive(Debug, thiserror::Error)]
+enum BodyError {
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+}
+
+impl RequestBody {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyError>> {
+        if self.over {
+            return Poll::Ready(Ok(None));
+        }
+        if !self.only_trailers {
+            let data = ready!(self.recv.poll_recv_data(cx)?);
+            let data = data.map(|mut data| data.copy_to_bytes(data.remaining()));
+            if let Some(data) = data {
+                self.content.on_data(data.len())?;
+                return Poll::Ready(Ok(Some(data)));
+            }
+            self.only_trailers = true;
+        }
+        if let Some(trailers) = ready!(self.recv.poll_recv_trailers(cx)?) {
+            check_fields(&trailers)?;
+        }
+        self.content.on_end()?;
+        Poll::Ready(Ok(None))
+    }
+
+    /// As [`Self::poll_data`], and takes note of what came of it.
+    fn poll_noted(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        let polled = ready!(self.poll_data(cx)).transpose();
+        self.over |= !matches!(polled, Some(Ok(_)));
+        let malformed = match &polled {
+            Some(Err(BodyError::Malformed(_))) => true,
+            Some(Err(BodyError::Stream(error))) => is_malformed(error),
+            _ => false,
+        };
+        if malformed {
+            self.reading.malformed.store(true, Relaxed);
+            self.recv.stop_sending(Code::H3_MESSAGE_ERROR);
+        }
+        Poll::Ready(polled)
+    }
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.reading.wanted.notify_one();
+        self.poll_noted(cx).map(|polled| polled.map(|piece| piece.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over
+    }
+}
+
+impl Drop for RequestBody {
+    /// Nobody reads on. What has come all the same is looked at: a head that lies about it is no request, whoever answers it.
+    fn drop(&mut self) {
+        if self.content.is_announced() {
+            let mut cx = Context::from_waker(Waker::noop());
+            let mut pieces = 0..MAX_UNREAD;
+            while pieces.next().is_some()
+                && matches!(self.poll_noted(&mut cx), Poll::Ready(Some(Ok(_))))
+            {}
+        }
+    }
 }

@@ -21,6 +21,22 @@ pub(crate) struct Metrics {
     /// By server ID in hex, or `unknown`.
     pub(crate) unclaimed: IntCounterVec,
     pub(crate) misrouted: IntCounter,
+    /// By result; refused ones by reason.
+    pub(crate) tokens: Copied,
+    /// By result.
+    pub(crate) resets: Copied,
+}
+
+/// Counters that are counted elsewhere.
+#[derive(Debug)]
+pub(crate) struct Copied(IntCounterVec);
+
+impl Copied {
+    /// Says how many there are by now.
+    pub(crate) fn set(&self, label: &str, count: u64) {
+        let counter = self.0.with_label_values(&[label]);
+        counter.inc_by(count.saturating_sub(counter.get()));
+    }
 }
 
 /// A reading of the counters that a fleet is judged by.
@@ -72,6 +88,17 @@ impl Metrics {
                 "misrouted_datagrams_total",
                 "Datagrams whose connection ID belongs to another server of the pool",
             ),
+            tokens: Copied(add.by(
+                "address_tokens_total",
+                "Address tokens of clients by what they were worth; other words than retry, new_token, spent and ignored are why \
+                 a Retry token was refused",
+                &["result"],
+            )),
+            resets: Copied(add.by(
+                "stateless_resets_total",
+                "Stateless resets, sent or withheld because there were too many",
+                &["result"],
+            )),
             registry,
         }
     }

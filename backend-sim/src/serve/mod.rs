@@ -4,19 +4,23 @@
 //! endpoint of the driver ─► http3 (a task per connection) ─┐
 //! TLS on TCP, for Alt-Svc ─► tcp ──────────────────────────┴─► routes
 //! half-open connections, once a second ─► report ─► admin interface of each balancer
+//! refused tokens and resets, once a second ─► tokens ─► metrics and log
 //! ```
 //!
 //! An [`Origin`] runs until it is dropped. [`Origin::reload`] takes another configuration and gives
 //! every live connection new connection IDs; [`Origin::drain`] answers what was asked and accepts
-//! no more. The keys of stateless resets live as long as the origin.
+//! no more. The keys of stateless resets live as long as the origin, unless the configuration or a file has a secret for them: then the
+//! clients of an origin that has started anew are told so at once.
 
 mod http3;
 mod metrics;
 mod misbehaviour;
+mod ranges;
 mod report;
 mod routes;
 mod settings;
 mod tcp;
+mod tokens;
 
 use std::{
     collections::HashMap,
@@ -35,7 +39,7 @@ use quic::{
     routable::{ConfigId, ServerId},
     transport::{ResetKey, RetryPolicy, ServerConfig, TransportConfig},
 };
-use quic_lb_config::Config;
+use quic_lb_config::{Config, ResetSecret};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
 use tracing::info;
@@ -62,6 +66,8 @@ pub struct Origin {
     /// Who it is, for reloads.
     name: String,
     config_id: Option<ConfigId>,
+    own_secret: Option<ResetSecret>,
+    /// Where no other is given: it ends with the process.
     reset_key: ResetKey,
     /// Taken and never read from.
     _silent: Option<UdpSocket>,
@@ -89,7 +95,13 @@ impl Origin {
     ///
     /// [`ServeError`], in one sentence.
     pub async fn start(settings: Settings) -> Result<Self, ServeError> {
-        let identity = Identity::find(&settings.config, &settings.backend, settings.config_id)?;
+        let own_secret = settings.reset_secret;
+        let identity = Identity::find(
+            &settings.config,
+            &settings.backend,
+            settings.config_id,
+            own_secret.as_ref(),
+        )?;
         if let Some(root) = settings.root.as_deref().filter(|root| !root.is_dir()) {
             return Err(ServeError::Root(root.to_owned()));
         }
@@ -125,6 +137,7 @@ impl Origin {
             tasks: Vec::new(),
             name: settings.backend,
             config_id: settings.config_id,
+            own_secret,
             reset_key,
             _silent: None,
             shared,
@@ -161,6 +174,8 @@ impl Origin {
                 origin.draining.subscribe(),
             );
             origin.tasks.push(tokio::spawn(accepting));
+            let watching = tokens::watch(endpoint.clone(), Arc::clone(shared));
+            origin.tasks.push(tokio::spawn(watching));
             for balancer in settings.report_half_open {
                 let reports = report::half_open(balancer, endpoint.clone(), Arc::clone(shared));
                 origin.tasks.push(tokio::spawn(reports));
@@ -220,7 +235,8 @@ impl Origin {
     ///
     /// [`ServeError`] when the backend is not in it any more; everything goes on as before then.
     pub fn reload(&self, config: &Config) -> Result<(), ServeError> {
-        let identity = Identity::find(config, &self.name, self.config_id)?;
+        let own_secret = self.own_secret.as_ref();
+        let identity = Identity::find(config, &self.name, self.config_id, own_secret)?;
         let wrong = self.shared.misbehaviour == Misbehaviour::WrongServerId;
         if let Some(endpoint) = &self.endpoint {
             let cids = identity.cids(&self.reset_key, wrong);

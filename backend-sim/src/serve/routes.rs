@@ -21,7 +21,7 @@ use quic::{ConnectionId, driver};
 use serde_json::{Value, json};
 use tower_http::services::ServeDir;
 
-use super::{Shared, misbehaviour::Misbehaviour};
+use super::{Shared, misbehaviour::Misbehaviour, ranges};
 use crate::{BACKEND_HEADER, pattern};
 
 /// The longest that `/delay` waits.
@@ -47,7 +47,10 @@ pub(crate) fn router(shared: Arc<Shared>, root: Option<&FilePath>) -> Router {
         .route("/stream", get(endless))
         .route("/health", get(health));
     let routes = match root {
-        Some(root) => routes.fallback_service(ServeDir::new(root)),
+        Some(root) => {
+            let files = Router::new().fallback_service(ServeDir::new(root));
+            routes.fallback_service(files.layer(middleware::from_fn(ranges::serve)))
+        }
         None => routes.fallback(not_found),
     };
     routes.layer(middleware::from_fn_with_state(Arc::clone(&shared), around)).with_state(shared)
@@ -152,7 +155,10 @@ async fn echo(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     }
     let kind = headers.get(header::CONTENT_TYPE).cloned();
     let mut left = limit;
-    let body = request.into_body().into_data_stream().map(move |piece| {
+    let mut pieces = request.into_body().into_data_stream();
+    // The answer begins with the first of them: whoever waits to be told to send it is told, and not answered without it.
+    let first = stream::iter(pieces.next().await);
+    let body = first.chain(pieces).map(move |piece| {
         let piece: Bytes = piece.map_err(|_| TooLarge(limit))?;
         left = left.checked_sub(piece.len() as u64).ok_or(TooLarge(limit))?;
         Ok::<_, TooLarge>(piece)

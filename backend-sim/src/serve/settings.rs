@@ -13,7 +13,9 @@ use quic::{
     token::TokenKeys,
     transport::{ResetKey, TokenPolicy},
 };
-use quic_lb_config::{Backend, Config, Pool, Retry, TokenFormat, system_error::why_not_listening};
+use quic_lb_config::{
+    Backend, Config, Pool, ResetSecret, Retry, TokenFormat, system_error::why_not_listening,
+};
 
 use super::{misbehaviour::Misbehaviour, report::AdminAddress};
 use crate::certificate::{Certificate, CertificateError};
@@ -46,6 +48,8 @@ pub struct Settings {
     pub alt_svc_port: Option<u16>,
     /// Where to show metrics.
     pub metrics: Option<SocketAddr>,
+    /// What to derive the tokens of stateless resets from, instead of what the configuration says.
+    pub reset_secret: Option<ResetSecret>,
     /// Balancers to tell of half-open connections.
     pub report_half_open: Vec<AdminAddress>,
     /// Sockets and tasks that share the work.
@@ -71,6 +75,7 @@ impl Settings {
             https: None,
             alt_svc_port: None,
             metrics: None,
+            reset_secret: None,
             report_half_open: Vec::new(),
             shards: 1,
             max_body: MAX_BODY,
@@ -137,6 +142,8 @@ pub(crate) struct Identity {
     pub(crate) public_port: Option<u16>,
     /// What connection IDs are made with, where the pool has routable ones.
     pub(crate) scheme: Option<(CidConfig, ServerId)>,
+    /// What the tokens of stateless resets are made with, where that is to outlive the process.
+    pub(crate) reset_key: Option<ResetKey>,
     /// Whose address tokens are honoured, where a balancer can ask for Retry.
     pub(crate) tokens: Option<TokenPolicy>,
     pub(crate) decoder: Decoder,
@@ -149,6 +156,7 @@ impl Identity {
         config: &Config,
         name: &str,
         config_id: Option<ConfigId>,
+        own_secret: Option<&ResetSecret>,
     ) -> Result<Self, ServeError> {
         let (index, pool, backend) = find(config, name)?;
         let scheme = match config_id {
@@ -165,6 +173,12 @@ impl Identity {
             let (_, id) = backend.server_ids.iter().find(|(config, _)| *config == scheme.id())?;
             Some((scheme.clone(), *id))
         });
+        // A key for each server, and one for each configuration (draft-ietf-quic-load-balancers-21).
+        let reset_key = own_secret.or(pool.reset_secret.as_ref()).map(|secret| {
+            let config_id = scheme.as_ref().map_or(u8::MAX, |(config, _)| config.id().get());
+            let who: [&[u8]; 3] = [pool.name.as_bytes(), backend.name.as_bytes(), &[config_id]];
+            ResetKey::derived(secret.octets(), &who)
+        });
         let servers = pool.backends.iter().flat_map(|backend| {
             backend.server_ids.iter().map(|(config, id)| ((*config, *id), backend.name.clone()))
         });
@@ -175,15 +189,17 @@ impl Identity {
             address: backend.address,
             public_port: listener.map(|listener| listener.address.port()),
             scheme,
+            reset_key,
             tokens: tokens(&config.retry),
             decoder: Decoder::new(pool.cid_configs.iter().cloned()),
             servers: servers.collect(),
         })
     }
 
-    /// Where connection IDs come from. With `wrong`, they lead to another server of the pool.
-    pub(crate) fn cids(&self, reset_key: &ResetKey, wrong: bool) -> Cids {
-        let reset_key = reset_key.clone();
+    /// Where connection IDs come from. With `wrong`, they lead to another server of the pool. Where no reset key outlives the
+    /// process it is that `of_process`.
+    pub(crate) fn cids(&self, of_process: &ResetKey, wrong: bool) -> Cids {
+        let reset_key = self.reset_key.as_ref().unwrap_or(of_process).clone();
         let Some((config, server_id)) = self.scheme.clone() else {
             return Cids::Unroutable { len: UNROUTABLE_LEN, reset_key };
         };

@@ -1,7 +1,7 @@
 //! An origin in this process, and a client for it.
 #![allow(dead_code, reason = "each suite needs a part of it")]
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use backend_sim::{
@@ -26,8 +26,7 @@ pools:
 "#;
 
 pub(crate) fn config(text: &str) -> anyhow::Result<Config> {
-    let surroundings =
-        Surroundings { file: "lb.yaml", directory: Path::new(""), environment: &|_| None };
+    let surroundings = Surroundings::of_text("lb.yaml");
     let loaded = quic_lb_config::from_str(text, &surroundings);
     Ok(loaded.map_err(|report| anyhow::anyhow!("{report}"))?.config)
 }

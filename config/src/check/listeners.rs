@@ -1,16 +1,23 @@
 //! Listeners: their names, their addresses, and the pools that each of them leads to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv6Addr, SocketAddr},
+};
 
 use super::unique::check_unique;
 use crate::{
     checked,
     document::{Listener, Pool, Route},
-    leaf::Name,
+    leaf::{Endpoint, Name},
     mistake::Mistakes,
     read::{At, Given, List},
+    slips::closest,
     yaml::shown,
 };
+
+/// Listeners of one process; each costs a socket for each worker.
+pub(super) const MAX_LISTENERS: usize = 64;
 
 /// Pools by name.
 pub(super) struct PoolNames<'a> {
@@ -37,7 +44,11 @@ impl<'a> PoolNames<'a> {
         let found = self.index.get(name.value.0.as_str()).copied();
         if found.is_none() && !self.incomplete {
             let known: Vec<_> = self.index.keys().copied().take(10).collect();
-            let expected = format!("the name of a pool, such as {}", known.join(", "));
+            let such_as = format!("the name of a pool, such as {}", known.join(", "));
+            let expected = match closest(&name.value.0, self.index.keys().copied()) {
+                Some(meant) => format!("\"{meant}\", if that is meant; otherwise {such_as}"),
+                None => such_as,
+            };
             let found = format!("\"{}\", which no pool is called", shown(&name.value.0));
             mistakes.error(&name.place, found, expected);
         }
@@ -62,14 +73,15 @@ pub(super) fn check_listeners(
     let names = items().filter_map(|listener| listener.name.as_ref());
     check_unique(names.map(|at| (&at.value.0, at)), "name", mistakes);
     let addresses = items().filter_map(|listener| listener.address.as_ref());
-    check_unique(addresses.map(|at| (at.value.0, at)), "address", mistakes);
+    check_unique(addresses.map(|at| (at.value.address, at)), "address", mistakes);
+    check_overlaps(listeners, mistakes);
     items()
         .map(|listener| {
             let pool = listener.pool.as_ref().and_then(|name| pool_names.find(name, mistakes));
             let routes = check_routes(listener, pool_names, mistakes);
             let complete = pool.is_some() && routes.iter().all(Option::is_some);
             CheckedListener {
-                listener: make_listener(listener, pool),
+                listener: make_listener(listener, pool, mistakes),
                 pools: routes.into_iter().chain([pool]).flatten().collect(),
                 complete,
             }
@@ -77,15 +89,79 @@ pub(super) fn check_listeners(
         .collect()
 }
 
-fn make_listener(listener: &Listener, pool: Option<usize>) -> Option<checked::Listener> {
+/// Where listeners listen, as far as that could be read, and whether they have both families there.
+pub(super) fn places(
+    listeners: &List<Listener>,
+) -> impl Iterator<Item = (&At<Endpoint>, bool)> + Clone {
+    listeners.items.iter().filter_map(|listener| {
+        let both = listener.value.ipv6_only.here().is_some_and(|only| !only.value.0);
+        Some((listener.value.address.as_ref()?, both))
+    })
+}
+
+/// Whether a socket on all addresses, of `both` families or of its own, takes what goes to `address`, so
+/// that nobody else can.
+pub(super) fn covers(all: &SocketAddr, both: bool, address: &SocketAddr) -> bool {
+    let of_family = both || all.is_ipv4() == address.is_ipv4();
+    all.ip().is_unspecified() && of_family && all.port() == address.port()
+}
+
+/// Reports listeners of which not both can be bound.
+fn check_overlaps(listeners: &List<Listener>, mistakes: &mut Mistakes) {
+    // At most one each for a port and a family: the others are reported as alike.
+    let all = places(listeners).filter(|(at, _)| at.value.address.ip().is_unspecified());
+    let all: Vec<_> = all.collect();
+    if all.len() > MAX_LISTENERS {
+        return;
+    }
+    for (At { value, place }, _) in places(listeners) {
+        let address = value.address;
+        let is_covered = |(all, both): &&(&At<Endpoint>, bool)| {
+            let all = &all.value.address;
+            let is_another = !address.ip().is_unspecified() || all.is_ipv4() != address.is_ipv4();
+            is_another && covers(all, *both, &address)
+        };
+        if let Some((all, _)) = all.iter().find(is_covered) {
+            let found = format!("{address}, which the listener at {} covers", all.value.address);
+            let expected = "another port, or this listener alone";
+            mistakes.error(place, found, expected);
+            mistakes.see_also(&all.place);
+        }
+    }
+}
+
+fn make_listener(
+    listener: &Listener,
+    pool: Option<usize>,
+    mistakes: &mut Mistakes,
+) -> Option<checked::Listener> {
+    let both_families = check_families(listener, mistakes);
     let name = listener.name.as_ref()?.value.0.clone();
-    let address = listener.address.as_ref()?.value.0;
+    let address = listener.address.as_ref()?.value.address;
     let retry_mode = match &listener.retry {
         Given::Absent => None,
         Given::Wrong => return None,
         Given::Here(retry) => Some(retry.value.mode.as_ref()?.value),
     };
-    Some(checked::Listener { name, address, pool: pool?, retry_mode })
+    let both_families = both_families?;
+    Some(checked::Listener { name, address, both_families, pool: pool?, retry_mode })
+}
+
+/// Whether the listener has both families; `None` when that could not be read, or cannot be.
+fn check_families(listener: &Listener, mistakes: &mut Mistakes) -> Option<bool> {
+    let only = match &listener.ipv6_only {
+        Given::Absent => return Some(false),
+        Given::Wrong => return None,
+        Given::Here(only) => only,
+    };
+    let address = listener.address.as_ref()?;
+    if !only.value.0 && address.value.address.ip() != Ipv6Addr::UNSPECIFIED {
+        let found = format!("`ipv6_only: false` beside {}", address.value.address);
+        mistakes.error(&only.place, found, "the address [::], or a listener for each family");
+        mistakes.see_also(&address.place);
+        return None;
+    }
+    Some(!only.value.0)
 }
 
 /// The pools that routes lead to; `None` for those that are not known.

@@ -8,6 +8,8 @@ mod listeners;
 mod retry;
 mod server_ids;
 mod unique;
+mod warnings;
+mod zones;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -17,25 +19,26 @@ use std::{
 use quic::routable::{CidConfig, ConfigId, ServerId};
 
 use crate::{
-    checked::{self, Admission, Config, MAX_BACKENDS},
-    document::{Backend, Document, HealthCheck, Listener, Pool},
+    checked::{self, Admission, Config, HashBy, MAX_BACKENDS, MAX_HASH_SLOTS, ResetSecret},
+    document::{Backend, Document, HealthCheck, Listener, Pool, StatelessReset},
+    keys::{self, KeyChoice, KeySource},
+    leaf::Endpoint,
     mistake::Mistakes,
     read::{At, Given, List},
     surroundings::Surroundings,
 };
-use listeners::{PoolNames, check_listeners, check_use};
+use listeners::{MAX_LISTENERS, PoolNames, check_listeners, check_use, covers, places};
 use server_ids::{Identities, Layouts, check_config_ids_of_listeners, check_server_ids};
 use unique::{check_unique, count, non_zero};
 
-/// Listeners of one process; each costs a socket for each worker.
-const MAX_LISTENERS: usize = 64;
-
 /// The configuration that `document` describes; `None` when there are errors.
 pub(crate) fn check(
-    document: &Document,
+    mut document: Document,
     surroundings: &Surroundings<'_>,
     mistakes: &mut Mistakes,
 ) -> Option<Config> {
+    zones::resolve(&mut document, surroundings, mistakes);
+    let document = &document;
     let no_listeners = List { items: Vec::new(), incomplete: true };
     let no_pools = List { items: Vec::new(), incomplete: true };
     let listeners = document.listeners.as_ref().map_or(&no_listeners, |at| &at.value);
@@ -58,6 +61,7 @@ pub(crate) fn check(
     let admin = check_admin(document, mistakes);
     let timeouts = check_timeouts(document, mistakes);
     let retry = retry::check(document, surroundings, mistakes);
+    warnings::warn(document, &pool_names, surroundings, mistakes);
     if mistakes.has_errors() {
         return None;
     }
@@ -112,9 +116,11 @@ fn check_pool(
     surroundings: &Surroundings<'_>,
     mistakes: &mut Mistakes,
 ) -> Option<checked::Pool> {
-    check_health(pool, mistakes);
+    let health_check = check_health(pool, mistakes);
     let layouts = Layouts::check(pool, surroundings, mistakes);
     let sources = check_sources(pool, mistakes);
+    let hash = check_hash(pool, mistakes);
+    let reset_secret = check_stateless_reset(pool, surroundings, mistakes);
     let backends = pool.backends.as_ref()?;
     let items = || backends.value.items.iter();
     if backends.value.is_empty() {
@@ -123,7 +129,7 @@ fn check_pool(
     let names = items().filter_map(|backend| backend.value.name.as_ref());
     check_unique(names.map(|at| (&at.value.0, at)), "name", mistakes);
     let addresses = items().filter_map(|backend| backend.value.address.as_ref());
-    check_unique(addresses.map(|at| (at.value.0, at)), "address", mistakes);
+    check_unique(addresses.map(|at| (at.value.address, at)), "address", mistakes);
 
     let mut identities = Identities::default();
     let mut checked_backends = Vec::with_capacity(backends.value.items.len());
@@ -134,6 +140,7 @@ fn check_pool(
     }
     identities.check_clear_against_encrypted(&layouts, mistakes);
     identities.check_space(&layouts, mistakes);
+    check_weights(&backends.value, mistakes);
     let is_active = |backend: &At<Backend>| backend.value.state.value == Admission::Active;
     if !backends.value.is_empty() && !items().any(is_active) {
         let found = "backends of which none takes new connections";
@@ -148,18 +155,89 @@ fn check_pool(
         cid_configs,
         backends: checked_backends.into_iter().collect::<Option<_>>()?,
         source_addresses: sources?,
+        reset_secret,
+        hash: hash?,
+        health_check,
     })
 }
 
-fn check_health(pool: &Pool, mistakes: &mut Mistakes) {
-    let Some(At { value: HealthCheck { interval, timeout }, .. }) = pool.health_check.here() else {
-        return;
+fn check_stateless_reset(
+    pool: &Pool,
+    surroundings: &Surroundings<'_>,
+    mistakes: &mut Mistakes,
+) -> Option<ResetSecret> {
+    let At { value: StatelessReset { key, key_file, key_env }, place } =
+        pool.stateless_reset.here()?;
+    match keys::find(KeySource { key, key_file, key_env }, surroundings, mistakes) {
+        KeyChoice::Key(secret) => Some(ResetSecret::new(secret.octets())),
+        KeyChoice::Absent => {
+            mistakes.error(place, "no key", "one of `key`, `key_file` and `key_env`");
+            None
+        }
+        KeyChoice::Unusable => None,
+    }
+}
+
+/// Warns of backends that are due less than one slot of the largest table.
+fn check_weights(backends: &List<Backend>, mistakes: &mut Mistakes) {
+    let weight = |backend: &At<Backend>| u64::from(backend.value.weight.value.0);
+    let total: u64 = backends.items.iter().map(weight).sum();
+    let due_less = |backend: &&At<Backend>| weight(backend) * (MAX_HASH_SLOTS as u64) < total;
+    if let Some(light) = backends.items.iter().find(due_less) {
+        let place = &light.value.weight.place;
+        let found = format!("a weight of {} where all together have {total}", weight(light));
+        let expected = "weights that differ less: such a backend gets more than its share";
+        mistakes.warning(place, found, expected);
+    }
+}
+
+/// What a pool hashes by; `None` when that could not be read.
+fn check_hash(pool: &Pool, mistakes: &mut Mistakes) -> Option<HashBy> {
+    let routable = !pool.quic_lb.is_absent();
+    let hash = match &pool.hash {
+        Given::Absent => return Some(HashBy::default_of(routable)),
+        Given::Wrong => return None,
+        Given::Here(hash) => hash,
     };
-    if timeout.value.0 > interval.value.0 {
-        let found = "a longer time than from one probe to the next";
+    if hash.value == HashBy::Dcid && !routable {
+        let found = "\"dcid\" without quic_lb: later packets of a connection do not show what it was hashed by";
+        mistakes.warning(
+            &hash.place,
+            found,
+            "\"client_address\", so that other balancers find the server too",
+        );
+    }
+    Some(hash.value)
+}
+
+/// How a pool is checked; `None` also where that could not be read.
+fn check_health(pool: &Pool, mistakes: &mut Mistakes) -> Option<checked::HealthCheck> {
+    let health_check = &pool.health_check.here()?.value;
+    let HealthCheck { kind, interval, timeout, rise, fall, port, panic_below } = health_check;
+    if let Given::Here(timeout) = timeout
+        && timeout.value.0 > interval.value.0
+    {
+        let found = "a longer time than from one check to the next";
         mistakes.error(&timeout.place, found, "at most `interval`");
         mistakes.see_also(&interval.place);
     }
+    if fall.value.0 == 1 {
+        let found = "a backend that is down after one failed check: one lost datagram does it";
+        mistakes.warning(&fall.place, found, "2 or more");
+    }
+    if panic_below.value.0 == 100 {
+        let found = "checks that are ignored as soon as one backend fails";
+        mistakes.warning(&panic_below.place, found, "a smaller share, such as \"50%\"");
+    }
+    Some(checked::HealthCheck {
+        kind: kind.as_ref()?.value,
+        interval: interval.value.0,
+        timeout: timeout.here().map_or(interval.value.0 / 2, |timeout| timeout.value.0),
+        rise: NonZeroU32::new(rise.value.0)?,
+        fall: NonZeroU32::new(fall.value.0)?,
+        port: port.here().and_then(|port| u16::try_from(port.value.0).ok()),
+        panic_below: panic_below.value.0,
+    })
 }
 
 fn make_backend(
@@ -168,7 +246,7 @@ fn make_backend(
 ) -> Option<checked::Backend> {
     Some(checked::Backend {
         name: backend.name.as_ref()?.value.0.clone(),
-        address: backend.address.as_ref()?.value.0,
+        address: backend.address.as_ref()?.value.address,
         server_ids,
         weight: NonZeroU32::new(backend.weight.value.0)?,
         admission: backend.state.value,
@@ -189,7 +267,7 @@ fn check_sources(pool: &Pool, mistakes: &mut Mistakes) -> Option<Vec<IpAddr>> {
 
 fn check_backend_address(backend: &Backend, sources: Option<&[IpAddr]>, mistakes: &mut Mistakes) {
     let Some(At { value, place }) = &backend.address else { return };
-    let address = value.0;
+    let address = value.address;
     if address.ip().is_unspecified() {
         let found = format!("the unspecified address {}", address.ip());
         mistakes.error(place, found, "the address of one host");
@@ -205,39 +283,61 @@ fn check_backend_address(backend: &Backend, sources: Option<&[IpAddr]>, mistakes
 
 /// A backend at the address of a listener would get its own datagrams back for ever.
 fn check_loops(listeners: &List<Listener>, pools: &List<Pool>, mistakes: &mut Mistakes) {
-    let listening: Vec<&At<_>> =
-        listeners.items.iter().filter_map(|listener| listener.value.address.as_ref()).collect();
+    let listening: Vec<_> = places(listeners).collect();
     if listening.len() > MAX_LISTENERS {
         return;
     }
-    let backends = pools.items.iter().filter_map(|pool| pool.value.backends.as_ref());
-    for backend in backends.flat_map(|backends| &backends.value.items) {
-        let Some(address) = &backend.value.address else { continue };
-        let reaches = |listener: &SocketAddr, backend: &SocketAddr| {
-            let covers = listener.ip().is_unspecified()
-                && listener.is_ipv4() == backend.is_ipv4()
-                && backend.ip().is_loopback();
-            listener.port() == backend.port() && (listener.ip() == backend.ip() || covers)
+    let listener_at = |wanted: SocketAddr| {
+        let reaches = |(listener, both): &&(&At<Endpoint>, bool)| {
+            let listener = listener.value.address;
+            listener == wanted || covers(&listener, *both, &wanted) && wanted.ip().is_loopback()
         };
-        if let Some(listener) = listening.iter().find(|l| reaches(&l.value.0, &address.value.0)) {
-            let found = format!("{}, where a listener is", address.value.0);
-            mistakes.error(&address.place, found, "the address of a server");
-            mistakes.see_also(&listener.place);
+        listening.iter().find(reaches).map(|(listener, _)| &listener.place)
+    };
+    for pool in &pools.items {
+        let checks = pool.value.health_check.here();
+        let mut port = checks.and_then(|checks| checks.value.port.here());
+        for backend in pool.value.backends.iter().flat_map(|backends| &backends.value.items) {
+            let Some(address) = &backend.value.address else { continue };
+            let backend = address.value.address;
+            if let Some(listener) = listener_at(backend) {
+                let found = format!("{backend}, where a listener is");
+                mistakes.error(&address.place, found, "the address of a server");
+                mistakes.see_also(listener);
+            }
+            let checked = port.and_then(|At { value, .. }| u16::try_from(value.0).ok());
+            let checked = checked.map(|port| SocketAddr::new(backend.ip(), port));
+            // Of many backends, the first says enough.
+            if let Some(listener) = checked.and_then(listener_at)
+                && let Some(port) = port.take()
+            {
+                let found = format!("port {}, where a listener is", port.value.0);
+                mistakes.error(&port.place, found, "a port of the servers");
+                mistakes.see_also(listener);
+            }
         }
     }
 }
 
-fn check_admin(document: &Document, mistakes: &mut Mistakes) -> Option<SocketAddr> {
-    let At { value, place } = document.admin.here()?.value.address.as_ref()?;
-    if !value.0.ip().is_loopback() {
-        let found = format!("{}, which other hosts may reach", value.0);
+fn check_admin(document: &Document, mistakes: &mut Mistakes) -> Option<checked::Admin> {
+    let admin = &document.admin.here()?.value;
+    let host_names = match &admin.host_names {
+        Given::Here(names) => names.value.items.as_slice(),
+        Given::Absent | Given::Wrong => &[],
+    };
+    check_unique(host_names.iter().map(|at| (&at.value.0, at)), "name", mistakes);
+    let At { value, place } = admin.address.as_ref()?;
+    let address = value.address;
+    if !address.ip().is_loopback() {
+        let found = format!("{address}, which other hosts may reach");
         mistakes.warning(
             place,
             found,
             "a loopback address: the admin interface asks for no password",
         );
     }
-    Some(value.0)
+    let host_names = host_names.iter().map(|at| at.value.0.clone()).collect();
+    Some(checked::Admin { address, host_names })
 }
 
 fn check_timeouts(document: &Document, mistakes: &mut Mistakes) -> checked::Timeouts {
@@ -251,6 +351,7 @@ fn check_timeouts(document: &Document, mistakes: &mut Mistakes) -> checked::Time
     checked::Timeouts {
         flow_idle: idle.value.0,
         flow_unanswered: unanswered.value.0,
+        learnt: timeouts.learnt.value.0,
         drain: timeouts.drain.value.0,
     }
 }

@@ -40,7 +40,9 @@ impl Layout<'_> {
 /// The configurations of a pool.
 pub(super) struct Layouts<'a> {
     pub(super) known: Vec<Layout<'a>>,
-    /// Whether there are more, reported as wrong.
+    /// What is known of others, which were reported as wrong: the lengths of their server IDs.
+    other_lengths: Vec<&'a At<Count<1, 15>>>,
+    /// Whether there are others.
     incomplete: bool,
 }
 
@@ -51,21 +53,34 @@ impl<'a> Layouts<'a> {
         mistakes: &mut Mistakes,
     ) -> Self {
         let configs = match &pool.quic_lb {
-            Given::Absent => return Self { known: Vec::new(), incomplete: false },
-            Given::Wrong => return Self { known: Vec::new(), incomplete: true },
+            Given::Absent => return Self::none_but(false),
+            Given::Wrong => return Self::none_but(true),
             Given::Here(configs) => configs,
         };
         let ids = configs.value.items.iter().filter_map(|config| config.value.config_id.as_ref());
         check_unique(ids.map(|at| (at.value.0, at)), "config ID", mistakes);
-        let mut layouts = Self { known: Vec::new(), incomplete: configs.value.incomplete };
+        let mut layouts = Self::none_but(configs.value.incomplete);
         for config in &configs.value.items {
             let layout = layout(config, surroundings, mistakes);
             match layout {
                 Some(layout) if layouts.of(layout.id).is_none() => layouts.known.push(layout),
-                _ => layouts.incomplete = true,
+                _ => {
+                    layouts.other_lengths.extend(&config.value.server_id_length);
+                    layouts.incomplete = true;
+                }
             }
         }
         layouts
+    }
+
+    fn none_but(incomplete: bool) -> Self {
+        Self { known: Vec::new(), other_lengths: Vec::new(), incomplete }
+    }
+
+    /// All lengths of server IDs, and where they stand.
+    fn all_lengths(&self) -> impl Iterator<Item = &'a At<Count<1, 15>>> {
+        let known = self.known.iter().filter_map(|layout| layout.server_id_length);
+        known.chain(self.other_lengths.iter().copied())
     }
 
     fn of(&self, id: ConfigId) -> Option<&Layout<'a>> {
@@ -78,12 +93,12 @@ impl<'a> Layouts<'a> {
 
     /// How long server IDs are, for people.
     fn lengths(&self) -> String {
-        let lengths: Vec<_> = self
-            .known
-            .iter()
-            .filter_map(|layout| Some((layout.server_id_len()?, layout.id)))
-            .map(|(len, id)| format!("{} for config ID {id}", octets(len)))
-            .collect();
+        let known = self.known.iter();
+        let known = known.filter_map(|layout| Some((layout.server_id_len()?, layout.id)));
+        let known = known.map(|(len, id)| format!("{} for config ID {id}", octets(len)));
+        let others = self.other_lengths.iter().map(|length| length.value.0 as usize);
+        let others = others.map(|len| format!("{} for one without a readable ID", octets(len)));
+        let lengths: Vec<_> = known.chain(others).collect();
         lengths.join(", ")
     }
 }
@@ -128,10 +143,10 @@ pub(super) fn check_server_ids<'a>(
 ) -> Vec<(ConfigId, ServerId)> {
     let At { value: Backend { server_id, server_ids, .. }, place } = backend;
     let given = match (server_id, server_ids) {
-        (Given::Here(one), Given::Here(many)) => {
+        (Given::Here(one), Given::Here(many)) if !layouts.none() => {
             mistakes.error(&many.place, "`server_ids` beside `server_id`", "one of the two");
             mistakes.see_also(&one.place);
-            return Vec::new();
+            None
         }
         (Given::Here(one), _) if layouts.none() => Some(&one.place),
         (_, Given::Here(many)) if layouts.none() => Some(&many.place),
@@ -142,16 +157,23 @@ pub(super) fn check_server_ids<'a>(
         mistakes.error(place, "a server ID in a pool without `quic_lb`", expected);
         return Vec::new();
     }
-    match (server_id, server_ids) {
-        (Given::Absent, Given::Absent) => {
-            if !layouts.known.is_empty() {
-                let expected = format!("`server_id` or `server_ids`: {}", layouts.lengths());
-                mistakes.error(place, "a backend without server ID", expected);
-            }
-            Vec::new()
+    if server_id.is_absent() && server_ids.is_absent() {
+        if !(layouts.known.is_empty() && layouts.other_lengths.is_empty()) {
+            let lengths = layouts.lengths();
+            let lengths = if lengths.is_empty() { lengths } else { format!(": {lengths}") };
+            let expected = format!("`server_id` or `server_ids`{lengths}");
+            mistakes.error(place, "a backend without server ID", expected);
         }
+        return Vec::new();
+    }
+    if let Given::Here(one) = server_id {
+        check_one_for_all(one, layouts, mistakes);
+    }
+    if let Given::Here(many) = server_ids {
+        check_one_for_each(many, layouts, identities, mistakes);
+    }
+    match (server_id, server_ids) {
         (Given::Here(one), Given::Absent) => {
-            check_one_for_all(one, layouts, mistakes);
             let fitting = layouts.known.iter().filter(|layout| {
                 layout.server_id_len().is_none_or(|len| len == one.value.0.as_slice().len())
             });
@@ -163,7 +185,6 @@ pub(super) fn check_server_ids<'a>(
                 .collect()
         }
         (Given::Absent, Given::Here(many)) => {
-            check_one_for_each(many, layouts, identities, mistakes);
             let mut ids: Vec<_> =
                 many.value.entries.iter().map(|(id, identity)| (*id, identity.value.0)).collect();
             ids.sort_unstable();
@@ -175,10 +196,8 @@ pub(super) fn check_server_ids<'a>(
 
 fn check_one_for_all(one: &At<Identity>, layouts: &Layouts<'_>, mistakes: &mut Mistakes) {
     let len = one.value.0.as_slice().len();
-    let lens = || layouts.known.iter().filter_map(Layout::server_id_len);
-    let Some(wrong) =
-        layouts.known.iter().find(|l| l.server_id_len().is_some_and(|wanted| wanted != len))
-    else {
+    let lens = || layouts.all_lengths().map(|length| length.value.0 as usize);
+    let Some(wrong) = layouts.all_lengths().find(|length| length.value.0 as usize != len) else {
         return;
     };
     let alike = lens().min() == lens().max();
@@ -189,7 +208,7 @@ fn check_one_for_all(one: &At<Identity>, layouts: &Layouts<'_>, mistakes: &mut M
         format!("`server_ids`, because the lengths differ: {}", layouts.lengths())
     };
     mistakes.error(&one.place, found, expected);
-    mistakes.see_also(wrong.server_id_length.map_or(wrong.place, |length| &length.place));
+    mistakes.see_also(&wrong.place);
 }
 
 fn check_one_for_each<'a>(

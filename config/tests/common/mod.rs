@@ -22,7 +22,15 @@ pub(crate) fn read_beside(text: &str, directory: &Path) -> Result<Loaded, Report
         "LB_BAD" => Some("secret-but-no-hex".to_owned()),
         _ => None,
     };
-    from_str(text, &Surroundings { file: "lb.yaml", directory, environment: &environment })
+    let interface = |name: &str| (name == "eth0").then_some(2);
+    let surroundings = Surroundings {
+        directory,
+        environment: &environment,
+        interface: &interface,
+        local_ports: Some(28_232),
+        ..Surroundings::of_text("lb.yaml")
+    };
+    from_str(text, &surroundings)
 }
 
 /// Everything there is to say about `text`, warnings too.

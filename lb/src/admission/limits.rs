@@ -11,7 +11,7 @@
 
 use std::{
     hash::Hasher,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     num::NonZeroU32,
     sync::{
         Arc, OnceLock,
@@ -23,7 +23,7 @@ use std::{
 use quic_lb_config::NewConnections;
 use siphasher::sip::SipHasher13;
 
-use crate::verdict::DropReason;
+use crate::{client_path::network, verdict::DropReason};
 
 /// Cells of one row: together with the other row, 1 MiB for each kind of source.
 const ROW: usize = 1 << 16;
@@ -193,20 +193,15 @@ impl Table {
 /// network of 24 or 48 bits that one organisation has.
 fn prefixes(client: IpAddr) -> (u128, u128) {
     match client.to_canonical() {
-        IpAddr::V4(address) => {
-            let bits = |address: Ipv4Addr| Ipv4Addr::to_ipv6_mapped(&address).to_bits();
-            let network = Ipv4Addr::from_bits(address.to_bits() & 0xffff_ff00);
-            (bits(address), bits(network))
-        }
-        IpAddr::V6(address) => {
-            let bits = Ipv6Addr::to_bits(address);
-            (bits >> 64 << 64, bits >> 80 << 80)
-        }
+        IpAddr::V4(address) => (address.to_ipv6_mapped().to_bits(), network(client)),
+        IpAddr::V6(address) => (address.to_bits() >> 64 << 64, network(client)),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn limits(rates: NewConnections) -> Limits {

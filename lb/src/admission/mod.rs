@@ -18,13 +18,26 @@
 //! | | inactive | transition | active |
 //! | --- | --- | --- | --- |
 //! | goes on with a handshake: towards a connection ID of the server, from a client path and connection ID that are remembered | forward | forward | forward if validated, and for ten seconds after the transition; else Retry |
+//! | goes on with a handshake that began elsewhere: towards a connection ID that its server gave to a validated client | forward | forward, 32 at most | forward, 32 at most |
+//! | the same with a token of a Retry, towards what may be a connection ID of a server, and nothing is remembered: another balancer began with it | forward | forward, 64 a second at most | forward, 64 a second at most |
+//! | a token of a Retry that is valid but for its port: its client's NAT has moved since | forward | forward, 64 a second at most | forward, 64 a second at most |
 //! | valid token | forward | forward | forward |
-//! | invalid Retry token | drop where no server makes such tokens, else forward | drop | drop |
+//! | invalid Retry token | refuse where no server makes such tokens, else forward | refuse | refuse |
 //! | no token, or an invalid one of a NEW_TOKEN frame | forward | Retry and forward | Retry |
 //!
 //! This is the table of draft-ietf-quic-retry-offload-00, section 4. A client that has heard from
 //! its server ignores a Retry (<https://www.rfc-editor.org/rfc/rfc9000.html#section-17.2.5.2>), so the
-//! Retry of the transition harms no handshake that is under way.
+//! Retry of the transition harms no handshake that is under way. What is refused is told so by a close with INVALID_TOKEN
+//! (<https://www.rfc-editor.org/rfc/rfc9000.html#section-8.1.2>), where the draft drops, at a bounded rate.
+//!
+//! What may be a connection ID of a server is one that decodes, or any but that of a Retry where the servers
+//! have no routable ones: then packets with Handshake keys, too, may go on within the bound for what another balancer began with.
+//!
+//! A token says for which port it was made. A client accepts one Retry
+//! (<https://www.rfc-editor.org/rfc/rfc9000.html#section-17.2.5.2>), so that one whose NAT moves before the
+//! token is back cannot be asked again. Whoever holds the token has heard what was sent to the address, and gains
+//! from another port of it at most that others behind the same address are sent to, within the bound. Tokens that
+//! servers check are for them to judge.
 
 pub mod limits;
 pub mod mode;
@@ -34,6 +47,7 @@ mod versions;
 
 use std::{
     fmt,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -78,15 +92,15 @@ pub struct Gate {
 /// What outlives snapshots: how often keys were used, how many connections have begun, and where
 /// each listener stands between one mode and the next.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub struct AdmissionState {
     seed: [u64; 2],
     uses: KeyUses,
     limiter: Option<Arc<Limiter>>,
     phases: Vec<Phase>,
 }
 
-impl Ledger {
-    /// A ledger that has counted nothing. Nobody outside should know `seed`: whoever does can make
+impl AdmissionState {
+    /// A state in which nothing was counted. Nobody outside should know `seed`: whoever does can make
     /// sources share their cells.
     #[must_use]
     pub fn new(seed: [u64; 2]) -> Self {
@@ -116,7 +130,7 @@ impl Ledger {
         let gate = |(index, listener)| {
             let mode = config.retry_mode(listener);
             let phase = match mode {
-                // The ledger may be a moment behind the configuration.
+                // The state may be a moment behind the configuration.
                 RetryMode::Off => Phase::Inactive,
                 _ => self.phases.get(index).copied().unwrap_or(Phase::at_start(mode)),
             };
@@ -139,15 +153,32 @@ pub(crate) struct Arrival<'a> {
     pub(crate) now: Instant,
     pub(crate) unix: SystemTime,
     pub(crate) client: ClientAddr,
-    pub(crate) local: Option<std::net::IpAddr>,
+    pub(crate) local: Option<IpAddr>,
     pub(crate) datagram_len: usize,
     pub(crate) packet: Packet<'a>,
     /// The rule that knows its server, if one does.
     pub(crate) known: Option<Rule>,
     /// Whether its destination connection ID is one of a server: decoded or learnt.
     pub(crate) to_server_cid: bool,
+    /// Whether connection IDs of the servers can be told from others.
+    pub(crate) server_cids_decode: bool,
     /// What is remembered of its 4-tuple and source connection ID.
     pub(crate) handshake: Option<Handshake>,
+    /// Whether it may go on with a handshake that began elsewhere; each time it may, that is counted.
+    pub(crate) may_have_moved: &'a dyn Fn(Moved) -> bool,
+}
+
+/// What speaks for a packet that goes on with a handshake, or may, and comes from an address or a port
+/// that has proved nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moved {
+    /// A server has given that ID in the handshake of a client that had proved its address.
+    Given,
+    /// It looks like one of a handshake which another balancer has begun with: an Initial with a token of
+    /// a Retry, sealed for the connection ID that the client had before, or a packet with Handshake keys.
+    FromElsewhere,
+    /// A token of a Retry, made for another port of its address.
+    Port,
 }
 
 /// What is remembered of a handshake.
@@ -184,6 +215,8 @@ pub(crate) enum Ruling {
     },
     /// The client gets a Retry and nothing is forwarded.
     Retry(Version),
+    /// The client is told that its token is invalid, if that many may be told, and nothing is forwarded.
+    Refuse(Version),
     Drop(DropReason),
 }
 
@@ -192,6 +225,9 @@ pub(crate) enum Ruling {
 pub(crate) enum Why {
     NotAsked,
     GoesOn,
+    Moved,
+    MovedFromElsewhere,
+    MovedPort,
     Repeated,
     Begins,
     ValidToken,
@@ -218,6 +254,12 @@ impl Gate {
 
     pub(crate) fn tokens(&self) -> &Tokens {
         &self.tokens
+    }
+
+    /// Why no flow may begin at `client`, which sends to `local`, whatever it shows: nobody answers from
+    /// there but ourselves and the backends.
+    pub(crate) fn refuse(&self, client: ClientAddr, local: Option<IpAddr>) -> Option<DropReason> {
+        self.own.refuse(client, local)
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -282,6 +324,12 @@ impl Gate {
             Kind::UnknownVersion => Judgement::drop(DropReason::Version, Why::VersionDenied),
             // In the transition they may belong to a handshake in progress.
             _ if phase.is_transition() => Judgement::new(begin, Why::Transition),
+            Kind::Known(_, LongType::Handshake)
+                if !arrival.server_cids_decode
+                    && (arrival.may_have_moved)(Moved::FromElsewhere) =>
+            {
+                Judgement { attempt: true, ..Judgement::new(begin, Why::MovedFromElsewhere) }
+            }
             _ => Judgement::drop(DropReason::Unvalidated, Why::Unvalidated),
         }
     }
@@ -298,6 +346,9 @@ impl Gate {
         let remembered = arrival.handshake.filter(|handshake| handshake.validated || lenient);
         if remembered.is_some() && arrival.to_server_cid {
             return Judgement::new(Ruling::Pass, Why::GoesOn);
+        }
+        if active && arrival.to_server_cid && (arrival.may_have_moved)(Moved::Given) {
+            return Judgement::new(Ruling::Pass, Why::Moved);
         }
         if arrival.datagram_len < MIN_INITIAL_DATAGRAM {
             return Judgement::drop(DropReason::SmallInitial, Why::SmallInitial);
@@ -335,20 +386,36 @@ impl Gate {
             token: None,
             attempt: true,
         };
+        let repeated = arrival.handshake.is_some_and(|h| h.validated && h.same_dcid);
+        let proved = match repeated {
+            true => Ruling::Pass,
+            false => Ruling::Begin { validated: true, retry: None },
+        };
+        let may_have_moved = |moved| !active || repeated || (arrival.may_have_moved)(moved);
+        let may_be_server_cid = arrival.to_server_cid
+            || !arrival.server_cids_decode && !tokens::may_be_own_cid(header.dcid);
         match checked {
             Some((is_new, Ok(()))) => {
                 let why = if is_new { Why::ValidNewToken } else { Why::ValidToken };
-                let repeated = arrival.handshake.is_some_and(|h| h.validated && h.same_dcid);
-                let ruling = match repeated {
-                    true => Ruling::Pass,
-                    false => Ruling::Begin { validated: true, retry: None },
-                };
                 let token = Some(TokenResult::Valid);
-                Judgement { ruling, why, token, attempt: is_new && !repeated }
+                Judgement { ruling: proved, why, token, attempt: is_new && !repeated }
+            }
+            Some((false, Err(InvalidToken::Port)))
+                if self.tokens.only_ours() && may_have_moved(Moved::Port) =>
+            {
+                let token = Some(TokenResult::Port);
+                Judgement { ruling: proved, why: Why::MovedPort, token, attempt: !repeated }
+            }
+            Some((false, Err(invalid @ InvalidToken::Seal)))
+                if may_be_server_cid && (arrival.may_have_moved)(Moved::FromElsewhere) =>
+            {
+                let begin = Ruling::Begin { validated: false, retry: None };
+                let judgement = Judgement::new(begin, Why::MovedFromElsewhere);
+                Judgement { token: Some(invalid.into()), attempt: true, ..judgement }
             }
             Some((false, Err(invalid))) => Judgement {
                 token: Some(invalid.into()),
-                ..Judgement::drop(DropReason::InvalidToken, Why::InvalidToken(invalid))
+                ..Judgement::new(Ruling::Refuse(version), Why::InvalidToken(invalid))
             },
             Some((true, Err(invalid))) => {
                 Judgement { token: Some(invalid.into()), ..retry(Why::InvalidNewToken(invalid)) }
@@ -361,10 +428,8 @@ impl Gate {
     fn refused_source(&self, arrival: &Arrival<'_>) -> Option<Judgement> {
         let reason = if sources::is_reflector(arrival.client.0.port()) {
             DropReason::ReflectorPort
-        } else if self.own.contains(arrival.client.0, arrival.local) {
-            DropReason::OwnAddress
         } else {
-            return None;
+            self.own.refuse(arrival.client, arrival.local)?
         };
         Some(Judgement::drop(reason, Why::Source(reason)))
     }
@@ -403,6 +468,13 @@ impl fmt::Display for Why {
         match self {
             Self::NotAsked => f.write_str("not asked: it begins nothing"),
             Self::GoesOn => f.write_str("goes on with a handshake that is remembered"),
+            Self::Moved => f.write_str("goes on with the handshake of a client that has proved its address, elsewhere"),
+            Self::MovedFromElsewhere => f.write_str(
+                "may go on with a handshake that another balancer has begun with",
+            ),
+            Self::MovedPort => f.write_str(
+                "the token of a Retry, made for another port of this address: the client's NAT may have moved",
+            ),
             Self::Repeated => f.write_str("this Initial was let through before"),
             Self::Begins => f.write_str("begins a connection, and no address is validated now"),
             Self::ValidToken => f.write_str("the token of a Retry, valid"),
@@ -417,6 +489,9 @@ impl fmt::Display for Why {
             Self::SmallInitial => f.write_str("an Initial in less than 1200 bytes"),
             Self::Source(DropReason::ReflectorPort) => {
                 f.write_str("comes from a port of services that attackers reflect from")
+            }
+            Self::Source(DropReason::BackendAddress) => {
+                f.write_str("comes from the address of a backend")
             }
             Self::Source(_) => f.write_str("comes from an address of this balancer"),
             Self::VersionAllowed => f.write_str("a version of which no Retry is known, allowed"),

@@ -1,8 +1,13 @@
 //! Addresses that no client of ours has.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use quic_lb_config::Config;
+
+use crate::{
+    client_path::{ClientAddr, ListenerAddr},
+    verdict::DropReason,
+};
 
 /// UDP services that answer anyone, and by that serve attackers who forge the address of whom they
 /// attack: what comes from these ports was not asked for by a QUIC client. The list is that of
@@ -39,24 +44,46 @@ pub(super) fn is_reflector(port: u16) -> bool {
     REFLECTORS.binary_search(&port).is_ok()
 }
 
-/// The addresses that this balancer listens on. What claims to come from there would be answered
-/// to there, and might go round for ever.
+/// The addresses that this balancer listens on, and those of the backends. What claims to come from there
+/// would be answered to there, and might go round for ever: a backend that answers to whatever arrives would
+/// answer its own answer.
 #[derive(Debug)]
-pub(super) struct OwnAddresses(Vec<SocketAddr>);
+pub(super) struct OwnAddresses {
+    listeners: Vec<ListenerAddr>,
+    /// In order.
+    backends: Vec<(IpAddr, u16)>,
+}
 
 impl OwnAddresses {
     pub(super) fn new(config: &Config) -> Self {
-        Self(config.listeners.iter().map(|listener| listener.address).collect())
+        let backends = config.pools.iter().flat_map(|pool| &pool.backends);
+        let backends = backends.map(|backend| (backend.address.ip(), backend.address.port()));
+        let mut backends: Vec<_> = backends.collect();
+        backends.sort_unstable();
+        backends.dedup();
+        let listeners =
+            config.listeners.iter().map(|listener| ListenerAddr(listener.address)).collect();
+        Self { listeners, backends }
     }
 
-    /// Whether a datagram to the address `local` that claims to come from `client` claims to come
-    /// from ourselves. On a listener for all addresses, `local` is the one that is known.
-    pub(super) fn contains(&self, client: SocketAddr, local: Option<IpAddr>) -> bool {
-        self.0.iter().any(|own| {
+    /// Why a datagram to the address `local` that claims to come from `client` comes from no client: it
+    /// claims to come from ourselves, or from a backend. On a listener for all addresses, `local` is
+    /// the one that is known.
+    pub(super) fn refuse(
+        &self,
+        ClientAddr(client): ClientAddr,
+        local: Option<IpAddr>,
+    ) -> Option<DropReason> {
+        let is_ours = self.listeners.iter().any(|ListenerAddr(own)| {
             let same =
                 own.ip() == client.ip() || own.ip().is_unspecified() && local == Some(client.ip());
             own.port() == client.port() && same
-        })
+        });
+        if is_ours {
+            return Some(DropReason::OwnAddress);
+        }
+        let of_backend = self.backends.binary_search(&(client.ip(), client.port())).is_ok();
+        of_backend.then_some(DropReason::BackendAddress)
     }
 }
 
@@ -77,14 +104,31 @@ mod tests {
 
     #[test]
     fn our_own_addresses_are_known_with_their_ports() {
-        let own = OwnAddresses(vec!["192.0.2.1:443".parse().unwrap(), "[::]:443".parse().unwrap()]);
+        let listeners = ["192.0.2.1:443", "[::]:443"];
+        let listeners = listeners.map(|own| ListenerAddr(own.parse().unwrap())).into();
+        let own = OwnAddresses { listeners, backends: vec![] };
         let contains = |client: &str, local: Option<&str>| {
-            own.contains(client.parse().unwrap(), local.map(|local| local.parse().unwrap()))
+            let client = ClientAddr(client.parse().unwrap());
+            let refused = own.refuse(client, local.map(|local| local.parse().unwrap()));
+            refused == Some(DropReason::OwnAddress)
         };
         assert!(contains("192.0.2.1:443", None));
         assert!(!contains("192.0.2.1:444", None));
         assert!(!contains("192.0.2.2:443", None));
         assert!(contains("[2001:db8::1]:443", Some("2001:db8::1")));
         assert!(!contains("[2001:db8::1]:443", Some("2001:db8::2")));
+    }
+    #[test]
+    fn addresses_of_backends_are_known_with_their_ports() {
+        let mut config = crate::fixtures::config(true);
+        config.pools[0].backends[0].address = "[fe80::1%2]:5001".parse().unwrap();
+        let own = OwnAddresses::new(&config);
+        let refuse = |client: &str| own.refuse(ClientAddr(client.parse().unwrap()), None);
+        for client in ["127.0.0.1:5002", "127.0.0.1:5003", "[fe80::1%2]:5001"] {
+            assert_eq!(refuse(client), Some(DropReason::BackendAddress), "{client}");
+        }
+        for client in ["127.0.0.1:5001", "127.0.0.1:5004", "127.0.0.2:5002", "[fe80::1%2]:5002"] {
+            assert_eq!(refuse(client), None, "{client}");
+        }
     }
 }

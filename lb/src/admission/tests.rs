@@ -4,6 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use quic::{
     header::Version,
+    initial::{Initial, Refusal, is_authentic},
     retry,
     routable::ServerId,
     token::{TokenKey, shared_state},
@@ -15,8 +16,8 @@ use std::net::SocketAddr;
 use super::*;
 use crate::{
     client_path::{ClientAddr, ClientPath, ListenerIndex},
-    fixtures::{self, cid_config, initial, server_id},
-    forwarder::{Clock, Datagram, Forwarder, Outcome, Start},
+    fixtures::{self, cid_config, client_initial, initial, sealed_initial, server_id, written},
+    forwarder::{Clock, Datagram, Forwarder, Outcome, Returned, Start},
     memory::Memory,
     registry::Registry,
     routing::Routing,
@@ -26,6 +27,8 @@ use crate::{
 const DCID: &[u8] = b"client drew this";
 const SCID: &[u8] = b"client";
 const PORT: u16 = 50_001;
+/// The usual port of another address.
+const ELSEWHERE: ([u8; 4], u16) = ([192, 0, 2, 9], PORT);
 
 /// A forwarder whose phase can be set, and the clock it lives by.
 struct Bench {
@@ -67,7 +70,7 @@ impl Bench {
             "transition" => Phase::Transition { until: self.now + Duration::from_millis(200) },
             _ => Phase::Active,
         };
-        self.registry.ledger.set_phase(0, RetryMode::Adaptive, phase);
+        self.registry.admission.set_phase(0, RetryMode::Adaptive, phase);
         let routing = Routing::new(&self.config, &mut self.registry, |_, _| Default::default());
         self.forwarder.set_routing(Arc::new(routing));
     }
@@ -93,6 +96,9 @@ impl Bench {
                 "forward"
             }
             (Verdict::Reply(ReplyKind::Retry), Outcome::Reply(ReplyKind::Retry)) => "reply",
+            (Verdict::Reply(ReplyKind::InvalidToken), Outcome::Reply(ReplyKind::InvalidToken)) => {
+                "refused"
+            }
             (Verdict::Drop(reason), Outcome::Drop(explained)) => {
                 assert_eq!(reason, explained);
                 reason.label()
@@ -100,6 +106,11 @@ impl Bench {
             (verdict, explained) => panic!("{verdict:?}, explained as {explained:?}"),
         };
         (word, reply)
+    }
+
+    /// As [`Self::send`], from another address.
+    fn send_from_elsewhere(&mut self, octets: &[u8]) -> (&'static str, Option<Vec<u8>>) {
+        self.send_from(ELSEWHERE.into(), octets)
     }
 
     /// As [`Self::send`], of an Initial from the usual port.
@@ -209,21 +220,24 @@ fn the_initial_after_a_retry_reaches_the_same_backend_through_any_balancer() {
 }
 
 #[test]
-fn an_invalid_retry_token_is_dropped_by_reason_and_never_answered() {
+fn an_invalid_retry_token_reaches_no_server_and_is_counted_by_reason() {
     for phase in ["inactive", "transition", "active"] {
         let mut bench = Bench::in_phase("active");
         let (dcid, token) = bench.retried(PORT, SCID);
         bench.set_phase(phase);
-        let mut refused = |port: u16, dcid: &[u8], token: &[u8], result: TokenResult| {
+        let at_home = ([192, 0, 2, 1], PORT);
+        let mut refused = |from: ([u8; 4], u16), dcid: &[u8], token: &[u8], result: TokenResult| {
             let octets = initial(Version::V1, dcid, b"other", token);
-            assert_eq!(bench.send(port, &octets), ("invalid_token", None), "{phase} {result:?}");
+            let sent = bench.send_from(from.into(), &octets);
+            assert_eq!(sent, ("invalid_token", None), "{phase} {result:?}");
             assert_eq!(bench.tokens(result), 1, "{phase} {result:?}");
         };
-        refused(PORT + 1, &dcid, &token, TokenResult::Address);
-        refused(PORT, DCID, &token, TokenResult::Seal);
-        refused(PORT, &dcid, &token[..token.len() - 1], TokenResult::Truncated);
-        refused(PORT, &dcid, &token[..1], TokenResult::Truncated);
-        refused(PORT, &dcid, &[&[7][..], &token[1..]].concat(), TokenResult::OriginalDcidLength);
+        refused(ELSEWHERE, &dcid, &token, TokenResult::Address);
+        refused(at_home, DCID, &token, TokenResult::Seal);
+        refused(at_home, &dcid, &token[..token.len() - 1], TokenResult::Truncated);
+        refused(at_home, &dcid, &token[..1], TokenResult::Truncated);
+        let length = [&[7][..], &token[1..]].concat();
+        refused(at_home, &dcid, &length, TokenResult::OriginalDcidLength);
         for bit in 0..token.len() * 8 {
             let mut flipped = token.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
@@ -243,6 +257,101 @@ fn an_invalid_retry_token_is_dropped_by_reason_and_never_answered() {
         assert_eq!((word, reply), ("invalid_token", None));
         assert_eq!(bench.tokens(TokenResult::Expired), 1);
     }
+}
+
+#[test]
+fn a_client_with_an_invalid_token_is_told_so_in_both_versions() {
+    for phase in ["inactive", "transition", "active"] {
+        for version in [Version::V1, Version::V2] {
+            let mut bench = Bench::in_phase("active");
+            let (dcid, token) = bench.retried(PORT, SCID);
+            bench.set_phase(phase);
+            let second = sealed_initial(version, &dcid, SCID, &token);
+            let (word, reply) = bench.send_from_elsewhere(&second);
+            assert_eq!(word, "refused", "{phase}");
+            assert_eq!(bench.tokens(TokenResult::Address), 1);
+            let reply = reply.unwrap();
+            assert!(reply.len() <= Refusal::MAX_LEN && !is_authentic(&reply), "a server's");
+            let Ok(Packet::Long(header)) = Packet::read(&reply) else { panic!("a long header") };
+            assert_eq!(header.kind(), Kind::Known(version, LongType::Initial));
+            assert_eq!(header.dcid, SCID);
+            assert_eq!(header.scid[0] >> 5, 0b111, "it decodes to no server");
+            // What the client says to it, if anything, is answered by nothing.
+            let last =
+                Initial { dcid: header.scid, ..client_initial(version, &dcid, SCID, &token) };
+            assert_eq!(bench.send_from_elsewhere(&written(&last)), ("invalid_token", None));
+            assert_eq!(bench.forwarder.flow_count(), 0);
+            assert_eq!(bench.send(PORT, &second).0, "forward", "it is good where it belongs");
+        }
+    }
+}
+
+/// It is no attempt of a client; one that sees its own Initial changed on the way repeats it.
+#[test]
+fn an_initial_that_was_changed_on_the_way_is_dropped_and_nobody_is_told() {
+    let mut bench = Bench::in_phase("active");
+    let (dcid, token) = bench.retried(PORT, SCID);
+    let second = sealed_initial(Version::V1, &dcid, SCID, &token);
+    let token_at = second.windows(token.len()).position(|window| window == token).unwrap();
+    for at in [token_at + token.len() - 1, token_at + token.len() + 100] {
+        let mut changed = second.clone();
+        changed[at] ^= 1;
+        assert_eq!(bench.send_from_elsewhere(&changed), ("invalid_token", None));
+    }
+    // Nor is one that goes on with a handshake: it has a connection ID of its server, and the keys of another.
+    let towards = b"of the server";
+    let further = Initial { dcid: towards, ..client_initial(Version::V1, &dcid, SCID, &token) };
+    assert_eq!(bench.send_from_elsewhere(&written(&further)), ("invalid_token", None));
+    assert_eq!(bench.send(PORT, &second).0, "forward");
+}
+
+#[test]
+fn invalid_tokens_are_answered_at_a_bounded_rate() {
+    let mut bench = Bench::in_phase("active");
+    let (dcid, token) = bench.retried(PORT, SCID);
+    let second = sealed_initial(Version::V1, &dcid, SCID, &token);
+    let told = |bench: &mut Bench| {
+        let words = (0..2000).map(|_| bench.send_from_elsewhere(&second).0);
+        words.filter(|word| *word == "refused").count()
+    };
+    assert_eq!(told(&mut bench), 100);
+    bench.pass(10);
+    assert_eq!(told(&mut bench), 10);
+    bench.pass(60_000);
+    let datagram =
+        Datagram { path: ClientPath { client: ELSEWHERE.into(), local: None }, octets: &second };
+    let explained = bench.forwarder.explain(bench.now, ListenerIndex(0), &datagram);
+    let finding = explained.admission.unwrap().finding;
+    assert_eq!(finding, "claims to be of a Retry: the token has expired; the client is told so");
+    assert_eq!(told(&mut bench), 100, "to explain takes nothing of it");
+}
+
+/// Servers that have other keys, or another clock, refuse what the balancer found valid.
+#[test]
+fn what_begins_with_a_valid_token_and_comes_to_nothing_is_counted() {
+    let mut bench = Bench::in_phase("active");
+    let unfinished = |bench: &mut Bench| {
+        bench.pass(11_000);
+        (0..16).for_each(|_| bench.forwarder.sweep(bench.now, &mut Vec::new()));
+        bench.forwarder.unfinished()
+    };
+    for (port, goes_on) in [(PORT, true), (PORT + 1, false), (PORT + 2, true)] {
+        let (dcid, token) = bench.retried(port, SCID);
+        let second = initial(Version::V1, &dcid, SCID, &token);
+        assert_eq!(bench.send(port, &second).0, "forward");
+        if goes_on {
+            // Its server is one of them.
+            for server in 1..=3 {
+                assert_eq!(bench.send(port, &short(&server_cid(server))).0, "forward");
+            }
+        }
+    }
+    assert_eq!(bench.forwarder.unfinished(), 0, "there is time");
+    assert_eq!(unfinished(&mut bench), 1);
+    // Once, also when it ends.
+    bench.pass(3_600_000);
+    assert_eq!(unfinished(&mut bench), 1);
+    assert_eq!(bench.forwarder.flow_count(), 0);
 }
 
 #[test]
@@ -290,11 +399,135 @@ fn what_goes_on_with_a_validated_handshake_needs_no_token_that_fits() {
         let small = &initial(Version::V1, &server_cid(server), SCID, &token)[..200];
         assert_eq!(bench.send(PORT, small), ("forward", None));
     }
-    // Nobody else may use the connection ID, nor may another connection of the same client.
-    let other = initial(Version::V1, &server_cid(1), SCID, &token);
-    assert_eq!(bench.send(PORT + 1, &other).0, "invalid_token");
+    // Nor may another connection of the same client use the connection ID without one.
     let other = initial(Version::V1, &server_cid(1), b"other", &[]);
     assert_eq!(bench.send(PORT, &other).0, "reply");
+}
+
+/// A handshake whose client has proved its address, until its server has answered with a connection
+/// ID of its own; that, and the token.
+fn answered(bench: &mut Bench, scid: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let (dcid, token) = bench.retried(PORT, scid);
+    let octets = initial(Version::V1, &dcid, scid, &token);
+    let path = ClientPath { client: ([192, 0, 2, 1], PORT).into(), local: None };
+    let mut verdicts = [Verdict::Drop(DropReason::Empty)];
+    let datagram = Datagram { path, octets: &octets };
+    bench.forwarder.decide_batch(bench.now, ListenerIndex(0), &[datagram], &mut verdicts);
+    let [Verdict::Forward { backend, via, .. }] = verdicts else { panic!("not forwarded") };
+    let cid = server_cid(u8::try_from(backend.slot()).unwrap() + 1);
+    let reply = long(LongType::Handshake, scid, &cid);
+    let returned = bench.forwarder.returned(bench.now, via.flow().unwrap(), &reply);
+    assert_ne!(returned, Returned::Stale);
+    (cid, token)
+}
+
+#[test]
+fn a_client_that_moves_amid_its_handshake_goes_on_with_it() {
+    for scid in [SCID, b""] {
+        let mut bench = Bench::in_phase("active");
+        let (cid, token) = answered(&mut bench, scid);
+        // It repeats its Initial towards the server's connection ID; the token does not fit that, nor
+        // any other address.
+        for port in [PORT, PORT + 1, PORT + 2] {
+            let moved = initial(Version::V1, &cid, scid, &token);
+            assert_eq!(bench.send(port, &moved), ("forward", None), "{port}");
+            assert_eq!(bench.send(port, &moved[..200]), ("forward", None), "an acknowledgement");
+        }
+        // That is no way around Retry for everybody: there is an end to it.
+        let moved = |port: u16| initial(Version::V1, &cid, scid, &token[..usize::from(port % 2)]);
+        let passed = (2_000..3_000).filter(|&port| bench.send(port, &moved(port)).0 == "forward");
+        assert!(passed.count() <= 32 + 64);
+    }
+}
+
+/// Before its token is back a client cannot be asked again: it accepts one Retry.
+#[test]
+fn a_client_whose_port_changes_after_the_retry_goes_on_within_a_bound() {
+    let mut bench = Bench::in_phase("active");
+    let (dcid, token) = bench.retried(PORT, SCID);
+    let second = initial(Version::V1, &dcid, SCID, &token);
+    // What it repeats is not counted again.
+    for _ in 0..100 {
+        assert_eq!(bench.send(PORT + 1, &second), ("forward", None));
+        assert_eq!(bench.tokens(TokenResult::Port), 1);
+    }
+    let passed = |bench: &mut Bench, ports: std::ops::Range<u16>| {
+        ports.filter(|&port| bench.send(port, &second).0 == "forward").count()
+    };
+    assert_eq!(passed(&mut bench, 10_000..11_000), 63);
+    assert_eq!(bench.send(PORT + 1, &second).0, "forward", "it is known");
+    assert_eq!(bench.send(PORT, &second).0, "forward", "it is at home");
+    bench.pass(1_000);
+    assert_eq!(passed(&mut bench, 12_000..13_000), 64);
+    bench.set_phase("inactive");
+    assert_eq!(passed(&mut bench, 14_000..14_200), 200, "nobody has to prove anything");
+
+    // Where servers check tokens themselves, they would refuse it.
+    let mut bench = Bench::new(|config| config.retry.format = TokenFormat::SharedState);
+    bench.set_phase("active");
+    let (dcid, token) = bench.retried(PORT, SCID);
+    let second = initial(Version::V1, &dcid, SCID, &token);
+    assert_eq!(bench.send(PORT + 1, &second).0, "invalid_token");
+    assert_eq!(bench.tokens(TokenResult::Port), 1);
+}
+
+/// Where servers have no routable connection IDs, nobody can tell theirs from others.
+#[test]
+fn another_balancer_takes_over_amid_a_handshake_also_without_routable_ids() {
+    for phase in ["inactive", "active"] {
+        let mut bench = Bench::new(|config| {
+            *config = {
+                let retry = std::mem::take(&mut config.retry);
+                Config { retry, ..fixtures::config(false) }
+            }
+        });
+        bench.set_phase("active");
+        let (dcid, mut token) = bench.retried(PORT, SCID);
+        bench.set_phase(phase);
+        *token.last_mut().unwrap() ^= 1;
+        assert_eq!(bench.initial(&dcid, &token), ("invalid_token", None), "{phase}");
+        let further = initial(Version::V1, b"of a server", SCID, &token);
+        assert_eq!(bench.send(PORT + 1, &further), ("forward", None), "{phase}");
+        let finished = long(LongType::Handshake, b"of a server", SCID);
+        assert_eq!(bench.send(PORT + 2, &finished), ("forward", None), "{phase}");
+        let passed = |bench: &mut Bench, octets: &[u8], first_port: u16| {
+            let ports = first_port..first_port + 1_000;
+            ports.filter(|&port| bench.send(port, octets).0 == "forward").count()
+        };
+        if phase == "active" {
+            assert_eq!(passed(&mut bench, &further, 10_000), 62);
+            assert_eq!(passed(&mut bench, &finished, 11_000), 0);
+            bench.pass(1_000);
+            assert_eq!(passed(&mut bench, &finished, 12_000), 64);
+            assert_eq!(passed(&mut bench, &further, 13_000), 0);
+        }
+    }
+}
+
+#[test]
+fn another_balancer_takes_over_amid_a_handshake_within_a_bound() {
+    let mut bench = Bench::in_phase("active");
+    let (_, token) = bench.retried(PORT, SCID);
+    // Nothing is remembered here of the connection, whose server is known by its ID.
+    let passed = |bench: &mut Bench, token: &[u8]| {
+        let initials = (0..1_000u16).map(|n| {
+            let [_, n] = n.to_be_bytes();
+            initial(Version::V1, &server_cid(n % 3 + 1), &[n; 3], token)
+        });
+        let initials: Vec<_> = initials.collect();
+        let send = |(port, octets): (u16, &Vec<u8>)| bench.send(port, octets).0;
+        (10_000..).zip(&initials).map(send).filter(|word| *word == "forward").count()
+    };
+    assert_eq!(passed(&mut bench, &token), 64);
+    assert_eq!(passed(&mut bench, &token), 0);
+    bench.pass(1_000);
+    assert_eq!(passed(&mut bench, &token), 64);
+    // Without the token of a Retry, none.
+    bench.pass(1_000);
+    assert_eq!(passed(&mut bench, &[]), 0);
+    // The bound is for connection IDs of servers.
+    let stranger = initial(Version::V1, b"whose is it", SCID, &token);
+    assert_eq!(bench.send(PORT + 9, &stranger).0, "invalid_token");
 }
 
 #[test]
@@ -340,19 +573,20 @@ fn what_is_established_meets_no_limit_no_phase_and_no_policy() {
     bench.forwarder.decide_batch(bench.now, ListenerIndex(0), &[datagram], &mut verdicts);
     let Verdict::Forward { via, .. } = verdicts[0] else { panic!("{verdicts:?}") };
     let flow = via.flow().expect("a pool with flows");
-    bench.forwarder.returned(bench.now, flow, &long(LongType::Handshake, SCID, &learnt));
+    let _ = bench.forwarder.returned(bench.now, flow, &long(LongType::Handshake, SCID, &learnt));
     for phase in ["inactive", "transition", "active"] {
         bench.set_phase(phase);
         for n in 0..100u16 {
-            // From known ports and unknown ones, from those of reflectors, from our own address.
+            // From known ports and unknown ones, and from those of reflectors.
             for port in [PORT, 51_000 + n, 53, 11_211] {
                 assert_eq!(bench.send(port, &short(&server_cid(1))).0, "forward");
                 assert_eq!(bench.send(port, &short(&learnt)).0, "forward");
                 let handshake = long(LongType::Handshake, &server_cid(2), b"any");
                 assert_eq!(bench.send(port, &handshake).0, "forward");
             }
+            // Not from where we listen: what goes back there would come here again.
             let own = "127.0.0.1:4433".parse().unwrap();
-            assert_eq!(bench.send_from(own, &short(&server_cid(1))).0, "forward");
+            assert_eq!(bench.send_from(own, &short(&server_cid(1))).0, "own_address");
             let mut unknown_version = long(LongType::Handshake, &server_cid(3), b"any");
             unknown_version[1..5].copy_from_slice(&[0xff, 0, 0, 29]);
             assert_eq!(bench.send(PORT, &unknown_version).0, "forward");
@@ -414,8 +648,13 @@ fn small_initials_and_impossible_sources_begin_nothing() {
         let other_version = [&[0xc0, 0xff, 0, 0, 29, 8][..], &[1; 8], &[0], &[0; 1200]].concat();
         for octets in [&hello, &unknown, &other_version] {
             assert_eq!(bench.send(53, octets), ("reflector_port", None));
+        }
+        // The last one begins no connection, but a flow.
+        for octets in [&hello, &unknown, &other_version, &short(&server_cid(1))] {
             let own = "127.0.0.1:4433".parse().unwrap();
             assert_eq!(bench.send_from(own, octets), ("own_address", None));
+            let backend = "127.0.0.1:5002".parse().unwrap();
+            assert_eq!(bench.send_from(backend, octets), ("backend_address", None));
         }
         assert_eq!(bench.forwarder.flow_count(), 0);
     }
@@ -556,7 +795,8 @@ fn admission_goes_before_the_choice_of_a_backend() {
     bench.set_phase("active");
     let (dcid, token) = bench.retried(PORT, SCID);
     assert_eq!(bench.initial(&dcid, &token), ("no_backend", None));
-    assert_eq!(bench.send(PORT + 1, &initial(Version::V1, &dcid, SCID, &token)).0, "invalid_token");
+    let stolen = initial(Version::V1, &dcid, SCID, &token);
+    assert_eq!(bench.send_from_elsewhere(&stolen).0, "invalid_token");
     assert_eq!(bench.send(PORT, &[0x40; 60]).0, "no_backend");
 
     // A Retry takes nothing of the limits, and what is let through has taken its part when no

@@ -6,7 +6,7 @@
 //!
 //! # The connection ID of a Retry
 //!
-//! It is drawn at random and marked as one that decodes to no server (config bits `0b111`). The
+//! It, like that of a refusal, is drawn at random and marked as one that decodes to no server (config bits `0b111`). The
 //! Initial that follows is then routed like any first Initial, by hashing that connection ID, which
 //! needs no memory and comes out the same on every balancer with this configuration, and goes by the
 //! pool as it is by then. A routable connection ID would have to share the server's nonces, lest it
@@ -25,6 +25,7 @@ use std::{
 use quic::{
     ConnectionId,
     header::Version,
+    initial::{Reason, Refusal},
     invariants::LongHeader,
     random::Random,
     retry::{self, Retry},
@@ -38,14 +39,13 @@ use quic_lb_config::TokenFormat;
 use crate::verdict::DropReason;
 
 /// The most octets that a Retry of ours has, whatever the client's connection IDs.
-pub const MAX_RETRY_LEN: usize =
-    1 + 4 + 1 + 20 + 1 + RETRY_SCID_LEN + Token::MAX_LEN + retry::TAG_LEN;
+pub const MAX_RETRY_LEN: usize = 1 + 4 + 1 + 20 + 1 + OWN_CID_LEN + Token::MAX_LEN + retry::TAG_LEN;
 
 /// Enough to hash by, and to be unique among the connections of one client path.
-const RETRY_SCID_LEN: usize = 8;
+const OWN_CID_LEN: usize = 8;
 
 /// Octets of randomness behind one Retry: connection ID, unused bits, nonce.
-const RANDOM_LEN: usize = RETRY_SCID_LEN + 1 + 12;
+const RANDOM_LEN: usize = OWN_CID_LEN + 1 + 12;
 
 /// How many tokens of a format may be made with one key; `None` where each has a key of its own.
 pub(crate) const fn limit(format: TokenFormat) -> Option<u64> {
@@ -122,9 +122,9 @@ impl Tokens {
         let original_dcid = ConnectionId::new(initial.dcid).ok_or(DropReason::Malformed)?;
         let key = self.key().ok_or(DropReason::TokenLimit)?;
         let random: [u8; RANDOM_LEN] = random.octets();
-        let (scid, rest) = random.split_at(RETRY_SCID_LEN);
+        let (scid, rest) = random.split_at(OWN_CID_LEN);
         let (unused, nonce) = rest.split_at(1);
-        let scid = retry_scid(scid, initial.dcid).ok_or(DropReason::Malformed)?;
+        let scid = own_cid(scid, initial.dcid).ok_or(DropReason::Malformed)?;
         let nonce = nonce.first_chunk().copied().unwrap_or_default();
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         let claim = RetryClaim { original_dcid, client, expires: now + self.lifetime };
@@ -143,6 +143,30 @@ impl Tokens {
         retry.write(unused[0], out).ok_or(DropReason::Malformed)
     }
 
+    /// Writes the refusal of an Initial with this header and an invalid token to the front of `out`, and returns its length.
+    ///
+    /// # Errors
+    ///
+    /// The reason to drop the Initial instead.
+    pub fn write_refusal(
+        &self,
+        random: &mut Random,
+        version: Version,
+        initial: &LongHeader<'_>,
+        out: &mut [u8],
+    ) -> Result<usize, DropReason> {
+        let random: [u8; OWN_CID_LEN] = random.octets();
+        let scid = own_cid(&random, initial.dcid).ok_or(DropReason::InvalidToken)?;
+        let refusal = Refusal {
+            version,
+            client_cid: initial.scid,
+            original_dcid: initial.dcid,
+            scid: &scid,
+            reason: Reason::InvalidToken,
+        };
+        refusal.write(out).ok_or(DropReason::InvalidToken)
+    }
+
     /// The key for the next token, which counts as made.
     fn key(&self) -> Option<&TokenKey> {
         let limit = limit(self.format).unwrap_or(u64::MAX);
@@ -155,13 +179,26 @@ impl Tokens {
 
 /// The connection ID that the client is to use: not the one that it used
 /// (<https://www.rfc-editor.org/rfc/rfc9000.html#section-17.2.5.1>).
-fn retry_scid(random: &[u8], original: &[u8]) -> Option<ConnectionId> {
-    let mut octets: [u8; RETRY_SCID_LEN] = random.try_into().ok()?;
-    octets[0] |= 0b111 << 5;
+fn own_cid(random: &[u8], original: &[u8]) -> Option<ConnectionId> {
+    let mut octets: [u8; OWN_CID_LEN] = random.try_into().ok()?;
+    octets[0] = own_first_octet(&octets);
     if octets == original {
-        octets[RETRY_SCID_LEN - 1] ^= 1;
+        octets[OWN_CID_LEN - 1] ^= 1;
+        octets[0] = own_first_octet(&octets);
     }
     ConnectionId::new(&octets)
+}
+
+/// Marks a connection ID as one that decodes to no server, and as ours: by the sum of the rest.
+fn own_first_octet(octets: &[u8]) -> u8 {
+    let sum = octets[1..].iter().fold(0u8, |sum, octet| sum.wrapping_add(*octet));
+    0b111 << 5 | sum >> 3
+}
+
+/// Whether a connection ID looks like that of a Retry. One in 256 of a server's that are as long and drawn
+/// at random does.
+pub(super) fn may_be_own_cid(cid: &[u8]) -> bool {
+    cid.len() == OWN_CID_LEN && cid[0] == own_first_octet(cid)
 }
 
 /// How many tokens were made with a key.
@@ -327,10 +364,16 @@ mod tests {
     #[test]
     fn a_retry_never_repeats_the_connection_id_of_the_client() {
         for random in [[0xe0; 8], [0xff; 8], [0; 8]] {
-            let own = retry_scid(&random, &[]).unwrap();
-            let other = retry_scid(&random, &own).unwrap();
+            let own = own_cid(&random, &[]).unwrap();
+            let other = own_cid(&random, &own).unwrap();
             assert_ne!(own, other);
+            for cid in [own, other] {
+                assert!(may_be_own_cid(&cid) && cid[0] >> 5 == 0b111);
+            }
         }
+        let at_random = (0..=u64::MAX).step_by(usize::MAX / 100_000);
+        let taken = at_random.filter(|n: &u64| may_be_own_cid(&n.to_be_bytes()));
+        assert!(taken.count() < 1_000);
     }
 
     #[test]

@@ -17,9 +17,9 @@ use crate::words::Hex;
 #[command(name = "quic-lb", version, subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "\
 Examples:
-  quic-lb check --config lb.yaml
+  quic-lb check lb.yaml
   quic-lb run --config lb.yaml
-  quic-lb cid decode --config lb.yaml 0720b1d07b359d3c
+  quic-lb cid decode --config lb.yaml 080128dbc123819856
   quic-lb explain --config lb.yaml --pcap trace.pcap")]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -32,18 +32,25 @@ pub(crate) enum Command {
     ///
     /// SIGHUP or a changed file reloads the configuration; a file with mistakes is refused as a
     /// whole and everything goes on as before. SIGTERM and SIGINT drain: /readyz says no, forwarding
-    /// goes on until no flow is left or timeouts.drain is over. A second signal ends at once.
+    /// goes on until no flow is left or timeouts.drain is over, and the exit code is 0. A second signal
+    /// ends at once, with 4. SIGUSR1 and SIGUSR2 do nothing.
     #[command(after_help = "\
 Examples:
   quic-lb run --config /etc/quic-lb/lb.yaml
   RUST_LOG=quic_lb=debug quic-lb run --config lb.yaml   more than the file says")]
-    Run(ConfigFile),
-    /// Check a configuration file: exit 0, or 1 with every mistake.
+    Run(RunArgs),
+    /// Check configuration files: exit 0, or 1 with every mistake.
+    ///
+    /// Mistakes and doubts are shown beneath the lines that they are in, in colours on a terminal unless
+    /// NO_COLOR is set. Keys are never shown. Relative names of key files start at the folder of the
+    /// file, those on standard input at the current one.
     #[command(after_help = "\
 Examples:
-  quic-lb check --config lb.yaml
-  quic-lb check --config new.yaml && mv new.yaml lb.yaml   a running balancer reloads it")]
-    Check(ConfigFile),
+  quic-lb check lb.yaml
+  quic-lb check new.yaml && mv new.yaml lb.yaml   a running balancer reloads it
+  quic-lb check --json fleet/*.yaml
+  render-config | quic-lb check -")]
+    Check(CheckArgs),
     /// Decode and encode routable connection IDs.
     #[command(subcommand)]
     Cid(Cid),
@@ -51,10 +58,12 @@ Examples:
     ///
     /// Runs the forwarder itself, with nothing remembered at first. With --pcap every datagram of the
     /// capture to the port of a listener is explained in turn, and changes what is remembered for the
-    /// next one, as do the servers' answers in the capture.
+    /// next one, as do the servers' answers in the capture. Tokens are judged by the time of the capture.
+    /// What was not captured decides nothing and is remembered of nobody; datagrams that offload had
+    /// joined are taken apart; frames that are not read are counted with the reason.
     #[command(after_help = "\
 Examples:
-  quic-lb explain --config lb.yaml --from 192.0.2.7:50000 4007c4605e4504cc4f
+  quic-lb explain --config lb.yaml --from 192.0.2.7:50000 40080128dbc123819856
   quic-lb explain --config lb.yaml --pcap trace.pcapng
   tcpdump -i any -w - -c 100 udp port 4433 | quic-lb explain --config lb.yaml --pcap /dev/stdin")]
     Explain(ExplainArgs),
@@ -108,26 +117,57 @@ Examples:
 pub(crate) enum Cid {
     /// Say which server each connection ID names, or why none.
     ///
-    /// Octets behind the end of a connection ID are ignored, as on the wire.
+    /// Octets behind the end of a connection ID are ignored, as on the wire. Exit 0 if each names a
+    /// server, 3 if one does not.
     #[command(after_help = "\
 Examples:
-  quic-lb cid decode --config lb.yaml 0720b1d07b359d3c
-  quic-lb cid decode --config lb.yaml --pool web --json 07c4605e4504cc4f e1020304
+  quic-lb cid decode --config lb.yaml 080128dbc123819856
+  quic-lb cid decode --config lb.yaml --pool web --json 080128dbc123819856 08fabe536a5594d71e
   quic-lb cid decode --config lb.yaml $(quic-lb cid encode --config lb.yaml --backend a)")]
     Decode(DecodeArgs),
     /// Print a connection ID that names a backend.
     #[command(after_help = "\
 Examples:
   quic-lb cid encode --config lb.yaml --backend a
-  quic-lb cid encode --config lb.yaml --backend web/a --config-id 1 --nonce ee080dbf48c0")]
+  quic-lb cid encode --config lb.yaml --backend web/a --config-id 0 --nonce ee080dbf48c0")]
     Encode(EncodeArgs),
 }
 
 #[derive(Debug, Arguments)]
 pub(crate) struct ConfigFile {
-    /// The configuration file (YAML).
+    /// The configuration file (YAML); - for standard input, but not to `run`.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) file: ConfigFile,
+    /// Keep what is given up otherwise once the sockets are open: capabilities, the right to change and execute files, core dumps.
+    /// For debuggers.
+    #[arg(long)]
+    pub(crate) unconfined: bool,
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct CheckArgs {
+    /// Configuration files (YAML); - for standard input.
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "config")]
+    files: Vec<PathBuf>,
+    /// Another configuration file.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    config: Vec<PathBuf>,
+    /// Print a JSON array with one object for each file.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl CheckArgs {
+    /// All files, whichever way they were given.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.config.iter().chain(&self.files)
+    }
 }
 
 #[cfg(feature = "demo")]

@@ -1,8 +1,7 @@
-//! UDP datagrams out of a pcap or pcapng file: Ethernet with or without VLAN tags, Linux cooked
-//! captures, raw IP; IPv4 and IPv6.
+//! UDP datagrams out of a pcap or pcapng file, over IPv4 and IPv6.
 //!
-//! What is in the file may be anything; nothing here panics. Frames that are not UDP are left out,
-//! and so are fragments, of which only the first would show its ports.
+//! What is in the file may be anything; nothing here panics. Frames that no datagram comes out of are
+//! counted, with the reason.
 
 use std::{
     fs::File,
@@ -11,13 +10,14 @@ use std::{
     time::Duration,
 };
 
-use etherparse::{EtherType, LaxNetSlice, LaxSlicedPacket, TransportSlice};
-use pcap_parser::{
-    Block, Linktype, PcapBlockOwned, PcapError, create_reader,
-    data::{PacketData, get_packetdata},
-};
+use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice, ip_number};
+use pcap_parser::{Block, Linktype, PcapBlockOwned, PcapError, create_reader};
 
-use super::outcome::Failure;
+use super::{
+    links,
+    outcome::Failure,
+    unread::{Tally, Unread},
+};
 
 /// What the reader starts with; larger blocks make it grow.
 const BUFFER: usize = 256 * 1024;
@@ -29,8 +29,8 @@ const LARGEST_BLOCK: usize = 64 * 1024 * 1024;
 pub(super) struct Captured<'a> {
     /// Counted from 1, over all frames.
     pub(super) frame: usize,
-    /// Since an arbitrary moment.
-    pub(super) time: Duration,
+    /// Since the beginning of 1970, if the file says so.
+    pub(super) time: Option<Duration>,
     pub(super) source: SocketAddr,
     pub(super) destination: SocketAddr,
     /// What was captured of the payload.
@@ -48,9 +48,10 @@ pub(super) enum End {
     CutOff,
 }
 
-/// Hands every UDP datagram of the file to `take`, in order.
+/// Hands every UDP datagram of the file to `take`, in order, and counts the other frames.
 pub(super) fn read(
     path: &Path,
+    unread: &mut Tally,
     mut take: impl FnMut(&Captured<'_>) -> Result<(), Failure>,
 ) -> Result<End, Failure> {
     let name = path.display();
@@ -68,8 +69,9 @@ pub(super) fn read(
             Ok((octets, block)) => {
                 if let Some(packet) = links.packet(&block) {
                     frame += 1;
-                    if let Some(captured) = udp(frame, &packet) {
-                        take(&captured)?;
+                    match packet.and_then(|packet| udp(frame, &packet)) {
+                        Ok(captured) => take(&captured)?,
+                        Err(reason) => unread.add(frame, reason),
                     }
                 }
                 octets
@@ -108,29 +110,35 @@ struct Links {
 struct Interface {
     link: Linktype,
     units_per_second: u64,
+    /// To be added to every time of the interface, in seconds.
+    offset: i64,
 }
 
 /// One frame.
 #[derive(Debug)]
 struct Frame<'a> {
     link: Linktype,
-    time: Duration,
+    time: Option<Duration>,
     octets: &'a [u8],
 }
 
 impl Links {
-    fn packet<'a>(&mut self, block: &'a PcapBlockOwned<'_>) -> Option<Frame<'a>> {
+    /// The frame in a block, if there is one.
+    fn packet<'a>(&mut self, block: &'a PcapBlockOwned<'_>) -> Option<Result<Frame<'a>, Unread>> {
         match block {
             PcapBlockOwned::LegacyHeader(header) => {
                 self.legacy = Some((header.network, header.is_nanosecond_precision()));
                 None
             }
             PcapBlockOwned::Legacy(packet) => {
-                let (link, nanoseconds) = self.legacy?;
+                let Some((link, nanoseconds)) = self.legacy else {
+                    return Some(Err(Unread::UnknownInterface));
+                };
                 let unit = if nanoseconds { 1 } else { 1_000 };
                 let time = Duration::from_secs(packet.ts_sec.into())
                     + Duration::from_nanos(u64::from(packet.ts_usec) * unit);
-                Some(Frame { link, time, octets: captured(packet.data, packet.caplen) })
+                let octets = captured(packet.data, packet.caplen);
+                Some(Ok(Frame { link, time: Some(time), octets }))
             }
             PcapBlockOwned::NG(Block::SectionHeader(_)) => {
                 self.interfaces.clear();
@@ -138,23 +146,30 @@ impl Links {
             }
             PcapBlockOwned::NG(Block::InterfaceDescription(interface)) => {
                 let units_per_second = interface.ts_resolution().unwrap_or(1_000_000).max(1);
-                self.interfaces.push(Interface { link: interface.linktype, units_per_second });
+                let (link, offset) = (interface.linktype, interface.ts_offset());
+                self.interfaces.push(Interface { link, units_per_second, offset });
                 None
             }
             PcapBlockOwned::NG(Block::EnhancedPacket(packet)) => {
-                let interface = self.interfaces.get(usize::try_from(packet.if_id).ok()?)?;
+                let interface = usize::try_from(packet.if_id).ok();
+                let Some(interface) = interface.and_then(|id| self.interfaces.get(id)) else {
+                    return Some(Err(Unread::UnknownInterface));
+                };
                 let units = u64::from(packet.ts_high) << 32 | u64::from(packet.ts_low);
                 let (per_second, units) = (interface.units_per_second, units);
                 let rest = u128::from(units % per_second) * 1_000_000_000 / u128::from(per_second);
-                let time = Duration::from_secs(units / per_second)
-                    + Duration::from_nanos(u64::try_from(rest).unwrap_or_default());
+                let seconds = (units / per_second).saturating_add_signed(interface.offset);
+                let time = Duration::from_secs(seconds)
+                    .saturating_add(Duration::from_nanos(u64::try_from(rest).unwrap_or_default()));
                 let octets = captured(packet.data, packet.caplen);
-                Some(Frame { link: interface.link, time, octets })
+                Some(Ok(Frame { link: interface.link, time: Some(time), octets }))
             }
             PcapBlockOwned::NG(Block::SimplePacket(packet)) => {
-                let interface = self.interfaces.first()?;
+                let Some(interface) = self.interfaces.first() else {
+                    return Some(Err(Unread::UnknownInterface));
+                };
                 let octets = captured(packet.data, packet.origlen);
-                Some(Frame { link: interface.link, time: Duration::ZERO, octets })
+                Some(Ok(Frame { link: interface.link, time: None, octets }))
             }
             PcapBlockOwned::NG(_) => None,
         }
@@ -167,30 +182,43 @@ fn captured(data: &[u8], len: u32) -> &[u8] {
     &data[..data.len().min(len)]
 }
 
-fn udp<'a>(frame: usize, packet: &Frame<'a>) -> Option<Captured<'a>> {
+fn udp<'a>(frame: usize, packet: &Frame<'a>) -> Result<Captured<'a>, Unread> {
     let Frame { link, time, octets } = *packet;
-    let sliced = match get_packetdata(octets, link, octets.len())? {
-        PacketData::L2(ethernet) => LaxSlicedPacket::from_ethernet(ethernet).ok()?,
-        PacketData::L3(ether_type, rest) => {
-            LaxSlicedPacket::from_ether_type(EtherType(ether_type), rest)
-        }
-        PacketData::L4(..) | PacketData::Unsupported(_) => return None,
-    };
-    let (source, destination): (IpAddr, IpAddr) = match sliced.net? {
-        LaxNetSlice::Ipv4(ip) => {
+    let ip = links::ip_packet(link.0, octets)?;
+    let sliced = LaxSlicedPacket::from_ip(ip).map_err(|_| match ip.first().map(|ip| ip >> 4) {
+        // A header that is there whole is wrong otherwise.
+        Some(4) if ip.len() >= 20 => Unread::Malformed,
+        Some(6) if ip.len() >= 40 => Unread::Malformed,
+        Some(4 | 6) | None => Unread::CutOff,
+        Some(_) => Unread::NoIp,
+    })?;
+    let (source, destination, payload): (IpAddr, IpAddr, _) = match sliced.net {
+        Some(LaxNetSlice::Ipv4(ip)) => {
             let header = ip.header();
-            (header.source_addr().into(), header.destination_addr().into())
+            let payload = ip.payload().clone();
+            (header.source_addr().into(), header.destination_addr().into(), payload)
         }
-        LaxNetSlice::Ipv6(ip) => {
+        Some(LaxNetSlice::Ipv6(ip)) => {
             let header = ip.header();
-            (header.source_addr().into(), header.destination_addr().into())
+            let payload = ip.payload().clone();
+            (header.source_addr().into(), header.destination_addr().into(), payload)
         }
-        LaxNetSlice::Arp(_) => return None,
+        Some(LaxNetSlice::Arp(_)) | None => return Err(Unread::NoIp),
     };
-    let TransportSlice::Udp(udp) = sliced.transport? else { return None };
+    if payload.fragmented {
+        return Err(Unread::Fragment);
+    }
+    let udp = match sliced.transport {
+        Some(TransportSlice::Udp(udp)) => udp,
+        None if payload.ip_number == ip_number::UDP && payload.payload.len() >= 8 => {
+            return Err(Unread::Malformed);
+        }
+        None if payload.ip_number == ip_number::UDP => return Err(Unread::CutOff),
+        Some(_) | None => return Err(Unread::NoUdp),
+    };
     // Zero stands for a length that does not fit, as with segmentation offload.
     let stated = usize::from(udp.length()).saturating_sub(8);
-    Some(Captured {
+    Ok(Captured {
         frame,
         time,
         source: (source, udp.source_port()).into(),
@@ -244,6 +272,32 @@ mod tests {
     }
 
     #[test]
+    fn times_are_those_of_the_clock_whatever_their_unit_and_offset() {
+        let packet = ip_packet(false, b"datagram");
+        // Nanoseconds, and an offset of a thousand seconds.
+        let options =
+            [&[9, 0, 1, 0, 9, 0, 0, 0][..], &[14, 0, 8, 0], &1000i64.to_le_bytes(), &[0; 4]];
+        let interface = [&RAW.to_le_bytes()[..], &65535u32.to_le_bytes(), &options.concat()];
+        let len = u32::try_from(packet.len()).unwrap().to_le_bytes();
+        let stamp = 5_000_000_007u64;
+        let [high, low] =
+            [stamp >> 32, stamp & 0xffff_ffff].map(|half| u32::try_from(half).unwrap());
+        let stamps = [high.to_le_bytes(), low.to_le_bytes()].concat();
+        let file = pcapng_of(&[
+            (1, interface.concat()),
+            (6, [&[0; 4], &stamps[..], &len, &len, &packet].concat()),
+            (3, [&len[..], &packet].concat()),
+        ]);
+        let mut times = vec![];
+        read(written(&file).path(), &mut Tally::default(), |captured| {
+            times.push(captured.time);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(times, [Some(Duration::new(1005, 7)), None]);
+    }
+
+    #[test]
     fn a_file_that_ends_inside_a_frame_gives_what_is_there() {
         let packet = ip_packet(false, b"datagram");
         let file = pcap(RAW, &[&packet, &packet]);
@@ -252,10 +306,38 @@ mod tests {
     }
 
     #[test]
+    fn frames_that_no_datagram_comes_out_of_are_counted_with_the_reason() {
+        let mut tcp = ip_packet(false, b"");
+        tcp[9] = 6;
+        let mut fragment = ip_packet(false, b"datagram");
+        fragment[6] = 0x20;
+        let cut = &ip_packet(false, b"datagram")[..24];
+        for (link, frame, reason) in [
+            (127, &[0; 60][..], "1 frame of link type 127, which is not read here: frame 1"),
+            (
+                ETHERNET,
+                &[[2; 12].as_slice(), &[8, 6, 0, 1]].concat(),
+                "1 frame without IP: frame 1",
+            ),
+            (RAW, &tcp, "1 frame without UDP: frame 1"),
+            (RAW, &fragment, "1 frame with a fragment of a datagram: frame 1"),
+            (RAW, cut, "1 frame cut off inside the headers: frame 1"),
+        ] {
+            for file in [pcap(link, &[frame]), pcapng(link, &[frame])] {
+                let mut unread = Tally::default();
+                let end =
+                    read(written(&file).path(), &mut unread, |captured| panic!("{captured:?}"));
+                assert_eq!(end.unwrap(), End::Complete);
+                assert_eq!(unread.to_string(), format!("not read: {reason}\n"));
+            }
+        }
+    }
+
+    #[test]
     fn other_files_are_refused_in_one_sentence() {
         for content in [&b""[..], b"listeners:\n  - name: edge\n", &[0; 100]] {
             let file = written(content);
-            let failure = read(file.path(), |_| Ok(())).unwrap_err();
+            let failure = read(file.path(), &mut Tally::default(), |_| Ok(())).unwrap_err();
             let Failure::Other(sentence) = failure else { panic!("{failure:?}") };
             assert!(sentence.ends_with("is neither a pcap nor a pcapng file"), "{sentence}");
         }
@@ -276,7 +358,7 @@ mod tests {
                 file[place] = octet;
             }
             let file = written(&file);
-            let _ = read(file.path(), |_| Ok(()));
+            let _ = read(file.path(), &mut Tally::default(), |_| Ok(()));
         }
     }
 
@@ -316,6 +398,16 @@ mod tests {
     }
 
     fn pcapng(link: u32, frames: &[&[u8]]) -> Vec<u8> {
+        let interface = [&link.to_le_bytes()[..], &65535u32.to_le_bytes()].concat();
+        let frames = frames.iter().map(|frame| {
+            let len = u32::try_from(frame.len()).unwrap().to_le_bytes();
+            (6, [&[0; 12], &len[..], &len, frame].concat())
+        });
+        pcapng_of(&[(1, interface)].into_iter().chain(frames).collect::<Vec<_>>())
+    }
+
+    /// These blocks behind the header of a section.
+    fn pcapng_of(blocks: &[(u32, Vec<u8>)]) -> Vec<u8> {
         let mut file = vec![];
         let mut block = |kind: u32, body: &[u8]| {
             let padded = body.len().next_multiple_of(4);
@@ -327,11 +419,7 @@ mod tests {
             file.extend(len);
         };
         block(0x0a0d_0d0a, &[&[0x4d, 0x3c, 0x2b, 0x1a, 1, 0, 0, 0], &[0xff; 8][..]].concat());
-        block(1, &[&link.to_le_bytes()[..], &65535u32.to_le_bytes()].concat());
-        for frame in frames {
-            let len = u32::try_from(frame.len()).unwrap().to_le_bytes();
-            block(6, &[&[0; 12], &len[..], &len, frame].concat());
-        }
+        blocks.iter().for_each(|(kind, body)| block(*kind, body));
         file
     }
 
@@ -343,7 +431,7 @@ mod tests {
 
     fn read_all(content: &[u8]) -> (End, Vec<(SocketAddr, SocketAddr, Vec<u8>)>) {
         let mut seen = vec![];
-        let end = read(written(content).path(), |captured| {
+        let end = read(written(content).path(), &mut Tally::default(), |captured| {
             seen.push((captured.source, captured.destination, captured.octets.to_vec()));
             Ok(())
         });

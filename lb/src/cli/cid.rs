@@ -47,7 +47,8 @@ pub(super) fn decode(
     } else {
         rows.iter().try_for_each(|row| print(row, out))?;
     }
-    Ok(())
+    out.flush()?;
+    if rows.iter().all(|row| row.routable) { Ok(()) } else { Err(Failure::No) }
 }
 
 pub(super) fn encode(

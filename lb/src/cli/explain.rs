@@ -8,28 +8,40 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use quic::invariants::Packet;
+use quic::{
+    header::{Kind, LongType},
+    invariants::Packet,
+    varint,
+};
 use quic_lb_config::{Config, Listener};
 
 use super::{
     args::{Explain, Subject},
     capture::{self, Captured, End},
+    joined::{Part, parts},
     outcome::Failure,
+    unread::Tally,
 };
 use crate::{
     backend::BackendState,
     client_path::{ClientAddr, ClientPath, ListenerIndex},
     explained::Explained,
-    forwarder::{Clock, Datagram, Forwarder, Start},
+    forwarder::{Clock, Datagram, Explanation, Forwarder, Outcome, Start},
     memory::Memory,
     registry::Registry,
     routing::Routing,
-    verdict::{DropReason, FlowId, Opened, Verdict, Via},
+    verdict::{DropReason, FlowId, Opened, ReplyKind, Verdict, Via},
     words::count,
 };
 
 /// More flows than a capture that people look at has; the limit of the file may be far above.
 const MAX_FLOWS: usize = 1 << 16;
+
+/// Files may state any time; clocks do not go on for ever.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// The longest connection ID of versions 1 and 2.
+const MAX_CID_LEN: usize = 20;
 
 pub(super) fn explain(
     config: &Config,
@@ -43,7 +55,7 @@ pub(super) fn explain(
     let mut explainer = Explainer::new(config);
     match &explain.subject {
         Subject::Datagram { from, octets } => {
-            let path = ClientPath { client: ClientAddr(*from), local: None };
+            let path = ClientPath { client: ClientAddr::written(*from), local: None };
             let listeners = match wanted {
                 Some(listener) => listener..listener + 1,
                 None => 0..config.listeners.len(),
@@ -52,18 +64,25 @@ pub(super) fn explain(
                 let len = count(octets.len(), "byte");
                 let name = &config.listeners[listener].name;
                 writeln!(out, "{len} from {from} to listener {name}")?;
-                explainer.print(Duration::ZERO, listener, &Datagram { path, octets }, out)?;
+                let datagram = Datagram { path, octets };
+                let explanation = explainer.explain(Duration::ZERO, listener, &datagram);
+                write!(out, "{}", Explained::new(octets, explanation, &explainer.routing))?;
             }
             Ok(())
         }
         Subject::Capture(file) => {
             let mut explained = 0;
-            let end = capture::read(file, |captured| {
+            let mut unread = Tally::default();
+            let end = capture::read(file, &mut unread, |captured| {
                 explained += usize::from(explainer.captured(captured, wanted, out)?);
                 Ok(())
             })?;
+            write!(out, "{unread}")?;
             if end == End::CutOff {
                 writeln!(out, "the file ends inside a frame")?;
+            }
+            if explainer.clock == CaptureClock::Unknown && explained > 0 {
+                writeln!(out, "the capture has no clock: tokens were judged by that of today")?;
             }
             if explained == 0 {
                 let ports: Vec<_> =
@@ -82,10 +101,38 @@ struct Explainer<'a> {
     routing: Arc<Routing>,
     forwarder: Forwarder,
     epoch: Instant,
-    first: Option<Duration>,
+    clock: CaptureClock,
     /// The flow of each handshake (listener, client, the client's connection ID), so that the
     /// server's answers find it.
     handshakes: HashMap<(usize, SocketAddr, Vec<u8>), FlowId>,
+}
+
+/// The time of a capture, by which its tokens are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CaptureClock {
+    /// No frame had one so far.
+    Unknown,
+    /// When the first frame with a time and the latest were captured, since the beginning of 1970.
+    From { first: Duration, latest: Duration },
+}
+
+impl CaptureClock {
+    /// Goes on to the time of a frame; it does not go back.
+    fn follow(&mut self, time: Option<Duration>) {
+        let Some(time) = time else { return };
+        *self = match *self {
+            Self::Unknown => Self::From { first: time, latest: time },
+            Self::From { first, latest } => Self::From { first, latest: latest.max(time) },
+        };
+    }
+
+    /// Since the first frame.
+    fn elapsed(self) -> Duration {
+        match self {
+            Self::Unknown => Duration::ZERO,
+            Self::From { first, latest } => latest.saturating_sub(first).min(LONGEST),
+        }
+    }
 }
 
 impl<'a> Explainer<'a> {
@@ -99,44 +146,114 @@ impl<'a> Explainer<'a> {
         let memory = Memory::new(config.limits.remembered.get().min(MAX_FLOWS), epoch, [0; 4]);
         let start = Start { clock: Clock { now: epoch, unix: SystemTime::now() }, seed: [0; 32] };
         let forwarder = Forwarder::new(max_flows, Arc::clone(&routing), Arc::new(memory), &start);
-        Self { config, routing, forwarder, epoch, first: None, handshakes: HashMap::new() }
+        let clock = CaptureClock::Unknown;
+        Self { config, routing, forwarder, epoch, clock, handshakes: HashMap::new() }
     }
 
-    /// Explains a datagram to a listener and takes note of those to clients. Says whether it was
-    /// one of the former.
+    /// Explains what went to a listener and takes note of what went to clients. Says whether it was
+    /// the former.
     fn captured(
         &mut self,
         captured: &Captured<'_>,
         wanted: Option<usize>,
         out: &mut impl Write,
     ) -> Result<bool, Failure> {
-        let &Captured { frame, time, source, destination, octets, wire_len } = captured;
-        let time = time.saturating_sub(*self.first.get_or_insert(time));
+        let &Captured { time, source, destination, octets, wire_len, .. } = captured;
+        self.follow(time);
         if let Some(listener) = self.listener_at(destination, wanted) {
-            let name = &self.config.listeners[listener].name;
-            let (seconds, len) = (time.as_secs_f64(), count(wire_len, "byte"));
-            write!(out, "frame {frame}, {seconds:.6} s: {len} from {source} to listener {name}")?;
-            if octets.len() < wire_len {
-                write!(out, ", of which {} are in the capture", octets.len())?;
+            let parts = parts(octets, wire_len);
+            for (nth, part) in (1..).zip(&parts) {
+                let of_several = (parts.len() > 1).then_some((nth, parts.len()));
+                self.arrived(captured, listener, part, of_several, out)?;
             }
-            writeln!(out)?;
-            let unspecified = self.config.listeners[listener].address.ip().is_unspecified();
-            let local = unspecified.then_some(destination.ip());
-            // Captures are often made of the first octets of each frame; the rest is not looked at,
-            // but how much there was is.
-            let mut whole = octets.to_vec();
-            whole.resize(wire_len.max(octets.len()), 0);
-            let octets = &whole;
-            let datagram =
-                Datagram { path: ClientPath { client: ClientAddr(source), local }, octets };
-            self.print(time, listener, &datagram, out)?;
-            self.decide(time, listener, &datagram);
             return Ok(true);
         }
         if let Some(listener) = self.listener_at(source, wanted) {
-            self.returned(time, listener, destination, octets);
+            for part in parts(octets, wire_len) {
+                self.returned(self.clock.elapsed(), listener, destination, part.octets);
+            }
         }
         Ok(false)
+    }
+
+    /// Explains one datagram to a listener, and lets the forwarder take it if all that decides is
+    /// in the capture.
+    fn arrived(
+        &mut self,
+        &Captured { frame, source, destination, .. }: &Captured<'_>,
+        listener: usize,
+        &Part { octets, wire_len }: &Part<'_>,
+        of_several: Option<(usize, usize)>,
+        out: &mut impl Write,
+    ) -> Result<(), Failure> {
+        let time = self.clock.elapsed();
+        let Listener { name, address, .. } = &self.config.listeners[listener];
+        write!(out, "frame {frame}")?;
+        if let Some((nth, all)) = of_several {
+            write!(out, ", datagram {nth} of {all} that offload had joined")?;
+        }
+        let (seconds, len) = (time.as_secs_f64(), count(wire_len, "byte"));
+        write!(out, ", {seconds:.6} s: {len} from {source} to listener {name}")?;
+        if octets.len() < wire_len {
+            write!(out, ", of which {} are in the capture", octets.len())?;
+        }
+        writeln!(out)?;
+        if let Some(missing) = self.missing(listener, octets, wire_len) {
+            return not_known(missing, out);
+        }
+        // How long it was counts, too. What fills it up is not looked at.
+        let mut whole = octets.to_vec();
+        whole.resize(wire_len.max(octets.len()), 0);
+        let local = address.ip().is_unspecified().then_some(destination.ip());
+        let path = ClientPath { client: ClientAddr(source), local };
+        let datagram = Datagram { path, octets: &whole };
+        let explanation = self.explain(time, listener, &datagram);
+        if octets.len() < wire_len && is_of_invalid_token(explanation.outcome) {
+            // Whether the client is told so depends on whether the packet opens.
+            return not_known("the rest of a packet with an invalid token", out);
+        }
+        write!(out, "{}", Explained::new(octets, explanation, &self.routing))?;
+        self.decide(time, listener, &datagram);
+        Ok(())
+    }
+
+    /// What the forwarder would look at and was not captured.
+    fn missing(&self, listener: usize, octets: &[u8], wire_len: usize) -> Option<&'static str> {
+        if octets.len() >= wire_len {
+            return None;
+        }
+        let header = match Packet::read(octets) {
+            Err(_) => return Some("the header"),
+            Ok(Packet::Long(header)) => header,
+            Ok(Packet::Short(header)) => {
+                let route = self.routing.listener(ListenerIndex(listener));
+                let decoded = route.decoder.decode(header.rest).ok();
+                let is_known = decoded.is_some_and(|decoded| route.server(&decoded).is_some());
+                // Any of the bytes that a connection ID may have is looked at otherwise.
+                let is_whole = header.rest.len() >= MAX_CID_LEN.min(wire_len - 1);
+                return (!is_known && !is_whole).then_some("the connection ID");
+            }
+        };
+        let Kind::Known(_, LongType::Initial) = header.kind() else { return None };
+        if self.config.retry.keys.is_empty() {
+            return None;
+        }
+        let token = varint::read(header.rest).map(|(len, rest)| (usize::try_from(len), rest));
+        match token {
+            Some((Ok(len), rest)) if len <= rest.len() => None,
+            _ => Some("the token"),
+        }
+    }
+
+    /// Goes on to the time of a frame, on both clocks.
+    fn follow(&mut self, time: Option<Duration>) {
+        self.clock.follow(time);
+        if let CaptureClock::From { latest, .. } = self.clock
+            && let Some(unix) = SystemTime::UNIX_EPOCH.checked_add(latest)
+        {
+            let now = self.epoch + self.clock.elapsed();
+            self.forwarder.set_clock(Clock { now, unix });
+        }
     }
 
     /// The listener that a datagram with this address belongs to. Captures are also made on other
@@ -156,17 +273,8 @@ impl<'a> Explainer<'a> {
         best.or_else(|| candidates().next()).map(|(index, _)| index)
     }
 
-    fn print(
-        &self,
-        time: Duration,
-        listener: usize,
-        datagram: &Datagram<'_>,
-        out: &mut impl Write,
-    ) -> Result<(), Failure> {
-        let explanation =
-            self.forwarder.explain(self.epoch + time, ListenerIndex(listener), datagram);
-        write!(out, "{}", Explained::new(datagram.octets, explanation, &self.routing))?;
-        Ok(())
+    fn explain(&self, time: Duration, listener: usize, datagram: &Datagram<'_>) -> Explanation {
+        self.forwarder.explain(self.epoch + time, ListenerIndex(listener), datagram)
     }
 
     /// Lets the forwarder take the datagram, so that the next ones find what it remembers.
@@ -176,12 +284,12 @@ impl<'a> Explainer<'a> {
         let mut expired = vec![];
         self.forwarder.sweep(now, &mut expired);
         if !expired.is_empty() {
-            self.handshakes.retain(|_, flow| !expired.contains(flow));
+            self.handshakes.retain(|_, flow| !expired.iter().any(|ended| ended.flow == *flow));
         }
         self.forwarder.decide_batch(now, ListenerIndex(listener), &[*datagram], &mut verdicts);
         let [Verdict::Forward { via, .. }] = verdicts else { return };
         if let Via::NewFlow(Opened { evicted: Some(evicted), .. }) = via {
-            self.handshakes.retain(|_, flow| *flow != evicted);
+            self.handshakes.retain(|_, flow| *flow != evicted.flow);
         }
         if let Some(flow) = via.flow()
             && let Ok(Packet::Long(header)) = Packet::read(datagram.octets)
@@ -197,9 +305,20 @@ impl<'a> Explainer<'a> {
         let Ok(Packet::Long(header)) = Packet::read(octets) else { return };
         let key = (listener, client, header.dcid.to_vec());
         if let Some(&flow) = self.handshakes.get(&key) {
-            self.forwarder.returned(self.epoch + time, flow, octets);
+            let _ = self.forwarder.returned(self.epoch + time, flow, octets);
         }
     }
+}
+
+fn not_known(missing: &str, out: &mut impl Write) -> Result<(), Failure> {
+    Ok(writeln!(out, "  verdict: not known: {missing}, which decides, is not in the capture")?)
+}
+
+fn is_of_invalid_token(outcome: Outcome) -> bool {
+    matches!(
+        outcome,
+        Outcome::Drop(DropReason::InvalidToken) | Outcome::Reply(ReplyKind::InvalidToken)
+    )
 }
 
 fn listener(config: &Config, name: &str) -> Result<usize, Failure> {

@@ -1,7 +1,8 @@
 //! The command line: reads arguments, runs one command, turns its outcome into an exit code.
 //!
 //! Standard output carries what was asked for, standard error what went wrong, as one clear
-//! sentence or as the list of a file's mistakes. Exit codes: 0 done, 1 not done, 2 not understood.
+//! sentence or as the list of a file's mistakes. Exit codes: 0 done, 1 not done, 2 not understood,
+//! 3 done and the answer is no, 4 cut short.
 
 #![expect(
     clippy::disallowed_methods,
@@ -10,12 +11,16 @@
 
 mod args;
 mod capture;
+mod check;
 mod cid;
 #[cfg(feature = "demo")]
 mod demo;
 mod explain;
 mod generate;
+mod joined;
+mod links;
 mod outcome;
+mod unread;
 
 use std::{
     io::{self, BufWriter, Write},
@@ -23,12 +28,10 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
-use quic_lb_config::{Loaded, Report};
-
-use crate::{control, words::count};
+use crate::control;
 use args::{Args, Cid, Command};
-use outcome::{Failure, load, print_to_stderr, report_failure};
+use clap::Parser;
+use outcome::{Failure, STDIN, load, report_failure};
 
 /// The whole program.
 #[must_use]
@@ -43,19 +46,25 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(failure) => {
+            let code = failure.code();
             report_failure(failure);
-            ExitCode::FAILURE
+            ExitCode::from(code)
         }
     }
 }
 
 fn run(command: Command, out: &mut impl Write) -> Result<(), Failure> {
     match command {
-        Command::Run(file) => control::run(&file.config).map_err(|error| match error {
-            control::RunError::Config(report) => Failure::Config(report),
-            other => Failure::other(other),
-        }),
-        Command::Check(file) => check(&file.config, out),
+        Command::Run(args) if args.file.config == Path::new(STDIN) => Err(Failure::other(
+            "a running balancer reads its configuration again and again: give it a file",
+        )),
+        Command::Run(args) => match control::run(&args.file.config, !args.unconfined) {
+            Ok(control::Ending::Drained) => Ok(()),
+            Ok(control::Ending::CutShort) => Err(Failure::CutShort),
+            Err(control::RunError::Config(report)) => Err(Failure::Config(report)),
+            Err(other) => Err(Failure::other(other)),
+        },
+        Command::Check(args) => check::check(&args, out),
         Command::Cid(Cid::Decode(args)) => cid::decode(&load(&args.file.config)?, &args, out),
         Command::Cid(Cid::Encode(args)) => cid::encode(&load(&args.file.config)?, &args, out),
         Command::Explain(args) => {
@@ -69,23 +78,4 @@ fn run(command: Command, out: &mut impl Write) -> Result<(), Failure> {
         Command::Completions { shell } => generate::completions(shell, out),
         Command::Man { command } => generate::man(&command, out),
     }
-}
-
-fn check(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
-    let Loaded { config, warnings } = quic_lb_config::load(path)?;
-    let backends = config.pools.iter().map(|pool| pool.backends.len()).sum();
-    writeln!(
-        out,
-        "{}: valid: {}, {}, {}; digest {}",
-        path.display(),
-        count(config.listeners.len(), "listener"),
-        count(config.pools.len(), "pool"),
-        count(backends, "backend"),
-        config.digest(),
-    )?;
-    if !warnings.is_empty() {
-        out.flush()?;
-        print_to_stderr(Report::new(path.display().to_string(), warnings));
-    }
-    Ok(())
 }

@@ -2,13 +2,17 @@
 
 use std::{
     fmt::Display,
-    io::{self, Write},
+    io::{self, IsTerminal as _, Read as _, Write},
     path::Path,
 };
 
-use quic_lb_config::Report;
+use quic_lb_config::{Config, Loaded, MAX_OCTETS, Mistake, Report, Severity, Surroundings};
+use zeroize::Zeroizing;
 
-use crate::words::count;
+use crate::{colours, words::count};
+
+/// What stands for standard input in the place of a file.
+pub(crate) const STDIN: &str = "-";
 
 /// Why a command was not done.
 #[derive(Debug)]
@@ -19,6 +23,12 @@ pub(crate) enum Failure {
     Config(Report),
     /// Anything else, in one sentence.
     Other(String),
+    /// It has been told already.
+    Told,
+    /// What was asked has been told, and it is no.
+    No,
+    /// A second signal ended what the first one had asked for.
+    CutShort,
 }
 
 impl From<io::Error> for Failure {
@@ -37,10 +47,61 @@ impl Failure {
     pub(crate) fn other(sentence: impl Display) -> Self {
         Self::Other(sentence.to_string())
     }
+
+    /// What the process ends with.
+    pub(crate) const fn code(&self) -> u8 {
+        match self {
+            Self::Output(_) | Self::Config(_) | Self::Other(_) | Self::Told => 1,
+            Self::No => 3,
+            Self::CutShort => 4,
+        }
+    }
 }
 
-pub(crate) fn load(path: &Path) -> Result<quic_lb_config::Config, Failure> {
-    Ok(quic_lb_config::load(path)?.config)
+pub(crate) fn load(path: &Path) -> Result<Config, Failure> {
+    Ok(read(path)?.0.config)
+}
+
+/// A configuration and its text.
+pub(crate) type Read = Result<(Loaded, Zeroizing<String>), Report>;
+
+/// The configuration in a file or on standard input.
+pub(crate) fn read(path: &Path) -> Read {
+    let file = name(path);
+    if path != Path::new(STDIN) {
+        let text = quic_lb_config::read_text(path)?;
+        let loaded = quic_lb_config::from_str(&text, &Surroundings::of_file(&file, path))?;
+        return Ok((loaded, text));
+    }
+    let mut octets = Vec::new();
+    let input = io::stdin().lock().take(MAX_OCTETS as u64 + 1).read_to_end(&mut octets);
+    if let Err(error) = input {
+        let mistake = Mistake {
+            severity: Severity::Error,
+            place: None,
+            found: format!("standard input that cannot be read: {error}"),
+            expected: "a configuration".to_owned(),
+            related: None,
+        };
+        return Err(Report::new(file, vec![mistake]));
+    }
+    let text = quic_lb_config::text_of(octets, &file)?;
+    let loaded = quic_lb_config::from_str(&text, &Surroundings::of_this_host(&file))?;
+    Ok((loaded, text))
+}
+
+/// A file as it is called in reports.
+pub(crate) fn name(path: &Path) -> String {
+    if path == Path::new(STDIN) { "standard input".to_owned() } else { path.display().to_string() }
+}
+
+/// A report for standard error: excerpts, and how many errors there are.
+pub(crate) fn excerpts(report: &Report) -> String {
+    let excerpts = report.excerpts(colours::wanted(io::stderr().is_terminal()));
+    match report.errors() {
+        0 => excerpts,
+        errors => format!("{excerpts}\nquic-lb: {}: {}", report.file, count(errors, "error")),
+    }
 }
 
 pub(crate) fn report_failure(failure: Failure) {
@@ -48,10 +109,8 @@ pub(crate) fn report_failure(failure: Failure) {
         Failure::Output(error) => {
             print_to_stderr(format_args!("quic-lb: cannot write the output: {error}"))
         }
-        Failure::Config(report) => {
-            let errors = count(report.errors(), "error");
-            print_to_stderr(format_args!("{report}\nquic-lb: {}: {errors}", report.file));
-        }
+        Failure::Config(report) => print_to_stderr(excerpts(&report)),
+        Failure::Told | Failure::No | Failure::CutShort => {}
         Failure::Other(sentence) => print_to_stderr(format_args!("quic-lb: {sentence}")),
     }
 }

@@ -1,9 +1,8 @@
 //! The admin interface over HTTP: metrics, health, backends, the masked configuration, a page.
 //!
 //! It knows no users and no passwords, and is meant for loopback or a management network. What it
-//! takes is bounded: connections, the size of a request's head, the time for it, the life of a
-//! connection, the body of the one request that has one. Commands that a browser sends on behalf of some
-//! other page are refused.
+//! takes is bounded by [`connections`] and [`guard`], which also refuses what a browser sends on behalf
+//! of some other page.
 
 #![expect(
     clippy::disallowed_methods,
@@ -11,101 +10,44 @@
 )]
 
 use std::{
-    convert::Infallible,
+    fmt::Write,
     net::TcpListener,
-    pin::pin,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Instant, UNIX_EPOCH},
 };
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Path, Request, State, rejection::JsonRejection},
+    extract::{Path, State, rejection::JsonRejection},
     http::{HeaderValue, Method, StatusCode, header},
-    middleware::{self, Next},
+    middleware,
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
-use quic_lb_config::Admission;
+use quic_lb_config::{Admission, Listener};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::{net::TcpStream, sync::Semaphore, time};
-use tracing::{debug, warn};
 
 use super::{
     answers::error,
-    explain, page,
-    plane::{BackendView, Stage},
+    connections, explain,
+    guard::{self, Guard},
+    page,
+    plane::{BackendView, CheckView, Stage},
     shared::Shared,
 };
-
-/// Far above a few scrapers and operators.
-const MAX_CONNECTIONS: usize = 64;
-/// For the head of a request, its first one and the ones that follow.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the body of a request, in octets: a number and its name.
-const MAX_BODY: usize = 256;
-/// For the head of a request, in octets.
-const MAX_HEAD: usize = 16 * 1024;
-/// Keeps a reader that does not read from holding a connection for ever.
-const CONNECTION_LIFETIME: Duration = Duration::from_secs(600);
-/// To finish an answer when that is over.
-const LAST_ANSWER: Duration = Duration::from_secs(10);
+use crate::{
+    check::CheckResult,
+    worker::panics::{Panic, Suspect, Told},
+};
 
 /// Serves for as long as the process lives.
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return warn!(%error, "no admin interface"),
-    };
-    let router = router(shared);
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let router = router.clone();
-                tokio::spawn(async move {
-                    connection(stream, router).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                // Out of descriptors, most likely; those come back.
-                warn!(%error, "admin connection not accepted");
-                time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn connection(stream: TcpStream, router: Router) {
-    let service = TowerToHyperService::new(router);
-    let mut connection = pin!(
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(stream), service)
-    );
-    let outcome = match time::timeout(CONNECTION_LIFETIME, connection.as_mut()).await {
-        Ok(outcome) => outcome,
-        Err(_) => {
-            connection.as_mut().graceful_shutdown();
-            time::timeout(LAST_ANSWER, connection).await.unwrap_or(Ok(()))
-        }
-    };
-    if let Err(error) = outcome {
-        debug!(%error, "admin connection");
-    }
+    connections::serve(listener, router(shared)).await;
 }
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {
+    let guard = Arc::new(Guard::new(Arc::clone(&shared)));
     Router::new()
         .route("/", get(status_page))
         .route("/metrics", get(metrics))
@@ -113,33 +55,15 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/readyz", get(readyz))
         .route("/api/v1/config", get(config))
         .route("/api/v1/explain", get(explain::explain))
+        .route("/api/v1/panics", get(panics))
         .route("/api/v1/backends", get(backends))
         .route("/api/v1/backends/{pool}/{name}/drain", post(drain))
         .route("/api/v1/backends/{pool}/{name}/activate", post(activate))
         .route("/api/v1/backends/{pool}/{name}/half_open", post(half_open))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(middleware::from_fn(guard))
+        .layer(middleware::from_fn_with_state(guard, guard::guard))
         .with_state(shared)
-}
-
-/// Refuses commands from foreign pages, and adds what browsers should know about every answer.
-async fn guard(request: Request, next: Next) -> Result<Response, Infallible> {
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    let mut response = if !reads && request.headers().contains_key(header::ORIGIN) {
-        error(StatusCode::FORBIDDEN, "commands are not taken from web pages")
-    } else {
-        next.run(request).await
-    };
-    for (name, value) in [
-        (header::CACHE_CONTROL, "no-store"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"),
-    ] {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
-    }
-    Ok(response)
 }
 
 async fn status_page(State(shared): State<Arc<Shared>>) -> Html<String> {
@@ -166,10 +90,22 @@ async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
     }
 }
 
-/// Whether this process should be sent anything new.
+/// Whether this process should be sent anything new. One whose workers panic again and again should: what does it here
+/// would do it to the next one.
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
     let reason = match shared.plane().stage() {
-        Stage::Running => return Json(json!({ "ready": true })).into_response(),
+        Stage::Running => {
+            let restless = shared.panics().restless(Instant::now());
+            return Json(match &restless[..] {
+                [] => json!({ "ready": true }),
+                workers => json!({
+                    "ready": true,
+                    "detail": "workers panic again and again: see /api/v1/panics",
+                    "workers": workers,
+                }),
+            })
+            .into_response();
+        }
         Stage::Draining => "draining",
         Stage::Broken => "a worker has ended",
     };
@@ -184,6 +120,13 @@ async fn config(State(shared): State<Arc<Shared>>) -> Json<Value> {
 async fn backends(State(shared): State<Arc<Shared>>) -> Json<Vec<Value>> {
     let views = shared.plane().views(Instant::now());
     Json(views.iter().map(backend_json).collect())
+}
+
+/// The newest panics of workers, with what they were at.
+async fn panics(State(shared): State<Arc<Shared>>) -> Json<Vec<Value>> {
+    let kept = shared.panics().kept();
+    let plane = shared.plane();
+    Json(kept.iter().map(|panic| panic_json(panic, &plane.config().listeners)).collect())
 }
 
 async fn drain(state: State<Arc<Shared>>, path: Path<(String, String)>) -> Response {
@@ -241,10 +184,20 @@ fn unknown_backend(pool: &str, name: &str) -> Response {
 }
 
 fn backend_json(view: &BackendView) -> Value {
-    let BackendView { pool, backend, state, wanted, commanded, totals, half_open } = view;
+    let BackendView { pool, backend, state, wanted, commanded, totals, half_open, check } = view;
+    let check = check.map(|CheckView { passes, last, counts }| {
+        let results = counts.iter().map(|(result, n)| (result.label().to_owned(), n.into()));
+        json!({
+            "passes": passes,
+            "last": last.map(CheckResult::label),
+            "results": results.collect::<Map<_, _>>(),
+        })
+    });
     let server_ids = backend.server_ids.iter();
     let server_ids: Map<_, _> =
         server_ids.map(|(id, server)| (id.to_string(), server.to_string().into())).collect();
+    let refused = totals.refused.iter();
+    let refused: Map<_, _> = refused.map(|(r, n)| (r.label().to_owned(), n.into())).collect();
     json!({
         "pool": pool,
         "name": backend.name,
@@ -256,8 +209,38 @@ fn backend_json(view: &BackendView) -> Value {
         "server_ids": server_ids,
         "datagrams_forwarded": totals.forwarded,
         "datagrams_returned": totals.returned,
-        "refused": totals.refused,
+        "refused": totals.refused.total(),
+        "refused_by_errno": refused,
+        "misnamed": totals.misnamed,
         "half_open": half_open,
+        "check": check,
+    })
+}
+
+fn panic_json(panic: &Panic, listeners: &[Listener]) -> Value {
+    let Panic { time, worker, told: Told { message, place }, flows, suspect } = panic;
+    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let datagram = suspect.as_ref().map(|Suspect { origin, client, listener, octets }| {
+        let hex = octets.iter().fold(String::with_capacity(2 * octets.len()), |mut hex, octet| {
+            // Writing to a string cannot fail.
+            let _ = write!(hex, "{octet:02x}");
+            hex
+        });
+        json!({
+            "of": origin.label(),
+            "client": client,
+            "listener": listeners.get(listener.0).map(|listener| &listener.name),
+            "bytes": octets.len(),
+            "hex": hex,
+        })
+    });
+    json!({
+        "unix_time": seconds,
+        "worker": worker,
+        "message": message,
+        "place": place,
+        "flows_lost": flows,
+        "datagram": datagram,
     })
 }
 
@@ -265,10 +248,79 @@ async fn not_found() -> Response {
     error(
         StatusCode::NOT_FOUND,
         "there is /, /metrics, /healthz, /readyz, /api/v1/backends, /api/v1/config, \
-         /api/v1/explain, and POST /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
+         /api/v1/explain, /api/v1/panics, and POST /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
     )
 }
 
 async fn method_not_allowed(method: Method) -> Response {
     error(StatusCode::METHOD_NOT_ALLOWED, &format!("{method} is not possible here"))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body;
+    use axum::http::Request;
+    use hyper::service::Service as _;
+    use hyper_util::service::TowerToHyperService;
+
+    use super::*;
+    use crate::{
+        client_path::ListenerIndex,
+        control::plane::ControlPlane,
+        fixtures,
+        memory::Memory,
+        worker::{
+            mailbox::Mailboxes,
+            panics::{Origin, Panics},
+        },
+    };
+
+    #[tokio::test]
+    async fn panics_are_shown_with_what_the_worker_was_at() {
+        let memory = Arc::new(Memory::new(10, Instant::now(), [0; 4]));
+        let plane = ControlPlane::new(fixtures::config(true), memory, [1, 2]);
+        let panics = Arc::new(Panics::new(2));
+        let router =
+            router(Arc::new(Shared::new(plane, Mailboxes::default(), Arc::clone(&panics))));
+        let get = async |path: &str| {
+            let request = Request::get(path).header(header::HOST, "localhost");
+            let request = request.body(body::Body::empty()).unwrap();
+            let answer = TowerToHyperService::new(router.clone()).call(request).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK, "{path}");
+            let octets = body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+            serde_json::from_slice::<Value>(&octets).unwrap()
+        };
+        assert_eq!(get("/api/v1/panics").await, json!([]));
+        assert_eq!(get("/readyz").await, json!({ "ready": true }));
+
+        let suspect = Suspect {
+            origin: Origin::Client,
+            client: "192.0.2.7:50000".parse().unwrap(),
+            listener: ListenerIndex(0),
+            octets: [0x40, 7].into(),
+        };
+        let told = Told { message: "no".to_owned(), place: "lb/src/x.rs:1:2".to_owned() };
+        let time = UNIX_EPOCH + std::time::Duration::from_secs(5);
+        let panic = Panic { time, worker: 1, told, flows: 3, suspect: None };
+        for _ in 0..4 {
+            panics.add(Instant::now(), panic.clone());
+        }
+        assert_eq!(get("/readyz").await, json!({ "ready": true }));
+        panics.add(Instant::now(), Panic { suspect: Some(suspect), ..panic });
+        let ready = get("/readyz").await;
+        assert_eq!((&ready["ready"], &ready["workers"]), (&json!(true), &json!([1])));
+        let shown = get("/api/v1/panics").await;
+        assert_eq!(shown.as_array().unwrap().len(), 5);
+        assert_eq!(shown[0]["datagram"], Value::Null);
+        let datagram = json!({
+            "of": "client", "client": "192.0.2.7:50000", "listener": "edge", "bytes": 2, "hex": "4007",
+        });
+        assert_eq!(
+            shown[4],
+            json!({
+                "unix_time": 5, "worker": 1, "message": "no", "place": "lb/src/x.rs:1:2", "flows_lost": 3,
+                "datagram": datagram,
+            })
+        );
+    }
 }

@@ -41,7 +41,7 @@ mod tests {
     use axum::{
         Router,
         body::Body,
-        http::{Method, Request, StatusCode},
+        http::{Method, Request, StatusCode, header},
     };
     use hyper::service::Service as _;
     use hyper_util::service::TowerToHyperService;
@@ -55,7 +55,7 @@ mod tests {
         backend::{BackendState, MAX_BACKENDS},
         fixtures,
         memory::Memory,
-        worker::mailbox::Mailboxes,
+        worker::{mailbox::Mailboxes, panics::Panics},
     };
 
     /// As many backends as there can be, in one pool.
@@ -73,7 +73,8 @@ mod tests {
     }
 
     async fn ask(router: &Router, method: Method, path: &str) -> StatusCode {
-        let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        let request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+        let request = request.body(Body::empty()).unwrap();
         TowerToHyperService::new(router.clone()).call(request).await.unwrap().status()
     }
 
@@ -86,8 +87,11 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn the_control_plane_answers_while_a_large_table_is_filled() {
         let memory = Arc::new(Memory::new(100, Instant::now(), [0; 4]));
-        let shared =
-            Arc::new(Shared::new(ControlPlane::new(large(), memory, [1, 2]), Mailboxes::default()));
+        let shared = Arc::new(Shared::new(
+            ControlPlane::new(large(), memory, [1, 2]),
+            Mailboxes::default(),
+            Arc::new(Panics::new(0)),
+        ));
         let router = admin::router(Arc::clone(&shared));
         for n in 1..=20 {
             let path = format!("/api/v1/backends/web/b{n}/drain");

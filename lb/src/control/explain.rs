@@ -70,7 +70,12 @@ pub(super) async fn explain(
     };
     let answered = match answered {
         Some(answered) => answered,
-        None => return error(StatusCode::SERVICE_UNAVAILABLE, "the workers have ended"),
+        None => {
+            return error(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no worker can answer that: see /api/v1/panics",
+            );
+        }
     };
     if wants_json(&headers) { asked.json(&answered) } else { asked.text(&answered) }
 }
@@ -147,14 +152,14 @@ impl Asked {
             .map(|(index, listener)| {
                 let local = match (listener.address.ip().is_unspecified(), self.to) {
                     (false, _) => None,
-                    (true, Some(to)) => Some(to),
+                    (true, Some(to)) => Some(to.to_canonical()),
                     (true, None) => {
                         let name = &listener.name;
                         let why = format!("listener {name} listens on all addresses: add {TO}");
                         return Err((StatusCode::BAD_REQUEST, why));
                     }
                 };
-                let path = ClientPath { client: ClientAddr(self.from), local };
+                let path = ClientPath { client: ClientAddr::written(self.from), local };
                 let octets = Arc::clone(&self.octets);
                 let sample = Sample { listener: ListenerIndex(index), path, octets };
                 Ok((listener.name.clone(), sample))

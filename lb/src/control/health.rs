@@ -1,7 +1,8 @@
 //! Passive health of one backend, pure: what the workers saw during a tick goes in, with the time;
-//! the state comes out.
+//! the state comes out. Two of these watch each backend: whether it can be sent to, and whether it answers under its
+//! own connection IDs; what is called to refuse here is then to answer under another's.
 //!
-//! A backend that refuses gets no new connections for a while and is then tried again. What it has
+//! A backend that refuses, or that the kernel does not send to, gets no new connections for a while and is then tried again. What it has
 //! keeps going to it all the time: only the client and the server know when a connection is dead.
 //!
 //! ```text
@@ -18,8 +19,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::backend::BackendState;
-
 /// Refusals without an answer in between that make a backend count as down. One or two also
 /// happen to a server that restarts its socket.
 const REFUSALS: u32 = 3;
@@ -35,7 +34,7 @@ const FIRST_HOLD: Duration = Duration::from_secs(2);
 const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// A backend that was down and has not refused for this long is as good as any other.
-const PROBATION: Duration = Duration::from_secs(30);
+pub(super) const PROBATION: Duration = Duration::from_secs(30);
 
 /// What the workers saw of a backend during one tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +43,7 @@ pub(crate) enum Signal {
     Quiet,
     /// At least one datagram came back; refusals in the same tick do not count.
     Answered,
-    /// So many "connection refused", and nothing came back.
+    /// The kernel said so often that it cannot be sent to, and nothing came back.
     Refused(u32),
 }
 
@@ -55,6 +54,14 @@ impl Signal {
             (0, refused) => Self::Refused(u32::try_from(refused).unwrap_or(u32::MAX)),
             _ => Self::Answered,
         }
+    }
+
+    /// What connection IDs say for and against a backend: so many of its connections were `misnamed`,
+    /// answered under another's connection ID, and so many well. Those of a server that draws them at random hit
+    /// upon another's now and then: fewer than half mean nothing.
+    pub(crate) fn of_names(well_named: u64, misnamed: u64) -> Self {
+        let means_nothing = well_named >= misnamed;
+        Self::new(if means_nothing { well_named } else { 0 }, misnamed)
     }
 }
 
@@ -123,10 +130,10 @@ impl Health {
 
     /// Whether it gets new connections.
     #[must_use]
-    pub(crate) const fn state(self) -> BackendState {
+    pub(crate) const fn is_down(self) -> bool {
         match self {
-            Self::Well(_) | Self::Trial { .. } => BackendState::Active,
-            Self::Down { .. } => BackendState::Down,
+            Self::Well(_) | Self::Trial { .. } => false,
+            Self::Down { .. } => true,
         }
     }
 
@@ -144,7 +151,7 @@ impl Streak {
 }
 
 /// How long the `level`th fall in a row lasts.
-fn hold(level: u32) -> Duration {
+pub(super) fn hold(level: u32) -> Duration {
     let factor = 1u32.checked_shl(level.saturating_sub(1)).unwrap_or(u32::MAX);
     FIRST_HOLD.saturating_mul(factor).min(LONGEST_HOLD)
 }
@@ -214,9 +221,9 @@ mod tests {
     #[test]
     fn only_a_fall_keeps_new_connections_away() {
         let now = Instant::now();
-        assert_eq!(Health::default().state(), BackendState::Active);
-        assert_eq!(Health::Trial { level: 3, since: now }.state(), BackendState::Active);
-        assert_eq!(Health::Down { level: 1, until: now }.state(), BackendState::Down);
+        assert!(!Health::default().is_down());
+        assert!(!Health::Trial { level: 3, since: now }.is_down());
+        assert!(Health::Down { level: 1, until: now }.is_down());
     }
 
     #[test]
@@ -234,6 +241,15 @@ mod tests {
         assert_eq!(Signal::new(0, u64::MAX), Signal::Refused(u32::MAX));
     }
 
+    #[test]
+    fn connection_ids_speak_against_a_backend_where_most_are_anothers() {
+        assert_eq!(Signal::of_names(0, 0), Signal::Quiet);
+        assert_eq!(Signal::of_names(1, 0), Signal::Answered);
+        assert_eq!(Signal::of_names(5, 5), Signal::Answered);
+        assert_eq!(Signal::of_names(5, 6), Signal::Refused(6));
+        assert_eq!(Signal::of_names(0, 1), Signal::Refused(1));
+    }
+
     /// R20: a backend that toggles every two seconds, seen for ten minutes.
     #[test]
     fn a_flapping_backend_settles_into_long_holds() {
@@ -244,9 +260,9 @@ mod tests {
             let now = start + TICK * tick;
             let up = tick / 10 % 2 == 0;
             let signal = if up { Signal::Answered } else { Signal::Refused(5) };
-            let before = health.state();
+            let before = health.is_down();
             health = health.on_tick(now, signal);
-            if health.state() != before {
+            if health.is_down() != before {
                 changes.push(now);
             }
         }

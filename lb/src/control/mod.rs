@@ -8,7 +8,10 @@
 mod admin;
 mod answers;
 mod build;
+mod checks;
+mod connections;
 mod explain;
+mod guard;
 mod health;
 mod page;
 mod plane;
@@ -19,6 +22,7 @@ mod validation;
 mod watch;
 
 use std::{
+    fs::File,
     io,
     net::{SocketAddr, TcpListener},
     path::Path,
@@ -34,12 +38,13 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::{self, MissedTickBehavior},
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     logging::Logging,
     memory::Memory,
-    routing::Lifetimes,
+    routing::Routing,
+    socket::{self, Confined},
     worker::{Listen, StartError, Workers},
 };
 use plane::{ControlPlane, Stage};
@@ -51,30 +56,44 @@ const TICK: Duration = Duration::from_millis(200);
 /// From one sweep of the memory to the next.
 const SWEEP: Duration = Duration::from_secs(5);
 
-/// Runs the balancer as the file at `path` says, until a signal ends it.
+/// Runs the balancer as the file at `path` says, until a signal ends it. If it is to be `confined`, it gives up all capabilities and
+/// the right to change or execute files once its sockets are open, and leaves no core dumps.
 ///
 /// # Errors
 ///
 /// [`RunError`], when it could not start or had to stop.
 #[expect(clippy::disallowed_methods, reason = "the shell gives the state its time")]
-pub fn run(path: &Path) -> Result<(), RunError> {
+pub fn run(path: &Path, confined: bool) -> Result<Ending, RunError> {
+    // Before there are keys in it.
+    let private = if confined { socket::keep_memory_private() } else { Ok(()) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(RunError::Runtime)?;
+    // From here on a signal waits until it can be followed.
+    let signals = runtime.block_on(async { Signals::catch() })?;
     let Loaded { config, warnings } = quic_lb_config::load(path).map_err(RunError::Config)?;
     let logging = Logging::start(&config.log);
     watch::log_mistakes(&warnings);
+    if let Err(error) = private {
+        warn!(%error, "core dumps of this process would have keys in them");
+    }
     // Everything that can fail is tried before the first datagram is taken.
-    let admin = config.admin.map(bind_admin).transpose()?;
+    let admin = config.admin.as_ref().map(|admin| bind_admin(admin.address)).transpose()?;
 
     let memory = Memory::new(config.limits.remembered.get(), Instant::now(), seed()?);
     let memory = Arc::new(memory);
     let mut plane = ControlPlane::new(config, Arc::clone(&memory), seed()?);
     let routing = Arc::clone(plane.routing());
     let listeners = Listen::at_addresses_of(plane.config());
-    let workers = Workers::start(plane.config(), listeners, routing, Arc::clone(&memory))?;
+    let workers =
+        Workers::start(plane.config(), listeners, routing, Arc::clone(&memory), confined)?;
+    // Threads that are started from here on begin without it.
+    if confined {
+        confine(path);
+    }
     plane.set_workers(workers.count(), workers.totals().clone(), workers.flow_capacity());
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(RunError::Runtime)?;
-    let outcome = runtime.block_on(look_after(path, plane, memory, &workers, admin, logging));
+    let outcome =
+        runtime.block_on(look_after(path, plane, memory, &workers, admin, logging, signals));
     // A configuration that is being read from a slow disk is not waited for.
     runtime.shutdown_background();
     match (outcome, workers.stop()) {
@@ -82,6 +101,47 @@ pub fn run(path: &Path) -> Result<(), RunError> {
             Err(RunError::WorkerEnded(format!("{worker}: {reason}")))
         }
         (outcome, _) => outcome,
+    }
+}
+
+/// Gives up what the control plane does not need either, now that everything is open.
+fn confine(path: &Path) {
+    match socket::confine_thread() {
+        Ok(Confined { files }) => debug!(files, "confined"),
+        Err(error) => warn!(%error, "the process keeps rights that it does not need"),
+    }
+    if let Err(error) = File::open(path) {
+        let file = path.display();
+        warn!(%file, %error, "reloads will fail: the file can be read with the rights of root alone");
+    }
+}
+
+/// How the balancer ended when it was asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// No flow was left, or the time to drain was over.
+    Drained,
+    /// A second signal cut the drain short.
+    CutShort,
+}
+
+/// The signals that are followed, and those that would kill and mean nothing here.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    user: [Signal; 2],
+}
+
+impl Signals {
+    fn catch() -> Result<Self, RunError> {
+        let of = |kind| signal(kind).map_err(RunError::Runtime);
+        Ok(Self {
+            terminate: of(SignalKind::terminate())?,
+            interrupt: of(SignalKind::interrupt())?,
+            hangup: of(SignalKind::hangup())?,
+            user: [of(SignalKind::user_defined1())?, of(SignalKind::user_defined2())?],
+        })
     }
 }
 
@@ -118,17 +178,18 @@ async fn look_after(
     workers: &Workers,
     admin: Option<TcpListener>,
     logging: Logging,
-) -> Result<(), RunError> {
-    let mut terminate = signals(SignalKind::terminate())?;
-    let mut interrupt = signals(SignalKind::interrupt())?;
-    let hangups = signals(SignalKind::hangup())?;
+    signals: Signals,
+) -> Result<Ending, RunError> {
+    let Signals { mut terminate, mut interrupt, hangup, user: [mut user1, mut user2] } = signals;
     announce(plane.config(), workers, admin.as_ref());
-    let shared = Arc::new(Shared::new(plane, workers.mailboxes().clone()));
+    let shared =
+        Arc::new(Shared::new(plane, workers.mailboxes().clone(), Arc::clone(workers.panics())));
     if let Some(admin) = admin {
         tokio::spawn(admin::serve(admin, Arc::clone(&shared)));
     }
     tokio::spawn(build::build(Arc::clone(&shared)));
-    tokio::spawn(watch::watch(path.to_owned(), Arc::clone(&shared), logging, hangups));
+    tokio::spawn(checks::check(Arc::clone(&shared)));
+    tokio::spawn(watch::watch(path.to_owned(), Arc::clone(&shared), logging, hangup));
     systemd::ready();
 
     let mut ticks = time::interval(TICK);
@@ -140,10 +201,13 @@ async fn look_after(
             _ = ticks.tick() => false,
             _ = terminate.recv() => true,
             _ = interrupt.recv() => true,
+            _ = user1.recv() => passes("SIGUSR1"),
+            _ = user2.recv() => passes("SIGUSR2"),
         };
         if asked_to_end {
             if draining.is_some() {
-                return end("second signal");
+                end("second signal");
+                return Ok(Ending::CutShort);
             }
             draining = Some(begin_drain(&shared));
         }
@@ -159,14 +223,16 @@ async fn look_after(
         }
         if now >= next_sweep {
             next_sweep = now + SWEEP;
-            sweep(&memory, now, Lifetimes::from(&timeouts));
+            sweep(&memory, now, shared.plane().routing().load_full());
         }
         if let Some(began) = draining {
             if shared.plane().flows() == 0 {
-                return end("no flow is left");
+                end("no flow is left");
+                return Ok(Ending::Drained);
             }
             if now.saturating_duration_since(began) >= timeouts.drain {
-                return end("time to drain is over");
+                end("time to drain is over");
+                return Ok(Ending::Drained);
             }
         }
     }
@@ -182,9 +248,14 @@ fn begin_drain(shared: &Shared) -> Instant {
     Instant::now()
 }
 
-fn end(reason: &str) -> Result<(), RunError> {
+fn end(reason: &str) {
     info!(reason, "ended");
-    Ok(())
+}
+
+/// Says that a signal changes nothing.
+fn passes(signal: &str) -> bool {
+    info!(signal, "signal without a meaning here");
+    false
 }
 
 /// Two numbers that nobody outside can guess.
@@ -198,13 +269,9 @@ fn seed<const N: usize>() -> Result<[u64; N], RunError> {
 }
 
 /// A full table takes tens of milliseconds, too long for the thread that answers scrapes.
-fn sweep(memory: &Arc<Memory>, now: Instant, lifetimes: Lifetimes) {
+fn sweep(memory: &Arc<Memory>, now: Instant, routing: Arc<Routing>) {
     let memory = Arc::clone(memory);
-    tokio::task::spawn_blocking(move || memory.sweep(now, &lifetimes));
-}
-
-fn signals(kind: SignalKind) -> Result<Signal, RunError> {
-    signal(kind).map_err(RunError::Runtime)
+    tokio::task::spawn_blocking(move || memory.sweep(now, &routing));
 }
 
 fn bind_admin(address: SocketAddr) -> Result<TcpListener, RunError> {

@@ -5,14 +5,14 @@ use std::fmt::{self, Display, Write};
 use super::plane::BackendView;
 use crate::{
     metrics::Reading,
-    verdict::{DropReason, Rule},
+    verdict::{DropReason, ReplyKind, Rule},
 };
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;\
     padding:0 1rem;color:#1d2630;background:#fff}table{border-collapse:collapse;width:100%;\
     margin:.5rem 0 1.5rem}th,td{text-align:left;padding:.25rem .75rem .25rem 0;border-bottom:1px \
     solid #dde3ea}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.active{color:\
-    #0a6b2d}.draining{color:#8a5a00}.down,.no{color:#b00020;font-weight:600}";
+    #0a6b2d}.draining{color:#8a5a00}.down,.miswired,.no{color:#b00020;font-weight:600}";
 
 /// The page.
 pub(super) fn status(reading: &Reading, backends: &[BackendView]) -> String {
@@ -41,6 +41,23 @@ fn write(page: &mut String, reading: &Reading, backends: &[BackendView]) -> fmt:
         reading.reloads.applied, reading.reloads.rejected
     )?;
 
+    let panics: u64 = reading.panics.iter().sum();
+    if panics > 0 {
+        write!(
+            page,
+            "<p class=\"no\">workers have panicked {panics} times, and each time their flows were lost: \
+             <a href=\"api/v1/panics\">panics</a></p>"
+        )?;
+    }
+
+    for pool in reading.pools.iter().filter(|pool| pool.panic) {
+        let pool = Escaped(&pool.name);
+        write!(
+            page,
+            "<p class=\"no\">too few backends of pool {pool} pass their checks: these are ignored</p>"
+        )?;
+    }
+
     page.push_str("<h2>Backends</h2><table><tr><th>pool</th><th>backend</th><th>address</th>");
     page.push_str("<th>state</th><th>wanted</th><th class=\"n\">weight</th>");
     page.push_str("<th class=\"n\">to it</th><th class=\"n\">from it</th></tr>");
@@ -67,12 +84,14 @@ fn write(page: &mut String, reading: &Reading, backends: &[BackendView]) -> fmt:
         let rules = rules.map(|(rule, n)| (format!("forwarded by rule {}", rule.label()), n));
         let reasons = DropReason::ALL.iter().zip(totals.dropped);
         let reasons = reasons.map(|(reason, n)| (format!("dropped, {}", reason.label()), n));
+        let refused = totals.replied[ReplyKind::InvalidToken as usize];
         let others = [
             ("returned to clients".to_owned(), totals.returned),
             ("path changes".to_owned(), totals.path_changes),
             ("flows".to_owned(), totals.flows),
-            ("flows evicted".to_owned(), totals.evicted),
+            ("flows evicted".to_owned(), totals.evicted.iter().sum()),
             (format!("Retry packets; address validation is {}", listener.phase), totals.retries),
+            ("refused for an invalid token".to_owned(), refused),
         ];
         let name = Escaped(&listener.name);
         let rows = [("received".to_owned(), totals.received)].into_iter().chain(rules);
@@ -105,6 +124,13 @@ impl Display for Escaped<'_> {
 mod tests {
     use super::*;
     use crate::{metrics::ListenerReading, totals::ListenerTotals};
+
+    #[test]
+    fn panics_are_told_if_there_were_any() {
+        let page = |panics| status(&Reading { panics, ..Default::default() }, &[]);
+        assert!(page(vec![1, 2]).contains("panicked 3 times"));
+        assert!(!page(vec![0, 0]).contains("panic"));
+    }
 
     #[test]
     fn names_stay_text() {

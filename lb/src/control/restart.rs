@@ -19,7 +19,8 @@ pub(crate) fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
         config.workers.map_or("one for each core".to_owned(), |workers| workers.to_string())
     };
     let admin = |config: &Config| {
-        config.admin.map_or("no address".to_owned(), |address| address.to_string())
+        let admin = config.admin.as_ref();
+        admin.map_or("no address".to_owned(), |admin| admin.address.to_string())
     };
     changed("workers", workers(old), workers(new));
     changed("admin.address", admin(old), admin(new));
@@ -37,11 +38,14 @@ pub(crate) fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
 
 fn listener_changes(old: &[Listener], new: &[Listener]) -> Vec<String> {
     let mut changes = vec![];
-    for Listener { name, address, .. } in old {
+    for Listener { name, address, both_families, .. } in old {
         match new.iter().find(|listener| &listener.name == name) {
             None => changes.push(format!("listener {name} is gone")),
             Some(new) if new.address != *address => {
                 changes.push(format!("listener {name} moves from {address} to {}", new.address));
+            }
+            Some(new) if new.both_families != *both_families => {
+                changes.push(format!("listener {name} has other families of addresses"));
             }
             Some(_) => {}
         }
@@ -69,6 +73,7 @@ mod tests {
         let listener = |name: &str, port| Listener {
             name: name.into(),
             address: ([127, 0, 0, 1], port).into(),
+            both_families: false,
             pool: 0,
             retry_mode: None,
         };
@@ -81,6 +86,11 @@ mod tests {
         assert_eq!(
             listener_changes(&old, &[listener("a", 1), listener("b", 3)]),
             ["listener b moves from 127.0.0.1:2 to 127.0.0.1:3"]
+        );
+        let both = Listener { both_families: true, ..listener("b", 2) };
+        assert_eq!(
+            listener_changes(&old, &[listener("a", 1), both]),
+            ["listener b has other families of addresses"]
         );
     }
 }

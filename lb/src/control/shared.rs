@@ -18,7 +18,10 @@ use tokio::{
 };
 
 use super::plane::{Built, ControlPlane};
-use crate::{metrics::Metrics, worker::mailbox::Mailboxes};
+use crate::{
+    metrics::Metrics,
+    worker::{mailbox::Mailboxes, panics::Panics},
+};
 
 /// How long whoever changes something waits for it to be in force. Tables of thousands of backends
 /// take tens of milliseconds.
@@ -32,17 +35,18 @@ pub(crate) struct Shared {
     in_force: watch::Sender<u64>,
     /// Held by whoever asks the workers something.
     mailboxes: tokio::sync::Mutex<Mailboxes>,
+    panics: Arc<Panics>,
     metrics: Metrics,
 }
 
 impl Shared {
-    pub(crate) fn new(plane: ControlPlane, mailboxes: Mailboxes) -> Self {
+    pub(crate) fn new(plane: ControlPlane, mailboxes: Mailboxes, panics: Arc<Panics>) -> Self {
         let in_force = watch::Sender::new(plane.in_force());
         let plane = Arc::new(Mutex::new(plane));
         let read = Arc::clone(&plane);
         let metrics = Metrics::new(move || locked(&read).reading(Instant::now()));
         let mailboxes = tokio::sync::Mutex::new(mailboxes);
-        Self { plane, changed: Notify::new(), in_force, mailboxes, metrics }
+        Self { plane, changed: Notify::new(), in_force, mailboxes, panics, metrics }
     }
 
     /// The state, to be read. To be given back before anything is awaited.
@@ -80,9 +84,19 @@ impl Shared {
         waited.await.is_ok_and(|waited| waited.is_ok())
     }
 
+    /// The number of the order that is in force, as it changes.
+    pub(crate) fn in_force(&self) -> watch::Receiver<u64> {
+        self.in_force.subscribe()
+    }
+
     /// The way to the workers, when nobody else asks them something.
     pub(crate) async fn mailboxes(&self) -> tokio::sync::MutexGuard<'_, Mailboxes> {
         self.mailboxes.lock().await
+    }
+
+    /// What is known of the panics of workers.
+    pub(crate) fn panics(&self) -> &Panics {
+        &self.panics
     }
 
     /// What `/metrics` shows; the state must not be held meanwhile.

@@ -1,10 +1,7 @@
 //! The tables of flows and of affinity beside a model of both, which allocates, searches and does not
 //! care.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -23,19 +20,24 @@ const LIFETIMES: Lifetimes = Lifetimes {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A datagram that a flow carries, which is opened if there is none.
+    /// A datagram that a flow carries, which is opened if there is none; with a connection ID of a
+    /// server, perhaps.
     Send {
         path: u8,
         backend: u8,
         claim: u8,
+        cid: u8,
     },
     /// A datagram that goes without a flow.
     Direct {
         path: u8,
         backend: u8,
     },
-    /// The backend answers, of a flow that lives or has ended.
-    Answer(u8),
+    /// The backend answers, of a flow that lives or has ended, with many octets or few.
+    Answer {
+        flow: u8,
+        large: bool,
+    },
     /// The socket of one of the flows cannot be opened.
     Fail {
         flow: u8,
@@ -47,10 +49,10 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        8 => (0u8..10, 0u8..3, 0u8..3)
-            .prop_map(|(path, backend, claim)| Step::Send { path, backend, claim }),
+        8 => (0u8..10, 0u8..3, 0u8..4, 0u8..4)
+            .prop_map(|(path, backend, claim, cid)| Step::Send { path, backend, claim, cid }),
         2 => (0u8..10, 0u8..3).prop_map(|(path, backend)| Step::Direct { path, backend }),
-        2 => any::<u8>().prop_map(Step::Answer),
+        4 => (any::<u8>(), any::<bool>()).prop_map(|(flow, large)| Step::Answer { flow, large }),
         2 => (any::<u8>(), any::<bool>()).prop_map(|(flow, short)| Step::Fail { flow, short }),
         2 => Just(Step::Sweep),
         3 => (0u8..12).prop_map(Step::Later),
@@ -61,6 +63,7 @@ fn step() -> impl Strategy<Value = Step> {
 #[derive(Debug)]
 struct Belongs {
     backend: BackendId,
+    answered: bool,
     holders: BTreeSet<u32>,
     used: Option<Instant>,
 }
@@ -103,7 +106,7 @@ impl Model {
     }
 
     /// A flow has ended, which must be told of once.
-    fn ended(&mut self, flow: FlowId) {
+    fn ended(&mut self, Ended { flow, .. }: Ended) {
         let (path, _, used) = self.live.remove(&flow.0).expect("only flows that live end");
         if used == self.now {
             self.warm.insert(flow.0);
@@ -119,13 +122,22 @@ impl Model {
         if !self.paths.contains_key(&path) && self.paths.len() == PATHS {
             return None;
         }
-        let fresh = Belongs { backend, holders: BTreeSet::new(), used: None };
+        let fresh = Belongs { backend, answered: false, holders: BTreeSet::new(), used: None };
         Some(self.paths.entry(path).or_insert(fresh))
     }
 
-    fn send(&mut self, path: u8, backend: BackendId, claim: Claim) {
+    fn send(&mut self, path: u8, backend: BackendId, claim: Claim, cid: u8) {
         let now = self.now;
-        let found = self.flows.find(now, EDGE, &client(path), backend);
+        let octets = [cid; 8];
+        let cid = (cid > 0).then(|| CidTag::new(&octets));
+        let validated = claim == Claim::Validated;
+        let shown = Shown { cid, dcid: &octets, scid: None, validated };
+        let found = self.flows.find(now, EDGE, &client(path), backend, &shown);
+        if let Some(Found { flow, seen: Some(seen) }) = found {
+            assert_eq!(Some(seen), self.flows.cid(flow));
+            assert_eq!(self.flows.slots[flow.index()].standing, Some(Standing::Proven));
+        }
+        let found = found.map(|found| found.flow);
         let known = self.live.iter().find(|(_, (p, b, _))| (*p, *b) == (path, backend));
         let known = known.map(|(&number, _)| number);
         assert_eq!(found.map(|id| id.0), known);
@@ -134,11 +146,13 @@ impl Model {
             return;
         }
         let flow = Flow { listener: EDGE, path: client(path), backend };
-        let Some((opened, evicted)) = self.flows.open(now, flow, claim, &mut self.affinity) else {
+        let opened = self.flows.open(now, flow, claim, &shown, &mut self.affinity);
+        let Some((opened, evicted)) = opened else {
+            self.refused(claim);
             return;
         };
         if let Some(evicted) = evicted {
-            let (_, _, used) = self.live[&evicted.0];
+            let (_, _, used) = self.live[&evicted.flow.0];
             assert_ne!(used, now, "{evicted:?} was used at this very moment");
             self.ended(evicted);
         }
@@ -152,6 +166,24 @@ impl Model {
         }
     }
 
+    /// Nobody is refused while a flow is idle, or only unproved: that one could make room.
+    fn refused(&self, claim: Claim) {
+        for (&number, (.., used)) in &self.live {
+            let idle = self.now - *used;
+            let standing = self.flows.slots[number as usize].standing.unwrap();
+            let could_go = match (standing, claim) {
+                (Standing::Proven, Claim::None | Claim::Routable | Claim::Validated) => {
+                    idle >= room::IDLE
+                }
+                _ => idle > Duration::ZERO,
+            };
+            assert!(
+                !could_go,
+                "{claim:?} was refused while {number} was {standing:?}, {idle:?} idle"
+            );
+        }
+    }
+
     fn fail(&mut self, flow: FlowId, short: bool) {
         self.live.entry(flow.0).and_modify(|(.., used)| *used = self.now);
         let why = if short { DropReason::PortsExhausted } else { DropReason::SendFailed };
@@ -160,13 +192,16 @@ impl Model {
             match self.flows.fail(self.now, flow, why, &mut self.affinity) {
                 OnFailure::RetryAfter(evicted) => {
                     assert!(short);
-                    assert_ne!(evicted, flow);
-                    assert_eq!(self.live[&evicted.0].1, self.live[&flow.0].1, "other backend");
+                    assert_ne!(evicted.flow, flow);
+                    let backend = |flow: FlowId| self.live[&flow.0].1;
+                    assert_eq!(backend(evicted.flow), backend(flow), "other backend");
+                    let cid = self.flows.cid(flow);
+                    assert!(cid.is_none() || evicted.cid != cid, "of the same connection");
                     self.ended(evicted);
                 }
                 OnFailure::Drop(reason) => {
                     assert_eq!(reason, why);
-                    self.ended(flow);
+                    self.ended(Ended { flow, standing: Standing::Unproven, cid: None });
                     return;
                 }
             }
@@ -177,13 +212,14 @@ impl Model {
     fn sweep(&mut self) {
         let mut expired = Vec::new();
         for _ in 0..SWEEP_DIVISOR {
-            self.flows.sweep(self.now, &LIFETIMES, &mut self.affinity, &mut expired);
+            let in_use = |_, _| {};
+            self.flows.sweep(self.now, &LIFETIMES, &mut self.affinity, &mut expired, in_use);
             self.affinity.sweep(self.now, LIFETIMES.flow_idle);
         }
-        for flow in expired {
-            let (_, _, used) = self.live[&flow.0];
-            assert!(self.now - used > LIFETIMES.flow_unanswered, "{flow:?} was in use");
-            self.ended(flow);
+        for ended in expired {
+            let (_, _, used) = self.live[&ended.flow.0];
+            assert!(self.now - used > LIFETIMES.flow_unanswered, "{ended:?} was in use");
+            self.ended(ended);
         }
         let seconds = |time: Instant| (time - self.start).as_secs();
         for belongs in self.paths.values_mut() {
@@ -199,10 +235,10 @@ impl Model {
             live.keys().nth(usize::from(n) % live.len().max(1)).copied().map(FlowId)
         };
         match step {
-            Step::Send { path, backend, claim } => {
-                let claims = [Claim::None, Claim::Validated, Claim::Established];
+            Step::Send { path, backend, claim, cid } => {
+                let claims = [Claim::None, Claim::Validated, Claim::Known, Claim::Routable];
                 let backend = self.backends[usize::from(backend)];
-                self.send(path, backend, claims[usize::from(claim)]);
+                self.send(path, backend, claims[usize::from(claim)], cid);
             }
             Step::Direct { path, backend } => {
                 let (backend, now) = (self.backends[usize::from(backend)], self.now);
@@ -211,11 +247,21 @@ impl Model {
                     belongs.used = Some(now);
                 }
             }
-            Step::Answer(flow) => {
+            Step::Answer { flow, large } => {
                 let flow = u32::from(flow) % self.numbers.max(1);
                 if flow < self.numbers {
-                    self.flows.answered(self.now, FlowId(flow));
-                    self.live.entry(flow).and_modify(|(.., used)| *used = self.now);
+                    let len = if large { 1200 } else { 40 };
+                    let id = FlowId(flow);
+                    self.flows.answered(self.now, id, len, &mut self.affinity, |_| false);
+                    if let Some((path, backend, used)) = self.live.get_mut(&flow) {
+                        *used = self.now;
+                        if let Some(belongs) = self.paths.get_mut(path)
+                            && belongs.holders.contains(&flow)
+                            && (belongs.backend == *backend || !belongs.answered)
+                        {
+                            (belongs.backend, belongs.answered) = (*backend, true);
+                        }
+                    }
                 }
             }
             Step::Fail { flow, short } => {
@@ -238,6 +284,12 @@ impl Model {
             let flow = Flow { listener: EDGE, path: client(*path), backend: *backend };
             assert_eq!(*self.flows.get(FlowId(number)), flow);
         }
+        // Each flow is in the lists of its standing, and of its network while it may be forged.
+        let len = |standing| self.flows.by_standing.len(standing);
+        assert_eq!(Standing::ALL.map(len).iter().sum::<usize>(), self.live.len());
+        let network = network(client(0).client.ip());
+        assert_eq!(self.flows.of_network.len(network), len(Standing::Unproven));
+        assert!(self.flows.by_cid.len() <= self.live.len());
         assert_eq!(self.affinity.len(), self.paths.len());
         for path in 0..10 {
             let belongs = self.paths.get(&path).map(|belongs| belongs.backend);

@@ -10,7 +10,7 @@ use super::{
     rules::{Known, Question, Rules},
 };
 use crate::{
-    admission::{Arrival, Judgement},
+    admission::{Arrival, Judgement, Moved},
     verdict::Rule,
 };
 
@@ -23,7 +23,7 @@ impl Rules<'_> {
         known: Option<Known>,
         clock: &Clock,
     ) -> Judgement {
-        let &Question { now, listener, route, path, len, packet, lookup, .. } = question;
+        let &Question { now, listener, route, path, octets, packet, lookup, .. } = question;
         let initial = match &packet {
             Packet::Short(_) if known.is_some() => return Judgement::NOT_ASKED,
             Packet::Long(header) if is_initial(header) => Some(header),
@@ -35,19 +35,25 @@ impl Rules<'_> {
             Some(Rule::FourTupleScid) => initial.is_some() && self.learnt(question).is_some(),
             Some(Rule::FourTuple | Rule::Fallback) | None => false,
         };
-        let handshake = initial.and_then(|header| {
-            self.memory.handshake_state(lookup, listener, path, header.dcid, header.scid)
-        });
+        let handshake =
+            initial.and_then(|header| self.memory.handshake_state(lookup, listener, path, header));
+        let may_have_moved = |evidence| match evidence {
+            Moved::Given => self.memory.was_given(lookup, question.dcid()),
+            Moved::FromElsewhere => self.memory.may_be_from_elsewhere(lookup),
+            Moved::Port => self.memory.may_have_another_port(lookup),
+        };
         route.gate.judge(&Arrival {
             now,
             unix: clock.unix_at(now),
             client: path.client,
             local: path.local,
-            datagram_len: len,
+            datagram_len: octets.len(),
             packet,
             known,
             to_server_cid,
+            server_cids_decode: self.routing.pool(route.default_pool).routable,
             handshake,
+            may_have_moved: &may_have_moved,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use quic::invariants::Packet;
+use quic::{bucket::Bucket, initial, invariants::Packet};
 
 use super::{
     clock::Clock,
@@ -12,8 +12,8 @@ use super::{
 use crate::{
     admission::Ruling,
     backend::BackendId,
+    bounded::Use,
     client_path::ListenerIndex,
-    memory::Use,
     verdict::{DropReason, ReplyKind, Rule},
 };
 
@@ -61,11 +61,12 @@ pub struct AdmissionStep {
 pub(super) fn explain(
     rules: &Rules<'_>,
     clock: &Clock,
+    refusals: &Bucket,
     now: Instant,
     listener: ListenerIndex,
     datagram: &Datagram<'_>,
 ) -> Explanation {
-    let path = &datagram.path;
+    let Datagram { path, octets } = datagram;
     let route = rules.routing.listener(listener);
     let mut explanation = Explanation {
         known: Vec::new(),
@@ -73,7 +74,7 @@ pub(super) fn explain(
         choice: None,
         outcome: Outcome::Drop(DropReason::Empty),
     };
-    let packet = match Packet::read(datagram.octets) {
+    let packet = match Packet::read(octets) {
         Ok(packet) => packet,
         Err(malformed) => {
             explanation.outcome = Outcome::Drop(malformed.into());
@@ -84,9 +85,8 @@ pub(super) fn explain(
         Packet::Long(header) => route.decoder.decode(header.dcid),
         Packet::Short(header) => route.decoder.decode(header.rest),
     };
-    let len = datagram.octets.len();
     let lookup = &rules.memory.lookup(now, &rules.routing.lifetimes, Use::Peek);
-    let question = Question { now, listener, route, path, len, packet, decoded, lookup };
+    let question = Question { now, listener, route, path, octets, packet, decoded, lookup };
     let known = rules.known(&question, &mut explanation.known);
     let judgement = rules.judge(&question, known, clock);
     let phase = route.gate.phase(now).label();
@@ -104,13 +104,23 @@ pub(super) fn explain(
             explanation.outcome = Outcome::Reply(ReplyKind::Retry);
             return explanation;
         }
+        Ruling::Refuse(_) => {
+            let (told, outcome) = refused(refusals, now, octets);
+            explanation.admission.iter_mut().for_each(|step| step.finding.push_str(told));
+            explanation.outcome = outcome;
+            return explanation;
+        }
         Ruling::Drop(reason) => {
             explanation.outcome = Outcome::Drop(reason);
             return explanation;
         }
     };
+    if let Some(reason) = route.gate.refuse(path.client, path.local) {
+        explanation.outcome = Outcome::Drop(reason);
+        return explanation;
+    }
     explanation.outcome = match known {
-        Some(Known { rule, backend }) => Outcome::Forward { backend, rule, retry },
+        Some(Known { rule, backend, .. }) => Outcome::Forward { backend, rule, retry },
         None => {
             let mut steps = Vec::new();
             let chosen = rules.choose(&question, &mut steps);
@@ -120,4 +130,16 @@ pub(super) fn explain(
         }
     };
     explanation
+}
+
+/// Whether the client behind an invalid token is told so.
+fn refused(refusals: &Bucket, now: Instant, octets: &[u8]) -> (&'static str, Outcome) {
+    let dropped = Outcome::Drop(DropReason::InvalidToken);
+    if !refusals.has_room(now) {
+        ("; too many are told so at this moment", dropped)
+    } else if !initial::is_authentic(octets) {
+        ("; nobody is told so, since the packet does not open", dropped)
+    } else {
+        ("; the client is told so", Outcome::Reply(ReplyKind::InvalidToken))
+    }
 }

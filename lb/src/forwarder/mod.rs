@@ -34,25 +34,33 @@ mod replies;
 mod rules;
 mod trace;
 
-use std::{sync::Arc, time::Instant};
+use std::{fmt, sync::Arc, time::Instant};
 
 use quic::{
+    bucket::Bucket,
     header::Version,
-    invariants::{Malformed, Packet},
+    initial,
+    invariants::{LongHeader, Malformed, Packet},
     random::Random,
     routable::Unroutable,
 };
 
+#[cfg(test)]
+use crate::fixtures;
 pub use crate::flows::{Flow, OnFailure};
 use crate::{
     admission::Ruling,
     affinity::AffinityTable,
-    backend::BackendId,
+    backend::{BackendId, BackendState},
+    bounded::Use,
+    cid_tag::CidTag,
     client_path::{ClientAddr, ClientPath, ListenerIndex},
-    flows::{Claim, FlowTable},
-    memory::{Memory, NewHandshake, Use},
-    routing::{Forwarding, Routing},
-    verdict::{DropReason, FlowId, Opened, Opening, ReplyKind, Rule, TokenResult, Verdict, Via},
+    flows::{Claim, FlowTable, Found, Shown},
+    memory::{Lookup, Memory, NewHandshake},
+    routing::{BackendRoute, Forwarding, Routing},
+    verdict::{
+        DropReason, Ended, FlowId, Opened, Opening, ReplyKind, Rule, TokenResult, Verdict, Via,
+    },
 };
 pub use clock::Clock;
 pub use explain::{AdmissionStep, Explanation, Outcome};
@@ -63,13 +71,25 @@ use rules::{Known, Question, Rules};
 pub use trace::Step;
 use trace::Untraced;
 
+/// How many clients a worker tells in a second, and how many at once, that their tokens are invalid. To tell one takes opening its
+/// Initial and sealing the answer with keys derived for each, some microseconds: at this rate less than a hundredth of a worker's
+/// time. Those beyond are dropped.
+const REFUSALS_PER_SECOND: u32 = 1000;
+const REFUSALS_AT_ONCE: u32 = 100;
+
 /// What a forwarder is started with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Start {
     /// The time, on both clocks.
     pub clock: Clock,
     /// What its randomness and the keys of its hashes come from: a secret that no two forwarders share.
     pub seed: [u8; 32],
+}
+
+impl fmt::Debug for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Start").field("clock", &self.clock).finish_non_exhaustive()
+    }
 }
 
 /// What admission saw of a batch.
@@ -81,6 +101,28 @@ pub struct Tally {
     pub tokens: [u64; TokenResult::ALL.len()],
 }
 
+/// What a datagram from a backend is to the flow that it came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Returned {
+    /// For somebody who had the upstream port before.
+    Stale,
+    /// For the client, as far as can be seen; and whose connection ID the server has answered with, if that is
+    /// new on this flow.
+    ForClient(Option<AnsweredAs>),
+}
+
+/// Whose connection ID a server has answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnsweredAs {
+    /// Its own.
+    Itself,
+    /// One that leads to another server, which has never heard of the connection.
+    Another(BackendId),
+    /// One that leads nowhere in particular.
+    Nobody,
+}
+
 /// The forwarder of one worker.
 #[derive(Debug)]
 pub struct Forwarder {
@@ -88,11 +130,13 @@ pub struct Forwarder {
     memory: Arc<Memory>,
     flows: FlowTable,
     affinity: AffinityTable,
-    hash: ahash::RandomState,
     clock: Clock,
     random: Random,
     replies: Replies,
+    refusals: Bucket,
     tally: Tally,
+    /// The datagram of the batch at hand that is being looked at, if it is one.
+    at: Option<usize>,
 }
 
 impl Forwarder {
@@ -111,11 +155,12 @@ impl Forwarder {
             memory,
             flows: FlowTable::new(max_flows, &hash),
             affinity: AffinityTable::new(max_flows, start.clock.now, &hash),
-            hash,
             clock: start.clock,
             random,
             replies: Replies::new(),
+            refusals: Bucket::new(start.clock.now, REFUSALS_PER_SECOND, REFUSALS_AT_ONCE),
             tally: Tally::default(),
+            at: None,
         }
     }
 
@@ -148,6 +193,7 @@ impl Forwarder {
         let mut cids: [&[u8]; BATCH] = [&[]; BATCH];
         let mut decoded = [Err(Unroutable::Empty); BATCH];
         for (index, datagram) in datagrams.iter().enumerate() {
+            self.at = Some(index);
             packets[index] = Packet::read(datagram.octets);
             cids[index] = match &packets[index] {
                 Ok(Packet::Long(header)) => header.dcid,
@@ -155,25 +201,38 @@ impl Forwarder {
                 Err(_) => &[],
             };
         }
+        self.at = None;
         self.replies.clear();
         self.tally = Tally::default();
         // The snapshot is taken out for the loop so that the flow table can change meanwhile.
         let routing = Arc::clone(&self.routing);
         let route = routing.listener(listener);
         let lookup = &self.memory.lookup(now, &routing.lifetimes, Use::Prolong);
+        #[cfg(test)]
+        datagrams
+            .iter()
+            .for_each(|datagram| fixtures::trip(fixtures::AT_DECODING, datagram.octets));
         route.decoder.decode_batch(&cids[..count], &mut decoded[..count]);
         for index in 0..count {
+            self.at = Some(index);
             verdicts[index] = match packets[index] {
                 Ok(packet) => {
                     let Datagram { path, octets } = &datagrams[index];
-                    let (len, decoded) = (octets.len(), decoded[index]);
+                    let decoded = decoded[index];
                     let question =
-                        Question { now, listener, route, path, len, packet, decoded, lookup };
+                        Question { now, listener, route, path, octets, packet, decoded, lookup };
                     self.verdict(&routing, &question, index)
                 }
                 Err(malformed) => Verdict::Drop(malformed.into()),
             };
         }
+        self.at = None;
+    }
+
+    /// The number, in its batch, of the datagram that is being decided about; `None` between batches and while
+    /// connection IDs are decoded, which is done to all of them side by side.
+    pub(crate) const fn at(&self) -> Option<usize> {
+        self.at
     }
 
     /// What to answer to datagrams of the last batch: to those with [`Verdict::Reply`], and while
@@ -197,7 +256,10 @@ impl Forwarder {
         listener: ListenerIndex,
         datagram: &Datagram<'_>,
     ) -> Explanation {
-        explain::explain(&self.rules(&self.routing), &self.clock, now, listener, datagram)
+        #[cfg(test)]
+        fixtures::trip(fixtures::AT_DECODING, datagram.octets);
+        let rules = self.rules(&self.routing);
+        explain::explain(&rules, &self.clock, &self.refusals, now, listener, datagram)
     }
 
     /// Whether this forwarder has seen the client path, which the kernel gives to one worker alone.
@@ -205,13 +267,30 @@ impl Forwarder {
         self.affinity.get(listener, path).is_some()
     }
 
-    /// Takes note of a datagram that the backend of `flow` has sent to the client.
-    pub fn returned(&mut self, now: Instant, flow: FlowId, octets: &[u8]) {
-        self.flows.answered(now, flow);
-        // Only long headers show the server's connection ID and its length.
-        if octets.first().is_some_and(|first| first & 0x80 != 0) {
-            self.learn(now, flow, octets);
+    /// Takes note of a datagram that the backend of `flow` has sent; says whether it is for the client
+    /// of that flow, as far as can be seen, and whose connection ID it came with. What a server goes on
+    /// sending to the client that had the port before is for nobody.
+    pub fn returned(&mut self, now: Instant, flow: FlowId, octets: &[u8]) -> Returned {
+        #[cfg(test)]
+        fixtures::trip(fixtures::AT_RETURN, octets);
+        let (mut len, mut answered_as) = (octets.len(), None);
+        // Only long headers show connection IDs and their lengths.
+        if octets.first().is_some_and(|first| first & 0x80 != 0)
+            && let Ok(Packet::Long(header)) = Packet::read(octets)
+        {
+            if !self.flows.is_for(flow, header.dcid) {
+                return Returned::Stale;
+            }
+            answered_as = self.learn(now, flow, &header);
+            if header.version == 0 {
+                len = 0;
+            }
         }
+        let Self { routing, flows, affinity, .. } = self;
+        flows.answered(now, flow, len, affinity, |id| {
+            routing.backend(id).is_none_or(|backend| backend.state == BackendState::Down)
+        });
+        Returned::ForClient(answered_as)
     }
 
     /// Says what to do about `flow`, which the last batch started, whose upstream socket could not be
@@ -222,10 +301,13 @@ impl Forwarder {
 
     /// Ends flows that have been idle for too long and appends them to `expired`, and forgets client
     /// paths that nothing came from for as long. Sixteen calls look at everything once.
-    pub fn sweep(&mut self, now: Instant, expired: &mut Vec<FlowId>) {
-        let lifetimes = &self.routing.lifetimes;
-        self.flows.sweep(now, lifetimes, &mut self.affinity, expired);
-        self.affinity.sweep(now, lifetimes.flow_idle);
+    pub fn sweep(&mut self, now: Instant, expired: &mut Vec<Ended>) {
+        let Self { routing, memory, flows, affinity, .. } = self;
+        let lifetimes = &routing.lifetimes;
+        let lookup = memory.lookup(now, lifetimes, Use::Prolong);
+        let in_use = |backend, cid| memory.remember_connection(&lookup, backend, cid);
+        flows.sweep(now, lifetimes, affinity, expired, in_use);
+        affinity.sweep(now, lifetimes.flow_idle);
     }
 
     /// The flow behind a number from a verdict.
@@ -234,14 +316,33 @@ impl Forwarder {
         self.flows.get(flow)
     }
 
+    /// The connection ID of a server that the client of a flow uses.
+    pub(crate) fn cid_of(&self, flow: FlowId) -> Option<CidTag> {
+        self.flows.cid(flow)
+    }
+
     /// How many flows there are.
     #[must_use]
     pub fn flow_count(&self) -> usize {
         self.flows.len()
     }
 
+    /// How many have begun with a valid token so far, and come to nothing.
+    #[must_use]
+    pub const fn unfinished(&self) -> u64 {
+        self.flows.unfinished()
+    }
+
+    /// How many of them have not shown that there is a client at their address.
+    #[must_use]
+    pub fn unproven_flow_count(&self) -> usize {
+        self.flows.unproven()
+    }
+
     /// The verdict on datagram number `index` of its batch.
     fn verdict(&mut self, routing: &Routing, question: &Question<'_>, index: usize) -> Verdict {
+        #[cfg(test)]
+        fixtures::trip(fixtures::AT_VERDICT, question.octets);
         let known = self.rules(routing).known(question, &mut Untraced);
         let admitted = match (known, &question.packet) {
             (Some(_), Packet::Short(_)) => Admitted { begins: false, validated: false },
@@ -252,12 +353,10 @@ impl Forwarder {
         };
         let found = known.or_else(|| {
             let backend = self.rules(routing).choose(question, &mut Untraced)?;
-            Some(Known { rule: Rule::Fallback, backend })
+            Some(Known { rule: Rule::Fallback, backend, cid_len: 0 })
         });
         match found {
-            Some(Known { rule, backend }) => {
-                self.forward(routing, question, backend, rule, admitted)
-            }
+            Some(known) => self.forward(routing, question, known, admitted),
             None => Verdict::Drop(DropReason::NoBackend),
         }
     }
@@ -291,47 +390,75 @@ impl Forwarder {
                 Ok(()) => Verdict::Reply(ReplyKind::Retry),
                 Err(reason) => Verdict::Drop(reason),
             }),
+            Ruling::Refuse(version) => Err(match self.reply_refusal(question, version, index) {
+                Ok(()) => Verdict::Reply(ReplyKind::InvalidToken),
+                Err(reason) => Verdict::Drop(reason),
+            }),
             Ruling::Drop(reason) => Err(Verdict::Drop(reason)),
         }
     }
 
-    /// By what means a packet goes to `backend`: where that takes a flow, a new one if there is none.
+    /// By what means a packet goes to its backend: where that takes a flow, a new one if there is none.
     fn forward(
         &mut self,
         routing: &Routing,
         question: &Question<'_>,
-        backend: BackendId,
-        rule: Rule,
+        known: Known,
         admitted: Admitted,
     ) -> Verdict {
         let &Question { now, listener, path, lookup, .. } = question;
+        let Known { rule, backend, cid_len } = known;
         let Admitted { begins, validated } = admitted;
-        if let Packet::Long(header) = &question.packet
-            && (validated || matches!(rule, Rule::FourTuple | Rule::Fallback))
-        {
-            let handshake = NewHandshake { listener, path, header, backend, validated };
-            self.memory.remember_handshake(lookup, &handshake);
-        }
+        let scid = match &question.packet {
+            Packet::Long(header) => {
+                if validated || matches!(rule, Rule::FourTuple | Rule::Fallback) {
+                    let handshake = NewHandshake { listener, path, header, backend, validated };
+                    self.memory.remember_handshake(lookup, &handshake);
+                }
+                Some(header.scid)
+            }
+            Packet::Short(_) => None,
+        };
+        let dcid = question.dcid();
+        let cid = dcid.get(..cid_len).filter(|cid| !cid.is_empty());
+        let shown = Shown { cid: cid.map(CidTag::new), dcid, scid, validated };
         let forward = |via| Verdict::Forward { backend, rule, via };
-        if let Some(flow) = self.flows.find(now, listener, path, backend) {
+        if let Some(Found { flow, seen }) = self.flows.find(now, listener, path, backend, &shown) {
+            if let Some(cid) = seen {
+                self.memory.remember_connection(lookup, backend, cid);
+            }
+            if rule == Rule::FourTuple && scid.is_none() {
+                self.learn_used(routing, lookup, now, flow, dcid);
+            }
             return forward(Via::Flow(flow));
+        }
+        if let Some(reason) = question.route.gate.refuse(path.client, path.local) {
+            return Verdict::Drop(reason);
         }
         if routing.forwarding(backend) == Forwarding::Direct {
             self.affinity.used(now, listener, path, backend);
             return forward(Via::Direct);
         }
-        let opening = match question.packet {
-            Packet::Short(_) if rule == Rule::Cid => Opening::PathChange,
-            _ => Opening::New,
+        let (opening, attempts) = match rule {
+            Rule::Cid | Rule::Dcid if scid.is_none() => (Opening::PathChange, 1),
+            _ => (Opening::New, 0),
         };
-        let claim = match rule {
+        self.tally.attempts += attempts;
+        let may_move = |cid| self.memory.may_move(lookup, backend, cid);
+        let claim = match shown.cid {
             _ if validated => Claim::Validated,
-            Rule::Cid | Rule::Dcid if !begins => Claim::Established,
+            Some(cid) if !begins && may_move(cid) => Claim::Known,
+            Some(_) if !begins => Claim::Routable,
             _ => Claim::None,
         };
         let flow = Flow { listener, path: *path, backend };
-        match self.flows.open(now, flow, claim, &mut self.affinity) {
-            Some((flow, evicted)) => forward(Via::NewFlow(Opened { flow, evicted, opening })),
+        match self.flows.open(now, flow, claim, &shown, &mut self.affinity) {
+            Some((flow, evicted)) => {
+                if let Some(cid) = cid.filter(|_| rule == Rule::Dcid) {
+                    self.flows.set_cid_len(flow, cid.len());
+                }
+                forward(Via::NewFlow(Opened { flow, evicted, opening }))
+            }
             None => Verdict::Drop(DropReason::FlowLimit),
         }
     }
@@ -355,32 +482,87 @@ impl Forwarder {
         let random = &mut self.random;
         self.replies.push(index, ReplyKind::Retry, |out| {
             // Never more than came in.
-            let room = out.len().min(question.len);
+            let room = out.len().min(question.octets.len());
             tokens.write_retry(random, version, initial, client, unix, &mut out[..room])
         })
     }
 
-    /// Learns the connection ID of a server that has no routable ones from the long headers that
-    /// it sends, so that its connections survive a rebinding of the client too.
-    fn learn(&mut self, now: Instant, flow: FlowId, octets: &[u8]) {
-        let Ok(Packet::Long(header)) = Packet::read(octets) else { return };
-        // Version Negotiation echoes the client's connection IDs; they are not the server's.
-        if header.version == 0 || header.scid.is_empty() {
-            return;
+    /// Adds the refusal of datagram number `index` to the replies, if one more client may be told, and if a client sent it:
+    /// what was changed on the way would end a handshake that the next repetition would go on with.
+    fn reply_refusal(
+        &mut self,
+        question: &Question<'_>,
+        version: Version,
+        index: usize,
+    ) -> Result<(), DropReason> {
+        let Packet::Long(header) = &question.packet else { return Err(DropReason::Malformed) };
+        if !self.refusals.take(question.now) || !initial::is_authentic(question.octets) {
+            return Err(DropReason::InvalidToken);
         }
-        if !self.flows.is_news(flow, self.hash.hash_one(header.scid)) {
-            return;
+        let tokens = question.route.gate.tokens();
+        let random = &mut self.random;
+        self.replies.push(index, ReplyKind::InvalidToken, |out| {
+            // Never more than came in.
+            let room = out.len().min(question.octets.len());
+            tokens.write_refusal(random, version, header, &mut out[..room])
+        })
+    }
+
+    /// Learns from a long header of the backend of `flow` which connection ID it has: if that is not a
+    /// routable one, so that the connection survives a rebinding of the client too; if the client has
+    /// proved its address, so that its handshake does.
+    fn learn(&mut self, now: Instant, flow: FlowId, header: &LongHeader<'_>) -> Option<AnsweredAs> {
+        // Version Negotiation echoes the client's connection IDs; they are not the server's.
+        if header.version == 0 || header.scid.is_empty() || !self.flows.is_news(flow, header.scid) {
+            return None;
         }
         let &Flow { listener, backend, .. } = self.flows.get(flow);
-        let Some(server) = self.routing.backend(backend) else { return };
+        let server = self.routing.backend(backend)?;
+        let lookup = self.memory.lookup(now, &self.routing.lifetimes, Use::Prolong);
+        if self.flows.is_validated(flow) {
+            self.memory.remember_given(&lookup, header.scid, backend);
+        }
         let route = self.routing.listener(listener);
         let decoded = route.decoder.decode(header.scid);
-        if decoded.is_ok_and(|decoded| route.server(&decoded) == Some(backend)) {
-            return;
+        let named = decoded.ok().and_then(|decoded| route.server(&decoded));
+        if named == Some(backend) {
+            return Some(AnsweredAs::Itself);
         }
         let pool = self.routing.pool(server.pool);
-        let lookup = self.memory.lookup(now, &self.routing.lifetimes, Use::Prolong);
-        self.memory.learn_connection_id(&lookup, pool, header.scid, backend);
+        // Connections that share a flow take turns.
+        let is_known = self.memory.connection_id(&lookup, pool, header.scid).is_some();
+        if !is_known && self.flows.may_learn(now, flow) {
+            self.memory.learn_connection_id(&lookup, pool, header.scid, backend);
+        }
+        // The same server may be in several pools.
+        let is_another = |other: &&BackendRoute| other.address != server.address;
+        let another = named.and_then(|named| self.routing.backend(named)).filter(is_another);
+        Some(another.map_or(AnsweredAs::Nobody, |another| AnsweredAs::Another(another.id)))
+    }
+
+    /// Learns the connection ID at the front of `dcid` that a client goes on using on the path of
+    /// `flow` while its server goes on answering. Servers hand out most of their IDs where nobody can
+    /// read them; they are as long as the one that was seen.
+    ///
+    /// Whoever sends from a path of their own can have IDs learnt for their own server, a few of each
+    /// flow and none that is known to be another's; to harm somebody they have to know an ID that was
+    /// never used before, which is to be on the path.
+    fn learn_used(
+        &mut self,
+        routing: &Routing,
+        lookup: &Lookup,
+        now: Instant,
+        flow: FlowId,
+        dcid: &[u8],
+    ) {
+        let Some(cid) = self.flows.cid_in_use(now, flow, dcid) else { return };
+        let backend = self.flows.get(flow).backend;
+        if let Some(server) = routing.backend(backend)
+            && self.flows.may_learn(now, flow)
+        {
+            let pool = routing.pool(server.pool);
+            self.memory.learn_connection_id(lookup, pool, cid, backend);
+        }
     }
 }
 

@@ -8,9 +8,10 @@
 use std::time::Instant;
 
 use quic::{
-    invariants::Packet,
+    invariants::{LongHeader, Packet},
     routable::{Decoded, Unroutable},
 };
+use quic_lb_config::HashBy;
 
 use super::trace::{self, Trace};
 use crate::{
@@ -43,13 +44,24 @@ pub(super) struct Question<'a> {
     /// What the listener leads to.
     pub(super) route: &'a ListenerRoute,
     pub(super) path: &'a ClientPath,
-    /// Octets of the datagram.
-    pub(super) len: usize,
+    /// The UDP payload.
+    pub(super) octets: &'a [u8],
     /// The first packet of the datagram.
     pub(super) packet: Packet<'a>,
     pub(super) decoded: Result<Decoded, Unroutable>,
     /// What finding something in memory does to it.
     pub(super) lookup: &'a Lookup,
+}
+
+impl<'a> Question<'a> {
+    /// The destination connection ID, with all that follows it in a short header.
+    #[inline]
+    pub(super) const fn dcid(&self) -> &'a [u8] {
+        match self.packet {
+            Packet::Long(header) => header.dcid,
+            Packet::Short(header) => header.rest,
+        }
+    }
 }
 
 /// The server that is known to hold the connection of a packet, and the rule that knows it: one of
@@ -58,6 +70,8 @@ pub(super) struct Question<'a> {
 pub(super) struct Known {
     pub(super) rule: Rule,
     pub(super) backend: BackendId,
+    /// Octets of the destination connection ID, where it is one of the server's: by rules 1 and 3.
+    pub(super) cid_len: usize,
 }
 
 /// What the rules go by.
@@ -72,18 +86,17 @@ impl Rules<'_> {
     /// Rules 1 to 4, in order: the first that answers wins.
     #[inline]
     pub(super) fn known(&self, question: &Question<'_>, trace: &mut impl Trace) -> Option<Known> {
-        let known = |rule| move |backend| Known { rule, backend };
-        let cid = self.cid(question, trace);
-        if cid.is_some() {
-            return cid.map(known(Rule::Cid));
+        let known = |rule| move |backend| Known { rule, backend, cid_len: 0 };
+        if let Some(backend) = self.cid(question, trace) {
+            let needed = question.route.decoder.needed(question.dcid());
+            return Some(Known { rule: Rule::Cid, backend, cid_len: needed.unwrap_or(0) });
         }
         let scid = self.four_tuple_scid(question, trace);
         if scid.is_some() {
             return scid.map(known(Rule::FourTupleScid));
         }
-        let dcid = self.dcid(question, trace);
-        if dcid.is_some() {
-            return dcid.map(known(Rule::Dcid));
+        if let Some((backend, cid_len)) = self.dcid(question, trace) {
+            return Some(Known { rule: Rule::Dcid, backend, cid_len });
         }
         self.four_tuple(question, trace).map(known(Rule::FourTuple))
     }
@@ -102,13 +115,16 @@ impl Rules<'_> {
         chosen
     }
 
-    /// The backend that was seen to use the destination connection ID of a packet: rule 3, and what
-    /// admission wants to know of an Initial.
+    /// The backend that was seen to use the destination connection ID of a packet, and the length of
+    /// that: rule 3, and what admission wants to know of an Initial.
     #[inline]
-    pub(super) fn learnt(&self, question: &Question<'_>) -> Option<BackendId> {
+    pub(super) fn learnt(&self, question: &Question<'_>) -> Option<(BackendId, usize)> {
         let &Question { route, packet, lookup, .. } = question;
         self.routing.pools_behind(route).find_map(|pool| match packet {
-            Packet::Long(header) => self.memory.connection_id(lookup, pool, header.dcid),
+            Packet::Long(LongHeader { dcid, .. }) => {
+                let backend = self.memory.connection_id(lookup, pool, dcid)?;
+                Some((backend, dcid.len()))
+            }
             Packet::Short(header) => self.memory.connection_id_in_front(lookup, pool, header.rest),
         })
     }
@@ -130,7 +146,7 @@ impl Rules<'_> {
     ) -> Option<BackendId> {
         let &Question { listener, path, packet, lookup, .. } = question;
         let remembered = match packet {
-            Packet::Long(header) => self.memory.handshake(lookup, listener, path, header.scid),
+            Packet::Long(header) => self.memory.handshake(lookup, listener, path, &header),
             Packet::Short(_) => None,
         };
         // The handshake of such a packet has had no answer with a connection ID that leads to its
@@ -145,10 +161,10 @@ impl Rules<'_> {
     }
 
     #[inline]
-    fn dcid(&self, question: &Question<'_>, trace: &mut impl Trace) -> Option<BackendId> {
+    fn dcid(&self, question: &Question<'_>, trace: &mut impl Trace) -> Option<(BackendId, usize)> {
         let remembered = self.learnt(question);
-        let present = remembered.filter(|&id| self.routing.backend(id).is_some());
-        trace.step(Rule::Dcid, present, || trace::learnt(remembered));
+        let present = remembered.filter(|&(id, _)| self.routing.backend(id).is_some());
+        trace.step(Rule::Dcid, present.map(|(id, _)| id), || trace::learnt(remembered.is_some()));
         present
     }
 
@@ -177,10 +193,11 @@ fn may_keep(routing: &Routing, packet: Packet<'_>, id: BackendId) -> bool {
 }
 
 fn fallback_key<'a>(pool: &PoolRoute, packet: Packet<'a>, path: &ClientPath) -> FallbackKey<'a> {
-    match packet {
-        Packet::Long(header) if pool.routable && header.dcid.len() >= MIN_FIRST_DCID_LEN => {
+    match (pool.hash, packet) {
+        (HashBy::Dcid, Packet::Long(header)) if header.dcid.len() >= MIN_FIRST_DCID_LEN => {
             FallbackKey::ConnectionId(header.dcid)
         }
-        _ => FallbackKey::Client(path.client),
+        (HashBy::ClientAddress, _) => FallbackKey::Address(path.client.ip()),
+        (HashBy::Dcid | HashBy::ClientAddressAndPort, _) => FallbackKey::Client(path.client),
     }
 }

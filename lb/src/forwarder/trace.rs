@@ -1,6 +1,8 @@
 //! Who watches the rules: nobody on the packet path, `explain` otherwise; and what a rule saw, in
 //! words.
 
+use std::net::IpAddr;
+
 use quic::{
     invariants::Packet,
     routable::{Decoded, Unroutable},
@@ -79,10 +81,10 @@ pub(super) fn handshake(
     }
 }
 
-pub(super) fn learnt(remembered: Option<BackendId>) -> String {
-    match remembered {
-        None => "no server was seen to use this connection ID".into(),
-        Some(_) => "a server was seen to use this connection ID".into(),
+pub(super) fn learnt(is_remembered: bool) -> String {
+    match is_remembered {
+        false => "no server was seen to use this connection ID".into(),
+        true => "a server was seen to use this connection ID".into(),
     }
 }
 
@@ -97,6 +99,10 @@ pub(super) fn four_tuple(remembered: Option<BackendId>, present: Option<BackendI
 pub(super) fn fallback(key: FallbackKey<'_>) -> String {
     match key {
         FallbackKey::ConnectionId(_) => "hashed the destination connection ID".into(),
+        FallbackKey::Address(IpAddr::V4(_)) => "hashed the client's address".into(),
+        FallbackKey::Address(IpAddr::V6(_)) => {
+            "hashed the first 64 bits of the client's address".into()
+        }
         FallbackKey::Client(_) => "hashed the client's address and port".into(),
     }
 }

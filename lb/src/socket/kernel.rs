@@ -56,6 +56,18 @@ impl Name {
         }
     }
 
+    /// As [`Self::new`], for a socket that is of IPv6 or not. IPv4 addresses go by mapped ones there.
+    pub(super) fn towards(address: SocketAddr, ipv6: bool) -> (Self, libc::socklen_t) {
+        match address {
+            SocketAddr::V4(address) if ipv6 => {
+                let mapped = address.ip().to_ipv6_mapped();
+                Self::new(SocketAddrV6::new(mapped, address.port(), 0, 0).into())
+            }
+            address => Self::new(address),
+        }
+    }
+
+    /// The address; a mapped one as the IPv4 address that it stands for.
     pub(super) fn get(&self) -> Option<SocketAddr> {
         // SAFETY: all octets of the union are initialised from its construction on, and every
         // pattern of them is a valid value of each of its fields.
@@ -67,12 +79,14 @@ impl Name {
                 ))),
                 // The flow label is the sender's own matter and would make one client look
                 // like several.
-                libc::AF_INET6 => Some(SocketAddr::V6(SocketAddrV6::new(
-                    Ipv6Addr::from(self.v6.sin6_addr.s6_addr),
-                    u16::from_be(self.v6.sin6_port),
-                    0,
-                    self.v6.sin6_scope_id,
-                ))),
+                libc::AF_INET6 => {
+                    let address = Ipv6Addr::from(self.v6.sin6_addr.s6_addr);
+                    let port = u16::from_be(self.v6.sin6_port);
+                    Some(match address.to_ipv4_mapped() {
+                        Some(address) => SocketAddrV4::new(address, port).into(),
+                        None => SocketAddrV6::new(address, port, 0, self.v6.sin6_scope_id).into(),
+                    })
+                }
                 _ => None,
             }
         }
@@ -87,14 +101,14 @@ impl Name {
     }
 }
 
-/// Room for the control messages of one message, aligned as the kernel wants them: ECN, segment
-/// length and packet information take at most 88 octets.
+/// Room for the control messages of one message, aligned as the kernel wants them: traffic class, hop
+/// limit, segment length and packet information take at most 112 octets.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
-pub(super) struct Control([u8; 96]);
+pub(super) struct Control([u8; 128]);
 
 impl Control {
-    pub(super) const EMPTY: Self = Self([0; 96]);
+    pub(super) const EMPTY: Self = Self([0; 128]);
 
     /// Appends a control message at `at`.
     pub(super) fn push<T: Copy>(&mut self, at: &mut usize, level: c_int, kind: c_int, value: T) {

@@ -1,5 +1,5 @@
 //! UDP sockets as the data plane wants them: many datagrams per system call, offloads in both
-//! directions, ECN and local addresses per datagram, fragmentation refused.
+//! directions, traffic class, hop limit and local addresses per datagram, fragmentation refused.
 //!
 //! [`Socket`] is a descriptor with its options set, [`Receiver`] the memory that datagrams arrive
 //! in, [`Sender`] the arrays that a gathered send is described with, [`Poller`] says which socket
@@ -11,8 +11,10 @@
 //! that hold one can be sent to another thread.
 #![allow(unsafe_code)]
 
+mod confine;
 mod descriptors;
 mod kernel;
+mod marks;
 mod poll;
 mod receive;
 mod send;
@@ -30,9 +32,11 @@ use std::{
 
 use libc::c_int;
 
+pub(crate) use confine::{Confined, confine_thread, keep_memory_private};
 pub use descriptors::raise_descriptor_limit;
 pub(crate) use descriptors::{Lent, unshare_descriptors};
 use kernel::{Name, check, milliseconds, octets_of};
+pub use marks::{HopLimit, Marks, TrafficClass};
 pub use poll::{Poller, Ready};
 pub use receive::{Peer, Received, Receiver};
 pub use send::{Departure, Outgoing, Sender};
@@ -49,25 +53,6 @@ pub const MAX_SEND_LEN: usize = 65_535 - 40 - 8;
 const LISTENER_BUFFER: c_int = 8 << 20;
 /// What an upstream socket may have in flight on either side: several offloaded sends.
 const UPSTREAM_BUFFER: c_int = 1 << 20;
-
-/// The two bits that routers mark congestion with (RFC 3168, section 5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ecn(u8);
-
-impl Ecn {
-    /// Not ECN-capable transport.
-    pub const NOT_ECT: Self = Self(0b00);
-    /// ECN-capable transport, the second codepoint.
-    pub const ECT_1: Self = Self(0b01);
-    /// ECN-capable transport, the first codepoint.
-    pub const ECT_0: Self = Self(0b10);
-    /// Congestion experienced.
-    pub const CE: Self = Self(0b11);
-
-    const fn from_traffic_class(octet: u8) -> Self {
-        Self(octet & 0b11)
-    }
-}
 
 /// A UDP socket with its options set. It never blocks and refuses fragmentation.
 #[derive(Debug)]
@@ -86,6 +71,15 @@ pub enum Sharing {
     Join,
 }
 
+/// Which addresses a listener on an unspecified address has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// Those of its own family.
+    Own,
+    /// On `[::]`, also those of IPv4: clients that use it appear with IPv4 addresses.
+    Both,
+}
+
 /// How the port of an upstream socket is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortUse {
@@ -102,7 +96,24 @@ impl Socket {
     ///
     /// Those of socket(2) and bind(2).
     pub fn listener(address: SocketAddr, sharing: Sharing) -> io::Result<Self> {
+        Self::listener_of(address, Families::Own, sharing)
+    }
+
+    /// As [`Self::listener`], with addresses of these families.
+    ///
+    /// # Errors
+    ///
+    /// As for that one.
+    pub fn listener_of(
+        address: SocketAddr,
+        families: Families,
+        sharing: Sharing,
+    ) -> io::Result<Self> {
         let socket = Self::new(address.ip())?;
+        if families == Families::Both {
+            socket.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
+            socket.prepare_ipv4()?;
+        }
         if sharing == Sharing::Join {
             socket.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         }
@@ -141,6 +152,9 @@ impl Socket {
             check(unsafe { libc::fcntl(socket.raw(), write, flags | flag) })?;
         }
         socket.prepare(address.ip())?;
+        if address.is_ipv6() && socket.get(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)? == 0 {
+            socket.prepare_ipv4()?;
+        }
         socket.ask_for_local_addresses(address)?;
         socket.set_buffers(LISTENER_BUFFER);
         Ok(socket)
@@ -194,17 +208,25 @@ impl Socket {
         name.get().ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
-    /// Marks all datagrams from here on, unless their message says otherwise.
+    /// Marks all datagrams from here on with `marks`, unless their message says otherwise. Until now
+    /// they were marked with those of `before`.
     ///
     /// # Errors
     ///
     /// Those of setsockopt(2).
-    pub fn set_ecn(&self, ipv6: bool, ecn: Ecn) -> io::Result<()> {
-        if ipv6 {
-            self.set(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, c_int::from(ecn.0))
+    pub fn set_marks(&self, ipv6: bool, before: Marks, marks: Marks) -> io::Result<()> {
+        let (level, class, hops) = if ipv6 {
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, libc::IPV6_UNICAST_HOPS)
         } else {
-            self.set(libc::IPPROTO_IP, libc::IP_TOS, c_int::from(ecn.0))
+            (libc::IPPROTO_IP, libc::IP_TOS, libc::IP_TTL)
+        };
+        if marks.class != before.class {
+            self.set(level, class, c_int::from(marks.class.octet()))?;
         }
+        if marks.hops != before.hops {
+            self.set(level, hops, c_int::from(marks.hops.octet()))?;
+        }
+        Ok(())
     }
 
     /// Sends one datagram from a connected socket.
@@ -231,6 +253,13 @@ impl Socket {
         check(unsafe { libc::poll(&raw mut poll, 1, milliseconds(timeout)) })
     }
 
+    /// Has the kernel refuse all but the shortest datagrams, as it does where a backend cannot be sent to.
+    #[cfg(test)]
+    pub(crate) fn spoil(&self) {
+        // Segments of one octet, of which it takes a hundred or so in a message.
+        self.set(libc::SOL_UDP, libc::UDP_SEGMENT, 1).expect("offload");
+    }
+
     fn new(family_of: IpAddr) -> io::Result<Self> {
         let family = match family_of {
             IpAddr::V4(_) => libc::AF_INET,
@@ -252,20 +281,27 @@ impl Socket {
 
     /// Sets what every socket of ours has.
     fn prepare(&self, family_of: IpAddr) -> io::Result<()> {
-        // Fragmentation is refused without the kernel keeping a path MTU of its own: finding it
-        // is up to client and server, whose probes have to leave as they came.
-        if family_of.is_ipv4() {
-            let probe = libc::IP_PMTUDISC_PROBE;
-            self.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, probe)?;
-            self.set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
-        } else {
-            let probe = libc::IPV6_PMTUDISC_PROBE;
-            self.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, probe)?;
-            self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+        match family_of {
+            IpAddr::V4(_) => self.prepare_ipv4()?,
+            IpAddr::V6(_) => self.prepare_ipv6()?,
         }
         // A saving, not a need.
         let _ = self.set(libc::SOL_UDP, libc::UDP_GRO, 1);
         Ok(())
+    }
+
+    /// Fragmentation is refused without the kernel keeping a path MTU of its own: finding it is up to
+    /// client and server, whose probes have to leave as they came.
+    fn prepare_ipv4(&self) -> io::Result<()> {
+        self.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
+        self.set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+        self.set(libc::IPPROTO_IP, libc::IP_RECVTTL, 1)
+    }
+
+    fn prepare_ipv6(&self) -> io::Result<()> {
+        self.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+        self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+        self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)
     }
 
     /// Has a listener on an unspecified address told which address each datagram was sent to.

@@ -10,8 +10,9 @@ use std::{
 use libc::c_int;
 
 use super::{
-    Ecn, SLOTS, Socket,
+    SLOTS, Socket,
     kernel::{Control, NO_PART, Name, from_in_addr, no_header, read},
+    marks::{HopLimit, Marks, TrafficClass},
 };
 
 /// The most octets that arrive as one message: the length fields of UDP and IP have 16 bits.
@@ -19,6 +20,8 @@ const SLOT_LEN: usize = 65_536;
 /// From one slot to the next. With a power of two the first octets of all slots would compete for
 /// the same few lines of the L1 cache; nineteen lines, 1,216 octets, spread them.
 const SLOT_STRIDE: usize = SLOT_LEN + 19 * 64;
+/// The hop limit of a datagram of which the kernel does not say it: what most systems begin with.
+const UNTOLD_HOPS: HopLimit = HopLimit::new(64);
 
 /// One message as it arrived: a datagram, or several of one sender that the kernel joined.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +31,7 @@ pub struct Received {
     /// Where it was sent to, on a socket bound to an unspecified address.
     pub local: Option<IpAddr>,
     /// How it was marked.
-    pub ecn: Ecn,
+    pub marks: Marks,
     /// Its octets.
     pub len: usize,
     /// The octets of each of its datagrams; the last may have fewer. At least 1.
@@ -39,7 +42,7 @@ impl Received {
     const NOTHING: Self = Self {
         from: SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)),
         local: None,
-        ecn: Ecn::NOT_ECT,
+        marks: Marks { class: TrafficClass::NOT_ECT, hops: UNTOLD_HOPS },
         len: 0,
         segment: 1,
     };
@@ -193,11 +196,17 @@ impl Receiver {
                 let data_len = found.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
                 match (found.cmsg_level, found.cmsg_type) {
                     (libc::IPPROTO_IP, libc::IP_TOS) if data_len >= 1 => {
-                        received.ecn = Ecn::from_traffic_class(data.read());
+                        received.marks.class = TrafficClass::from_octet(data.read());
                     }
                     (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
                         if let Some(class) = read::<c_int>(data, data_len) {
-                            received.ecn = Ecn::from_traffic_class(class.to_le_bytes()[0]);
+                            received.marks.class = TrafficClass::from_octet(class.to_le_bytes()[0]);
+                        }
+                    }
+                    (libc::IPPROTO_IP, libc::IP_TTL)
+                    | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
+                        if let Some(hops) = read::<c_int>(data, data_len) {
+                            received.marks.hops = HopLimit::new(hops.to_le_bytes()[0]);
                         }
                     }
                     (libc::SOL_UDP, libc::UDP_GRO) => {
@@ -213,7 +222,7 @@ impl Receiver {
                     }
                     (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                         received.local = read::<libc::in6_pktinfo>(data, data_len)
-                            .map(|info| IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
+                            .map(|info| Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical());
                     }
                     _ => {}
                 }

@@ -10,8 +10,9 @@ use std::{
 use libc::c_int;
 
 use super::{
-    Ecn, SLOTS, Socket,
+    SLOTS, Socket,
     kernel::{Control, NO_PART, Name, no_header},
+    marks::{HopLimit, TrafficClass},
 };
 
 /// The most pieces of memory that the messages of one send may be gathered from (the kernel
@@ -29,12 +30,14 @@ pub struct Sender {
 /// How a message leaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Departure {
-    /// Where to; `None` on a connected socket.
+    /// Where to; `None` on a connected socket. An IPv4 address also where the socket has both families.
     pub to: Option<SocketAddr>,
     /// Which of the local addresses it leaves from; `None` for the one that the socket has.
     pub from: Option<IpAddr>,
-    /// How it is marked; `None` for the mark that the socket has.
-    pub ecn: Option<Ecn>,
+    /// How it is treated; `None` for what the socket says.
+    pub class: Option<TrafficClass>,
+    /// How far it goes; `None` for what the socket says.
+    pub hops: Option<HopLimit>,
     /// The octets of each datagram, if the message holds several.
     pub segment: Option<u16>,
     /// Whether the socket's family is IPv6.
@@ -102,7 +105,7 @@ impl<'data> Outgoing<'_, 'data> {
         let header = &mut headers[self.messages].msg_hdr;
         header.msg_namelen = 0;
         if let Some(to) = departure.to {
-            let (name, len) = Name::new(to);
+            let (name, len) = Name::towards(to, departure.ipv6);
             names[self.messages] = name;
             header.msg_namelen = len;
         }
@@ -167,13 +170,17 @@ impl Departure {
         if let Some(segment) = self.segment {
             control.push(&mut at, libc::SOL_UDP, libc::UDP_SEGMENT, segment);
         }
-        if let Some(Ecn(ecn)) = self.ecn {
-            let (level, kind) = if self.ipv6 {
-                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
-            } else {
-                (libc::IPPROTO_IP, libc::IP_TOS)
-            };
-            control.push(&mut at, level, kind, c_int::from(ecn));
+        // On a socket with both families, it is the datagram's own that counts.
+        let (level, class, hops) = if self.to.map_or(self.ipv6, |to| to.is_ipv6()) {
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, libc::IPV6_HOPLIMIT)
+        } else {
+            (libc::IPPROTO_IP, libc::IP_TOS, libc::IP_TTL)
+        };
+        if let Some(value) = self.class {
+            control.push(&mut at, level, class, c_int::from(value.octet()));
+        }
+        if let Some(value) = self.hops {
+            control.push(&mut at, level, hops, c_int::from(value.octet()));
         }
         match self.from {
             Some(IpAddr::V4(address)) => {

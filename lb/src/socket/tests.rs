@@ -1,6 +1,6 @@
 use std::{
     mem,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6, UdpSocket},
 };
 
 use super::*;
@@ -20,7 +20,8 @@ fn towards(peer: SocketAddr) -> Socket {
 }
 
 fn to_peer(peer: SocketAddr) -> Departure {
-    Departure { to: None, from: None, ecn: None, segment: None, ipv6: peer.is_ipv6() }
+    let ipv6 = peer.is_ipv6();
+    Departure { to: None, from: None, class: None, hops: None, segment: None, ipv6 }
 }
 
 fn receive(receiver: &mut Receiver, socket: &Socket) -> Vec<Received> {
@@ -102,16 +103,30 @@ fn marks_pass_by_message_and_by_socket_in_both_families() {
         let upstream = towards(address);
         let mut sender = Sender::new();
         let mut outgoing = sender.compose();
-        let marks = [None, Some(Ecn::ECT_1), Some(Ecn::ECT_0), Some(Ecn::CE), Some(Ecn::NOT_ECT)];
-        for ecn in marks {
-            outgoing.push(&Departure { ecn, ..to_peer(address) }, [[7].as_slice()]);
+        type Class = TrafficClass;
+        let marks = |class: Class, hops| Marks { class, hops: HopLimit::new(hops) };
+        let by_message = [
+            marks(Class::ECT_1, 1),
+            marks(Class::ECT_0.with_dscp(46), 255),
+            marks(Class::CE.with_dscp(63), 2),
+            marks(Class::NOT_ECT, 64),
+        ];
+        for Marks { class, hops } in by_message {
+            let departure = Departure { class: Some(class), hops: Some(hops), ..to_peer(address) };
+            outgoing.push(&departure, [[7].as_slice()]);
         }
-        assert_eq!(outgoing.send(&upstream, 0).unwrap(), marks.len());
-        upstream.set_ecn(address.is_ipv6(), Ecn::ECT_0).unwrap();
-        upstream.send(&[7]).unwrap();
+        assert_eq!(outgoing.send(&upstream, 0).unwrap(), by_message.len());
+        let by_socket =
+            [marks(Class::ECT_0.with_dscp(10), 9), marks(Class::ECT_0.with_dscp(10), 8)];
+        let mut before = Marks::UNSET;
+        for marks in by_socket {
+            upstream.set_marks(address.is_ipv6(), before, marks).unwrap();
+            upstream.send(&[7]).unwrap();
+            before = marks;
+        }
         let mut receiver = Receiver::new();
-        let got: Vec<Ecn> = receive(&mut receiver, &listener).iter().map(|r| r.ecn).collect();
-        assert_eq!(got, [Ecn::NOT_ECT, Ecn::ECT_1, Ecn::ECT_0, Ecn::CE, Ecn::NOT_ECT, Ecn::ECT_0]);
+        let got: Vec<Marks> = receive(&mut receiver, &listener).iter().map(|r| r.marks).collect();
+        assert_eq!(got, [&by_message[..], &by_socket].concat());
     }
 }
 
@@ -132,7 +147,8 @@ fn replies_leave_from_the_address_that_was_asked() {
         let departure = Departure {
             to: Some(received.from),
             from: received.local,
-            ecn: Some(Ecn::CE),
+            class: Some(TrafficClass::CE.with_dscp(46)),
+            hops: Some(HopLimit::new(7)),
             segment: Some(2),
             ipv6: target.is_ipv6(),
         };
@@ -142,7 +158,8 @@ fn replies_leave_from_the_address_that_was_asked() {
         let replies = receive(&mut receiver, &client);
         assert_eq!(replies.iter().map(Received::datagrams).sum::<usize>(), 2);
         assert_eq!(replies[0].from, target);
-        assert_eq!(replies[0].ecn, Ecn::CE);
+        let class = TrafficClass::CE.with_dscp(46);
+        assert_eq!(replies[0].marks, Marks { class, hops: HopLimit::new(7) });
     }
 }
 
@@ -192,7 +209,7 @@ fn a_port_serves_several_backends_once_it_is_ours() {
     let second = Socket::upstream(local, b, PortUse::Shared).unwrap();
     assert_eq!(second.local_address().unwrap(), local);
     // A stranger's port is refused even to those who would share.
-    let stranger = std::net::UdpSocket::bind(ANY_V4).unwrap();
+    let stranger = UdpSocket::bind(ANY_V4).unwrap();
     let error = Socket::upstream(stranger.local_addr().unwrap(), a, PortUse::Shared).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
 }
@@ -251,4 +268,28 @@ fn a_thread_can_have_descriptors_of_its_own() {
     .unwrap();
     assert!(shared.local_address().is_ok());
     assert!(raise_descriptor_limit().unwrap() > 0);
+}
+
+#[test]
+fn a_confined_thread_reads_files_and_sends_and_changes_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (there, new) = (folder.path().join("there"), folder.path().join("new"));
+    std::fs::write(&there, "words").unwrap();
+    // It holds for the thread alone.
+    let confined = std::thread::spawn({
+        let (there, new) = (there.clone(), new.clone());
+        move || {
+            let Confined { files } = confine_thread().unwrap();
+            assert_eq!(std::fs::read_to_string(&there).unwrap(), "words");
+            let (socket, to) = (UdpSocket::bind("127.0.0.1:0").unwrap(), "127.0.0.1:9");
+            socket.send_to(b"out", to).unwrap();
+            assert_eq!(std::fs::write(&new, "").is_err(), files);
+            assert_eq!(std::fs::write(&there, "others").is_err(), files);
+            assert_eq!(std::process::Command::new("true").status().is_err(), files);
+            assert_eq!(std::fs::remove_file(&there).is_err(), files);
+            confine_thread().unwrap();
+        }
+    });
+    confined.join().unwrap();
+    std::fs::write(&there, "the others may").unwrap();
 }

@@ -1,6 +1,6 @@
 //! From the backends to the clients: what was received for each flow, and sending it.
 
-use std::{io, ops::Range};
+use std::ops::Range;
 
 use super::{
     burst::Burst,
@@ -12,7 +12,8 @@ use crate::{
     client_path::ListenerIndex,
     counters::WorkerCounters,
     forwarder::Forwarder,
-    socket::{Departure, Ecn, Peer, Received, Receiver, SLOTS, Socket},
+    refusal::Refusal,
+    socket::{Departure, Marks, Peer, Received, Receiver, SLOTS, Socket, TrafficClass},
     verdict::FlowId,
 };
 
@@ -23,6 +24,8 @@ const RUNS: usize = 1_024;
 pub(super) struct ReturnPlan {
     filled: usize,
     flows: [FlowId; SLOTS],
+    /// Whether a slot is for nobody.
+    withheld: [bool; SLOTS],
     runs: Vec<Run<()>>,
     bundles: Vec<Bundle>,
 }
@@ -38,6 +41,7 @@ impl ReturnPlan {
         Self {
             filled: 0,
             flows: [FlowId(0); SLOTS],
+            withheld: [false; SLOTS],
             runs: Vec::with_capacity(RUNS),
             bundles: Vec::with_capacity(RUNS),
         }
@@ -65,17 +69,20 @@ impl ReturnPlan {
         let slots = first..SLOTS.min(first + share);
         match receiver.receive(socket, slots, Peer::Known) {
             Ok(received) => self.filled += received,
-            // Other errors are about datagrams that went the other way, too, and say less.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                backend.refused.add(1);
-            }
-            Err(_) => {}
+            // Errors are about datagrams that went the other way.
+            Err(error) => backend.refuse(Refusal::of(&error), 1),
         }
         let slots = first..self.filled;
         self.flows[slots.clone()].fill(flow);
+        self.withheld[slots.clone()].fill(false);
         let datagrams = slots.clone().map(|slot| receiver.received(slot).datagrams() as u64);
         backend.returned.add(datagrams.sum());
         slots
+    }
+
+    /// Keeps what was received into `slot` from being sent.
+    pub(super) const fn withhold(&mut self, slot: usize) {
+        self.withheld[slot] = true;
     }
 
     /// Sends what was received to the clients, counts it, and is empty again.
@@ -91,27 +98,40 @@ impl ReturnPlan {
             return;
         }
         for (index, listener) in listeners.iter().enumerate() {
-            let Self { filled, flows, runs, bundles } = self;
+            let Self { filled, flows, withheld, runs, bundles } = self;
+            let mut stale = 0;
             runs.clear();
             bundles.clear();
-            for slot in 0..*filled {
-                if forwarder.flow(flows[slot]).listener == ListenerIndex(index) {
-                    let follows = slot > 0 && flows[slot - 1] == flows[slot];
-                    plan_slot(slot, receiver.received(slot), follows, runs, bundles);
+            let (mut returned, mut octets, mut failed) = (0, 0, 0);
+            let mut planned = None;
+            for (slot, &flow) in flows[..*filled].iter().enumerate() {
+                if forwarder.flow(flow).listener != ListenerIndex(index) {
+                    continue;
+                }
+                let message = receiver.received(slot);
+                if withheld[slot] {
+                    stale += message.datagrams() as u64;
+                    planned = None;
+                } else if let Some(marks) = message.marks.onward() {
+                    plan_slot(slot, message, marks, planned == Some(flow), runs, bundles);
+                    planned = Some(flow);
+                } else {
+                    failed += message.datagrams() as u64;
                 }
             }
             let departure = |bundle: &Bundle| {
                 let slot = usize::from(runs[usize::from(bundle.first)].slot);
                 let path = &forwarder.flow(flows[slot]).path;
+                let Marks { class, hops } = bundle.marks;
                 Departure {
                     to: Some(path.client.0),
                     from: path.local,
-                    ecn: (bundle.ecn != Ecn::NOT_ECT).then_some(bundle.ecn),
+                    class: (class != TrafficClass::default()).then_some(class),
+                    hops: Some(hops),
                     segment: None,
                     ipv6: listener.ipv6,
                 }
             };
-            let (mut returned, mut octets, mut failed) = (0, 0, 0);
             let done = |sent: Sent<'_, ()>| match sent.fate {
                 None => {
                     returned += sent.count;
@@ -124,23 +144,26 @@ impl ReturnPlan {
             counters.returned.add(returned);
             counters.returned_bytes.add(octets);
             counters.return_failed.add(failed);
+            counters.return_stale.add(stale);
         }
-        transmitter.take_refused();
+        // About clients, and nobody's business but theirs.
+        transmitter.take_refusals();
         self.filled = 0;
     }
 }
 
-/// Adds the datagrams in `slot` to `runs` and `bundles`; they are of the same flow as those before
-/// them if it `follows`.
+/// Adds the datagrams in `slot`, which leave with `marks`, to `runs` and `bundles`; they are of the same
+/// flow as those before them if it `follows`.
 fn plan_slot(
     slot: usize,
     message: &Received,
+    marks: Marks,
     follows: bool,
     runs: &mut Vec<Run<()>>,
     bundles: &mut Vec<Bundle>,
 ) {
     let mut follows = follows;
-    let mut rest = Burst::of_message(slot, message);
+    let mut rest = Burst::of_message(slot, message, marks);
     while rest.count > 0 {
         let run = rest.split_off_whole().run(());
         #[expect(

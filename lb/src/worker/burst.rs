@@ -5,7 +5,7 @@ use std::ops::Range;
 use quic::routable::Decoder;
 
 use super::plan::{NO_RUN, Run};
-use crate::socket::{Ecn, MAX_SEGMENTS, Received, Receiver};
+use crate::socket::{MAX_SEGMENTS, Marks, Received, Receiver};
 
 /// Datagrams side by side in one slot about which the forwarder would say the same, if it says that
 /// their connection ID is routable: they came as one message, on one client path therefore, and
@@ -13,7 +13,8 @@ use crate::socket::{Ecn, MAX_SEGMENTS, Received, Receiver};
 #[derive(Clone, Copy)]
 pub(super) struct Burst {
     pub(super) slot: u8,
-    pub(super) ecn: Ecn,
+    /// As they leave.
+    pub(super) marks: Marks,
     start: u16,
     len: u16,
     segment: u16,
@@ -21,12 +22,12 @@ pub(super) struct Burst {
 }
 
 impl Burst {
-    /// All that arrived in `slot`, whether it begins alike or not.
+    /// All that arrived in `slot`, whether it begins alike or not, to leave with `marks`.
     #[expect(clippy::cast_possible_truncation, reason = "a message has less than 65,536 octets")]
-    pub(super) fn of_message(slot: usize, message: &Received) -> Self {
-        let Received { len, segment, ecn, .. } = *message;
+    pub(super) fn of_message(slot: usize, message: &Received, marks: Marks) -> Self {
+        let Received { len, segment, .. } = *message;
         let (len, segment, count) = (len as u16, segment as u16, message.datagrams() as u16);
-        Self { slot: slot as u8, ecn, start: 0, len, segment, count }
+        Self { slot: slot as u8, marks, start: 0, len, segment, count }
     }
 
     /// Takes off the datagrams in front that form a burst: one, or more if they begin alike.
@@ -104,8 +105,8 @@ impl Burst {
 
     /// As a run with this tag.
     pub(super) fn run<T>(&self, tag: T) -> Run<T> {
-        let Self { slot, ecn, start, len, count, .. } = *self;
+        let Self { slot, marks, start, len, count, .. } = *self;
         let segment = if count == 1 { len } else { self.segment };
-        Run { slot, tag, ecn, count, segment, start, len, next: NO_RUN }
+        Run { slot, tag, marks, count, segment, start, len, next: NO_RUN }
     }
 }

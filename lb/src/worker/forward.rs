@@ -1,7 +1,5 @@
 //! From a listener to the backends: what a batch becomes, flow by flow.
 
-use std::io;
-
 use super::{
     plan::{Bundle, NO_RUN, Run},
     transmit::{Sent, Transmitter},
@@ -10,12 +8,17 @@ use super::{
 use crate::{
     client_path::ListenerIndex,
     counters::WorkerCounters,
-    socket::{Departure, Ecn, Receiver},
+    refusal::Refusals,
+    socket::{Departure, HopLimit, Marks, Receiver},
     verdict::{FlowId, Rule},
 };
 
 /// Runs that one batch is split into at most before it is sent.
 const RUNS: usize = 1_024;
+/// As if no datagram had more hops before it than this when it arrived. Most systems begin with so many.
+/// Servers are near; where balancers send to each other in a circle by mistake, it ends within so many
+/// datagrams, whatever the sender wrote.
+const MOST_HOPS: HopLimit = HopLimit::new(64);
 
 /// The datagrams of a batch that are to be sent, by flow, each flow's in order.
 pub(super) struct ForwardPlan {
@@ -90,35 +93,33 @@ impl ForwardPlan {
             let first = &runs[usize::from(queue.first)];
             // Senders keep to one mark, and a mark that the socket has costs nothing per message.
             // Congestion is the exception that is not worth changing the socket for.
-            if first.ecn != upstream.ecn
-                && first.ecn != Ecn::CE
-                && socket.set_ecn(upstream.ipv6, first.ecn).is_ok()
+            if first.marks != upstream.marks
+                && !first.marks.class.is_congested()
+                && socket.set_marks(upstream.ipv6, upstream.marks, first.marks).is_ok()
             {
-                upstream.ecn = first.ecn;
+                upstream.marks = first.marks;
             }
-            let alone = first.next == NO_RUN && first.count == 1 && first.ecn == upstream.ecn;
+            let alone = first.next == NO_RUN && first.count == 1 && first.marks == upstream.marks;
             if alone {
-                match socket.send(receiver.octets(usize::from(first.slot), first.range())) {
-                    Ok(()) => {
-                        by_rule[first.tag as usize] += 1;
-                        backend.forwarded.add(1);
-                        continue;
-                    }
-                    // About an earlier datagram; this one is tried again below, as after any error.
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                        backend.refused.add(1);
-                    }
-                    Err(_) => {}
+                let octets = receiver.octets(usize::from(first.slot), first.range());
+                if transmitter.send_lone(socket, octets) {
+                    by_rule[first.tag as usize] += 1;
+                    backend.forwarded.add(1);
+                    continue;
                 }
             }
             bundles.clear();
             bundle_linked(runs, queue.first, bundles);
-            let departure = |bundle: &Bundle| Departure {
-                to: None,
-                from: None,
-                ecn: (bundle.ecn != upstream.ecn).then_some(bundle.ecn),
-                segment: None,
-                ipv6: upstream.ipv6,
+            let departure = |bundle: &Bundle| {
+                let Marks { class, hops } = bundle.marks;
+                Departure {
+                    to: None,
+                    from: None,
+                    class: (class != upstream.marks.class).then_some(class),
+                    hops: (hops != upstream.marks.hops).then_some(hops),
+                    segment: None,
+                    ipv6: upstream.ipv6,
+                }
             };
             let mut forwarded = 0;
             transmitter.send(socket, receiver, runs, bundles, departure, |sent: Sent<'_, Rule>| {
@@ -131,7 +132,9 @@ impl ForwardPlan {
                 }
             });
             backend.forwarded.add(forwarded);
-            backend.refused.add(transmitter.take_refused());
+            for (refusal, n) in transmitter.take_refusals().iter().flat_map(Refusals::iter) {
+                backend.refuse(refusal, n);
+            }
         }
         for (rule, count) in Rule::ALL.into_iter().zip(by_rule) {
             if count > 0 {
@@ -140,6 +143,12 @@ impl ForwardPlan {
         }
         runs.clear();
     }
+}
+
+/// What a datagram that arrived with `marks` leaves towards a backend with; `None` when it has come to its
+/// end.
+pub(super) fn onward(marks: Marks) -> Option<Marks> {
+    Marks { hops: marks.hops.min(MOST_HOPS), ..marks }.onward()
 }
 
 /// The runs of a flow, beginning with number `first`, as bundles.

@@ -8,7 +8,8 @@
 //!
 //! The kernel spreads client paths over the workers' sockets (SO_REUSEPORT), so that a client path
 //! is always the same worker's and nothing has to be shared. A worker reads the routing snapshot
-//! anew for each round, never waits for anyone else, and allocates nothing per datagram.
+//! anew for each round, never waits for anyone else, and allocates nothing per datagram. One that panics
+//! begins anew with the same listeners, and without its flows.
 //!
 //! | part | what it is for |
 //! | --- | --- |
@@ -19,8 +20,10 @@
 //! | `forward` | from a listener to the backends |
 //! | `back` | from the backends to the clients |
 //! | `mailbox` | questions from outside, one a round |
+//! | `panics` | what is kept of panics |
 //! | `upstreams` | the socket of each flow |
 //! | `ports` | the local ports that those have |
+//! | `loops` | datagrams that come round again |
 //! | `plan` | which datagrams may leave together |
 //! | `replies` | what the balancer answers by itself |
 //! | `transmit` | sending them, and what to do when the kernel refuses |
@@ -28,19 +31,23 @@
 mod back;
 mod burst;
 mod forward;
+mod loops;
 pub(crate) mod mailbox;
+pub(crate) mod panics;
 mod plan;
+mod port_range;
 mod ports;
 mod replies;
 mod round;
 mod setup;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod transmit;
 mod upstreams;
 
 use std::{
     io,
-    net::SocketAddr,
     num::NonZeroUsize,
     sync::{
         Arc,
@@ -55,13 +62,17 @@ use arc_swap::ArcSwap;
 use quic_lb_config::Config;
 
 use crate::{
+    client_path::ListenerAddr,
     counters::WorkerCounters,
     memory::Memory,
     routing::Routing,
     socket::{self, Lent, Sharing},
     totals::Totals,
 };
+use loops::UpstreamPorts;
 use mailbox::Mailboxes;
+use panics::Panics;
+use port_range::PortRange;
 pub use setup::Listen;
 use setup::{Setup, Source};
 use thread::Report;
@@ -77,14 +88,15 @@ pub struct Workers {
     stop: Arc<AtomicBool>,
     totals: Totals,
     mailboxes: Mailboxes,
-    addresses: Vec<SocketAddr>,
+    panics: Arc<Panics>,
+    addresses: Vec<ListenerAddr>,
     flow_capacity: usize,
 }
 
 impl Workers {
     /// Starts the workers of `config` with the sockets of its `listeners`, which are in its order.
     /// When this returns, all listeners are open, and those that were inherited belong to the workers
-    /// alone.
+    /// alone; if they are to be `confined`, the workers have given up what they do not need any more.
     ///
     /// # Errors
     ///
@@ -94,6 +106,7 @@ impl Workers {
         listeners: Vec<Listen>,
         routing: Arc<ArcSwap<Routing>>,
         memory: Arc<Memory>,
+        confined: bool,
     ) -> Result<Self, StartError> {
         let count = config.workers.or_else(|| std::thread::available_parallelism().ok());
         let count = count.map_or(1, NonZeroUsize::get);
@@ -109,32 +122,45 @@ impl Workers {
             stop: Arc::default(),
             totals: Totals::default(),
             mailboxes: Mailboxes::new(count),
-            addresses: config.listeners.iter().map(|listener| listener.address).collect(),
+            panics: Arc::new(Panics::new(count)),
+            addresses: config
+                .listeners
+                .iter()
+                .map(|listener| ListenerAddr(listener.address))
+                .collect(),
             flow_capacity: 0,
         };
         let descriptors = socket::raise_descriptor_limit().map_err(StartError::Descriptors)?;
         let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+        panics::tell_by_catching();
         let (report, reports) = mpsc::channel();
+        let upstream_ports = Arc::new(UpstreamPorts::default());
+        let ports = PortRange::of_the_system();
         for at in 0..count {
             let counters = Arc::new(WorkerCounters::new(config.listeners.len()));
             // The first worker takes the addresses, and finds out which ports stand for 0; the
             // others join it.
             let sharing = if at == 0 { Sharing::First } else { Sharing::Join };
             let source = |(listener, &address)| match listener {
-                &Listen::Bind(first) if at == 0 => Source::Bind(first, sharing),
-                Listen::Bind(_) => Source::Bind(address, sharing),
+                &Listen::Bind(first, families) if at == 0 => Source::Bind(first, families, sharing),
+                &Listen::Bind(_, families) => Source::Bind(address, families, sharing),
                 Listen::Inherit(sockets) => Source::Inherit(Lent::new(&sockets[at])),
             };
             let setup = Setup {
+                worker: at,
                 listeners: listeners.iter().zip(&workers.addresses).map(source).collect(),
                 flows: config.limits.flows.get().div_ceil(count),
                 descriptors,
                 siblings: count,
+                ports: ports.share(at, count).map_err(StartError::Poll)?,
                 stop: Arc::clone(&workers.stop),
                 routing: Arc::clone(&routing),
                 memory: Arc::clone(&memory),
                 counters: Arc::clone(&counters),
                 mailbox: workers.mailboxes.of(at),
+                confined,
+                upstream_ports: Arc::clone(&upstream_ports),
+                panics: Arc::clone(&workers.panics),
             };
             let report = report.clone();
             let thread = std::thread::Builder::new()
@@ -165,6 +191,11 @@ impl Workers {
         &self.totals
     }
 
+    /// What is known of their panics.
+    pub(crate) const fn panics(&self) -> &Arc<Panics> {
+        &self.panics
+    }
+
     /// The way to ask them something.
     pub(crate) const fn mailboxes(&self) -> &Mailboxes {
         &self.mailboxes
@@ -172,7 +203,7 @@ impl Workers {
 
     /// Where the listeners listen, in the order of the configuration.
     #[must_use]
-    pub fn local_addresses(&self) -> &[SocketAddr] {
+    pub fn local_addresses(&self) -> &[ListenerAddr] {
         &self.addresses
     }
 

@@ -2,10 +2,10 @@
 //!
 //! Datagrams that lie side by side in a receive buffer and belong to one flow form a [`Run`]; runs
 //! of one flow that the kernel can send as one message, a [`Bundle`]. A message may hold datagrams
-//! of one length, of which only the last may be shorter, with one ECN mark. Order within a flow is
+//! of one length, of which only the last may be shorter, marked alike. Order within a flow is
 //! kept: a run that does not fit the bundle before it begins another one.
 
-use crate::socket::{Ecn, MAX_SEGMENTS, MAX_SEND_LEN};
+use crate::socket::{MAX_SEGMENTS, MAX_SEND_LEN, Marks};
 
 /// No run follows.
 pub(super) const NO_RUN: u16 = u16::MAX;
@@ -16,7 +16,8 @@ pub(super) const NO_RUN: u16 = u16::MAX;
 pub(super) struct Run<T> {
     pub(super) slot: u8,
     pub(super) tag: T,
-    pub(super) ecn: Ecn,
+    /// As they leave.
+    pub(super) marks: Marks,
     /// How many there are.
     pub(super) count: u16,
     /// Octets of each; the last may have fewer.
@@ -82,7 +83,8 @@ pub(super) struct Bundle {
     pub(super) runs: u16,
     pub(super) count: u16,
     pub(super) segment: u16,
-    pub(super) ecn: Ecn,
+    /// As they leave.
+    pub(super) marks: Marks,
     octets: u32,
     full: bool,
 }
@@ -95,7 +97,7 @@ impl Bundle {
             runs: 1,
             count: run.count,
             segment: run.segment,
-            ecn: run.ecn,
+            marks: run.marks,
             octets: u32::from(run.len),
             full: run.is_full(),
         }
@@ -105,7 +107,7 @@ impl Bundle {
     pub(super) fn extend<T: Copy + PartialEq>(&mut self, run: &Run<T>) -> bool {
         let fits = self.full
             && run.continues(self.segment)
-            && run.ecn == self.ecn
+            && run.marks == self.marks
             && usize::from(self.count + run.count) <= MAX_SEGMENTS
             && self.octets as usize + usize::from(run.len) <= MAX_SEND_LEN;
         if fits {
@@ -134,17 +136,18 @@ impl Bundle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::socket::{HopLimit, TrafficClass};
     use proptest::prelude::*;
 
-    fn run(segment: u16, len: u16, ecn: Ecn) -> Run<()> {
+    fn run(segment: u16, len: u16, marks: Marks) -> Run<()> {
         let count = if segment == 0 { 1 } else { len.div_ceil(segment) };
-        Run { slot: 0, tag: (), ecn, count, segment, start: 0, len, next: NO_RUN }
+        Run { slot: 0, tag: (), marks, count, segment, start: 0, len, next: NO_RUN }
     }
 
     fn bundles(lengths: &[(u16, u16)]) -> Vec<u16> {
         let mut bundles: Vec<Bundle> = Vec::new();
         for &(segment, len) in lengths {
-            let run = run(segment, len, Ecn::NOT_ECT);
+            let run = run(segment, len, Marks::UNSET);
             if !bundles.last_mut().is_some_and(|bundle| bundle.extend(&run)) {
                 bundles.push(Bundle::new(0, &run));
             }
@@ -177,9 +180,18 @@ mod tests {
 
     #[test]
     fn another_mark_begins_another_message() {
-        let mut bundle = Bundle::new(0, &run(10, 10, Ecn::ECT_0));
-        assert!(!bundle.extend(&run(10, 10, Ecn::CE)));
-        assert!(bundle.extend(&run(10, 10, Ecn::ECT_0)));
+        let (class, hops) = (TrafficClass::ECT_0, HopLimit::new(60));
+        let marks = Marks { class, hops };
+        let mut bundle = Bundle::new(0, &run(10, 10, marks));
+        let others = [
+            Marks { class: TrafficClass::CE, hops },
+            Marks { class: class.with_dscp(46), hops },
+            Marks { class, hops: HopLimit::new(59) },
+        ];
+        for other in others {
+            assert!(!bundle.extend(&run(10, 10, other)));
+        }
+        assert!(bundle.extend(&run(10, 10, marks)));
     }
 
     proptest! {
@@ -194,7 +206,7 @@ mod tests {
             for &(segment, count) in &pieces {
                 let count = if segment == 0 { 1 } else { count };
                 let len = segment * count;
-                let piece = Run { slot: 3, start, count, ..run(segment, len, Ecn::NOT_ECT) };
+                let piece = Run { slot: 3, start, count, ..run(segment, len, Marks::UNSET) };
                 given.extend(piece.datagrams());
                 if !runs.last_mut().is_some_and(|run| run.extend(&piece)) {
                     runs.push(piece);

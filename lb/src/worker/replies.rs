@@ -39,7 +39,8 @@ impl Outbox {
                 batch[outgoing.len()] = Some(reply);
                 let path = &question[reply.datagram].path;
                 let (to, from) = (Some(path.client.0), path.local);
-                let departure = Departure { to, from, ecn: None, segment: None, ipv6 };
+                let departure =
+                    Departure { to, from, class: None, hops: None, segment: None, ipv6 };
                 outgoing.push(&departure, [reply.octets]);
             }
             let mut left = [false; SLOTS];

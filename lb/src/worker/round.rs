@@ -13,6 +13,7 @@
 
 use std::{
     io, mem,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -21,12 +22,16 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Cache};
+use tracing::error;
 
 use super::{
     back::{Listener, ReturnPlan},
     burst::Burst,
-    forward::ForwardPlan,
+    forward::{ForwardPlan, onward},
+    loops::{Passages, UpstreamPorts},
     mailbox::{Answer, Mailbox, Question, Sample},
+    panics::{self, Origin, Panic, Panics, Suspect, Told},
+    ports::NotOpened,
     replies::Outbox,
     setup::Setup,
     transmit::Transmitter,
@@ -34,13 +39,14 @@ use super::{
 };
 use crate::{
     backend::BackendId,
+    cid_tag::CidTag,
     client_path::{ClientAddr, ClientPath, ListenerIndex},
     counters::{ListenerCounters, WorkerCounters},
     explained::Explained,
-    forwarder::{BATCH, Clock, Datagram, Forwarder, OnFailure, Start, Tally},
+    forwarder::{AnsweredAs, BATCH, Clock, Datagram, Forwarder, OnFailure, Returned, Start, Tally},
     routing::Routing,
     socket::{Peer, Poller, Ready, Receiver, SLOTS, Socket},
-    verdict::{DropReason, FlowId, Opened, Rule, TokenResult, Verdict, Via},
+    verdict::{DropReason, Ended, FlowId, Opened, ReplyKind, Rule, TokenResult, Verdict, Via},
 };
 
 /// The longest that a worker sleeps, and the time from one sweep of its flows to the next.
@@ -57,14 +63,20 @@ const UNDECIDED: Verdict = Verdict::Drop(DropReason::Empty);
 
 /// One worker at work.
 pub(super) struct Datapath {
+    worker: usize,
     stop: Arc<AtomicBool>,
     mailbox: Arc<Mailbox>,
+    panics: Arc<Panics>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     /// The one that the forwarder has.
     snapshot: Arc<Routing>,
+    max_flows: usize,
     forwarder: Forwarder,
     listeners: Vec<Listener>,
     upstreams: Upstreams,
+    /// Those of all workers.
+    upstream_ports: Arc<UpstreamPorts>,
+    passages: Passages,
     poller: Poller,
     receiver: Receiver,
     transmitter: Transmitter,
@@ -81,33 +93,78 @@ pub(super) struct Datapath {
     single_verdicts: Vec<Verdict>,
     forward: ForwardPlan,
     back: ReturnPlan,
-    expired: Vec<FlowId>,
+    expired: Vec<Ended>,
     counters: Arc<WorkerCounters>,
+    /// Flows that had come to nothing before this one began.
+    unfinished_before: u64,
+    /// What the worker is at: whoever catches a panic looks here.
+    at: At,
+    /// What the forwarder was asked about last.
+    asked: Vec<Burst>,
+}
+
+/// The datagram that a worker is at.
+enum At {
+    /// None, or several.
+    Nothing,
+    /// Those that the forwarder is asked about.
+    Asked(ListenerIndex),
+    /// The first one of a burst of which the forwarder has decided.
+    Decided(ListenerIndex, Burst),
+    /// One that a backend has sent.
+    Returned { flow: FlowId, slot: usize, datagram: Range<usize> },
 }
 
 impl Datapath {
     pub(super) fn new(setup: &Setup, sockets: Vec<Socket>, max_flows: usize) -> io::Result<Self> {
-        let poller = Poller::new()?;
-        let mut listeners = Vec::with_capacity(sockets.len());
-        for (token, socket) in sockets.into_iter().enumerate() {
-            poller.watch(&socket, token as u64)?;
+        let listener = |socket: Socket| {
             let ipv6 = socket.local_address()?.is_ipv6();
-            listeners.push(Listener { socket, ipv6 });
+            Ok(Listener { socket, ipv6 })
+        };
+        let listeners = sockets.into_iter().map(listener).collect::<io::Result<_>>()?;
+        let upstreams = Upstreams::new(setup.ports.clone(), Arc::clone(&setup.upstream_ports));
+        Self::begin(setup, listeners, upstreams, max_flows)
+    }
+
+    /// A worker that takes the place of this one, which has panicked somewhere. Its listeners are the same sockets, so that
+    /// each client path remains its own; everything else is new. Its flows are gone, and their ports rest.
+    pub(super) fn anew(self, setup: &Setup) -> io::Result<Self> {
+        let Self { listeners, upstreams, forwarder, max_flows, .. } = self;
+        let upstreams = upstreams.after_loss(Instant::now(), |flow| forwarder.cid_of(flow));
+        Self::begin(setup, listeners, upstreams, max_flows)
+    }
+
+    fn begin(
+        setup: &Setup,
+        listeners: Vec<Listener>,
+        upstreams: Upstreams,
+        max_flows: usize,
+    ) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        for (token, listener) in listeners.iter().enumerate() {
+            poller.watch(&listener.socket, token as u64)?;
         }
         let mut routing = Cache::new(Arc::clone(&setup.routing));
         let snapshot = Arc::clone(routing.load());
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
+        let key = || getrandom::u64().map_err(io::Error::other);
+        let passages = ahash::RandomState::with_seeds(key()?, key()?, key()?, key()?);
         let clock = Clock { now: Instant::now(), unix: SystemTime::now() };
         let start = Start { clock, seed };
         Ok(Self {
+            worker: setup.worker,
             stop: Arc::clone(&setup.stop),
             mailbox: Arc::clone(&setup.mailbox),
+            panics: Arc::clone(&setup.panics),
             routing,
             snapshot: Arc::clone(&snapshot),
+            max_flows,
             forwarder: Forwarder::new(max_flows, snapshot, Arc::clone(&setup.memory), &start),
             listeners,
-            upstreams: Upstreams::new(),
+            upstreams,
+            upstream_ports: Arc::clone(&setup.upstream_ports),
+            passages: Passages::new(passages),
             poller,
             receiver: Receiver::new(),
             transmitter: Transmitter::new(),
@@ -121,6 +178,9 @@ impl Datapath {
             back: ReturnPlan::new(),
             expired: Vec::new(),
             counters: Arc::clone(&setup.counters),
+            unfinished_before: setup.counters.unfinished_flows.get(),
+            at: At::Nothing,
+            asked: Vec::with_capacity(BATCH),
         })
     }
 
@@ -137,11 +197,12 @@ impl Datapath {
             if let Some(question) = self.mailbox.take() {
                 self.answer(now, question);
             }
+            self.at = At::Nothing;
             if now >= next_sweep {
                 self.sweep(now);
                 next_sweep = now + TICK;
             }
-            let all_closed = self.upstreams.close_some();
+            let all_closed = self.upstreams.close_some(now);
             sleep = match all_closed {
                 true => next_sweep.saturating_duration_since(now),
                 false => Duration::ZERO,
@@ -150,17 +211,78 @@ impl Datapath {
         Ok(())
     }
 
-    /// Says what would become of a datagram, and changes nothing.
+    /// Says what would become of a datagram, and changes nothing, so that a panic is nothing but the lack of an answer.
     #[cold]
     fn answer(&self, now: Instant, Question { sample, answers }: Question) {
         let Sample { listener, path, octets } = &sample;
-        let datagram = Datagram { path: *path, octets };
-        let explanation = self.forwarder.explain(now, *listener, &datagram);
-        // Whoever has asked may not wait any more.
-        let _ = answers.send(Answer {
-            explained: Explained::new(octets, explanation, &self.snapshot),
-            knows_path: self.forwarder.knows(*listener, path),
+        let answer = panics::caught(|| {
+            let datagram = Datagram { path: *path, octets };
+            let explanation = self.forwarder.explain(now, *listener, &datagram);
+            Answer {
+                explained: Explained::new(octets, explanation, &self.snapshot),
+                knows_path: self.forwarder.knows(*listener, path),
+            }
         });
+        match answer {
+            // Whoever has asked may not wait any more.
+            Ok(answer) => drop(answers.send(answer)),
+            Err(told) => {
+                let (worker, listener, octets) = (self.worker, *listener, (**octets).into());
+                let Told { message, place } = &told;
+                error!(
+                    worker,
+                    message, place, "a question about a datagram has made a worker panic"
+                );
+                let client = path.client.0;
+                let suspect = Some(Suspect { origin: Origin::Question, client, listener, octets });
+                self.panics.keep(Panic {
+                    time: SystemTime::now(),
+                    worker,
+                    told,
+                    flows: 0,
+                    suspect,
+                });
+            }
+        }
+    }
+
+    /// The datagram that the worker was at when it panicked, as far as that can be told.
+    pub(super) fn suspect(&self) -> Option<Suspect> {
+        match &self.at {
+            At::Nothing => None,
+            &At::Asked(listener) => {
+                let at = self.forwarder.at().or_else(|| self.undecodable(listener))?;
+                Some(self.arrived(listener, self.asked.get(at)?))
+            }
+            At::Decided(listener, burst) => Some(self.arrived(*listener, burst)),
+            At::Returned { flow, slot, datagram } => {
+                let flow = self.forwarder.flow(*flow);
+                let octets = self.receiver.octets(*slot, datagram.clone()).into();
+                let (client, listener) = (flow.path.client.0, flow.listener);
+                Some(Suspect { origin: Origin::Backend, client, listener, octets })
+            }
+        }
+    }
+
+    /// The first of the datagrams asked about of which not even can be told what would become of it.
+    fn undecodable(&self, listener: ListenerIndex) -> Option<usize> {
+        self.asked.iter().position(|burst| {
+            let datagram = self.datagram(burst);
+            let now = Instant::now();
+            panics::caught(|| drop(self.forwarder.explain(now, listener, &datagram))).is_err()
+        })
+    }
+
+    fn arrived(&self, listener: ListenerIndex, burst: &Burst) -> Suspect {
+        let Datagram { path, octets } = self.datagram(burst);
+        Suspect { origin: Origin::Client, client: path.client.0, listener, octets: octets.into() }
+    }
+
+    /// The first one of a burst.
+    fn datagram(&self, burst: &Burst) -> Datagram<'_> {
+        let message = self.receiver.received(usize::from(burst.slot));
+        let path = ClientPath { client: ClientAddr(message.from), local: message.local };
+        Datagram { path, octets: burst.first_datagram(&self.receiver) }
     }
 
     fn refresh_routing(&mut self) {
@@ -215,7 +337,12 @@ impl Datapath {
         let decoder = &snapshot.listener(listener).decoder;
         for slot in 0..received {
             let message = *self.receiver.received(slot);
-            let mut rest = Burst::of_message(slot, &message);
+            let Some(marks) = onward(message.marks) else {
+                let counters = &self.counters.listeners[listener.0];
+                counters.drop(DropReason::HopLimit, message.datagrams() as u64);
+                continue;
+            };
+            let mut rest = Burst::of_message(slot, &message, marks);
             while rest.count > 0 {
                 let burst = rest.split_off_front(&self.receiver, decoder);
                 self.bursts.push(burst);
@@ -280,6 +407,9 @@ impl Datapath {
         bursts: &[Burst],
         verdicts: &mut [Verdict],
     ) {
+        self.asked.clear();
+        self.asked.extend_from_slice(bursts);
+        self.at = At::Asked(listener);
         let mut question = recycled(mem::take(&mut self.question));
         question.extend(bursts.iter().map(|burst| {
             let message = self.receiver.received(usize::from(burst.slot));
@@ -287,12 +417,13 @@ impl Datapath {
             Datagram { path, octets: burst.first_datagram(&self.receiver) }
         }));
         self.forwarder.decide_batch(now, listener, &question, verdicts);
+        self.at = At::Nothing;
         let counters = &self.counters.listeners[listener.0];
         count(self.forwarder.tally(), counters);
         let Listener { socket, ipv6 } = &self.listeners[listener.0];
         let replies = self.forwarder.replies();
         self.outbox.send(socket, *ipv6, &question, replies, |reply, sent| {
-            if sent {
+            if sent && reply.kind == ReplyKind::Retry {
                 counters.retries.add(1);
             }
             // One that goes with a datagram which is forwarded is nobody's verdict.
@@ -303,9 +434,10 @@ impl Datapath {
             }
         });
         self.question = recycled(question);
-        for verdict in &verdicts[..bursts.len()] {
+        for (burst, verdict) in bursts.iter().zip(&*verdicts) {
             if let Verdict::Forward { backend, via: Via::NewFlow(opened), .. } = verdict {
-                self.open(now, listener, *backend, opened);
+                self.at = At::Decided(listener, *burst);
+                self.open(now, listener, *backend, opened, burst);
             }
         }
     }
@@ -314,6 +446,7 @@ impl Datapath {
         if self.forward.is_full() {
             self.send_forward(listener);
         }
+        self.at = At::Decided(listener, *burst);
         match *verdict {
             Verdict::Drop(reason) => self.drop(listener, reason, burst),
             // Sent and counted when it was asked for.
@@ -339,25 +472,46 @@ impl Datapath {
         self.counters.listeners[listener.0].drop(reason, u64::from(burst.count));
     }
 
-    /// Opens the upstream socket of a flow that begins, and closes those of flows that make room.
-    fn open(&mut self, now: Instant, listener: ListenerIndex, backend: BackendId, opened: &Opened) {
+    /// Opens the upstream socket of a flow that begins with `burst`, and closes those of flows that make
+    /// room.
+    fn open(
+        &mut self,
+        now: Instant,
+        listener: ListenerIndex,
+        backend: BackendId,
+        opened: &Opened,
+        burst: &Burst,
+    ) {
         let Opened { flow, evicted, .. } = *opened;
         if let Some(evicted) = evicted {
-            self.upstreams.evict(&self.counters, evicted);
+            self.upstreams.evict(now, &self.counters, evicted);
         }
         // The forwarder lets a flow be tried once more at most.
+        let comes_back = self.comes_back(flow, burst);
+        let cid = self.forwarder.cid_of(flow);
         let connected = loop {
-            match self.connect(now, flow, backend) {
+            match comes_back.map_or_else(|| self.connect(now, flow, backend, cid), Err) {
                 Ok(connected) => break Ok(connected),
                 Err(why) => match self.forwarder.flow_failed(now, flow, why) {
                     OnFailure::RetryAfter(evicted) => {
-                        self.upstreams.evict(&self.counters, evicted);
+                        self.upstreams.evict(now, &self.counters, evicted);
                     }
                     OnFailure::Drop(reason) => break Err(reason),
                 },
             }
         };
         self.upstreams.put(&self.counters, listener, opened, connected);
+        self.counters.unproven_flows.set(self.forwarder.unproven_flow_count() as u64);
+    }
+
+    /// Why a flow is not to begin with `burst`, which we ourselves have sent, directly or round some
+    /// corners.
+    fn comes_back(&mut self, flow: FlowId, burst: &Burst) -> Option<DropReason> {
+        if self.upstream_ports.contains(self.forwarder.flow(flow).path.client.0) {
+            return Some(DropReason::OwnAddress);
+        }
+        let datagram = burst.first_datagram(&self.receiver);
+        self.passages.go_round(datagram, burst.marks.hops).then_some(DropReason::Loop)
     }
 
     fn connect(
@@ -365,13 +519,22 @@ impl Datapath {
         now: Instant,
         flow: FlowId,
         backend: BackendId,
+        cid: Option<CidTag>,
     ) -> Result<Connected, DropReason> {
-        let backend = self.snapshot.backend(backend).ok_or(DropReason::NoBackend)?;
-        self.upstreams.connect(now, &self.poller, &self.snapshot, flow, backend)
+        let Self { upstreams, poller, snapshot, counters, .. } = self;
+        let backend = snapshot.backend(backend).ok_or(DropReason::NoBackend)?;
+        let connected = upstreams.connect(now, poller, snapshot, flow, backend, cid);
+        connected.map_err(|NotOpened { reason, refusal }| {
+            if let Some(refusal) = refusal {
+                counters.backends[backend.id.slot()].refuse(refusal, 1);
+            }
+            reason
+        })
     }
 
     /// Sends what is queued for each flow.
     fn send_forward(&mut self, listener: ListenerIndex) {
+        self.at = At::Nothing;
         let Self { forward, receiver, transmitter, upstreams, counters, .. } = self;
         forward.send(receiver, transmitter, upstreams, counters, listener);
     }
@@ -381,17 +544,30 @@ impl Datapath {
         if self.back.is_full() {
             self.send_back();
         }
-        let Self { back, forwarder, receiver, upstreams, counters, .. } = self;
+        let Self { back, forwarder, receiver, upstreams, counters, at, .. } = self;
         let Some(upstream) = upstreams.get(flow) else { return };
         for slot in back.receive(receiver, upstream, counters, flow, share) {
-            for datagram in Burst::of_message(slot, receiver.received(slot)).datagrams() {
-                forwarder.returned(now, flow, receiver.octets(slot, datagram));
+            let message = receiver.received(slot);
+            for datagram in Burst::of_message(slot, message, message.marks).datagrams() {
+                *at = At::Returned { flow, slot, datagram: datagram.clone() };
+                match forwarder.returned(now, flow, receiver.octets(slot, datagram)) {
+                    Returned::Stale => back.withhold(slot),
+                    Returned::ForClient(None) => {}
+                    Returned::ForClient(Some(answered)) => {
+                        let another = match answered {
+                            AnsweredAs::Another(another) => Some(another),
+                            AnsweredAs::Itself | AnsweredAs::Nobody => None,
+                        };
+                        counters.backends[usize::from(upstream.backend)].answer(another);
+                    }
+                }
             }
         }
     }
 
     /// Sends what was collected to the clients.
     fn send_back(&mut self) {
+        self.at = At::Nothing;
         let Self { back, forwarder, receiver, transmitter, listeners, counters, .. } = self;
         back.send(forwarder, receiver, transmitter, listeners, counters);
     }
@@ -404,6 +580,9 @@ impl Datapath {
             self.upstreams.expire(&self.counters, flow);
         }
         self.expired = expired;
+        self.upstreams.sweep(now);
+        self.counters.unproven_flows.set(self.forwarder.unproven_flow_count() as u64);
+        self.counters.unfinished_flows.set(self.unfinished_before + self.forwarder.unfinished());
     }
 }
 

@@ -2,27 +2,27 @@
 //! snapshot.
 
 use std::{
-    net::SocketAddr,
     os::fd::OwnedFd,
     sync::{Arc, atomic::AtomicBool},
 };
 
 use arc_swap::ArcSwap;
-use quic_lb_config::Config;
+use quic_lb_config::{Config, Listener};
 
-use super::mailbox::Mailbox;
+use super::{loops::UpstreamPorts, mailbox::Mailbox, panics::Panics};
 use crate::{
+    client_path::ListenerAddr,
     counters::WorkerCounters,
     memory::Memory,
     routing::Routing,
-    socket::{Lent, Sharing},
+    socket::{Families, Lent, Sharing},
 };
 
 /// Where the sockets of a listener come from.
 #[derive(Debug)]
 pub enum Listen {
     /// Every worker opens one at this address.
-    Bind(SocketAddr),
+    Bind(ListenerAddr, Families),
     /// They are open, one for each worker, at one address that they share (SO_REUSEPORT).
     Inherit(Vec<OwnedFd>),
 }
@@ -31,7 +31,11 @@ impl Listen {
     /// At the addresses of `config`.
     #[must_use]
     pub fn at_addresses_of(config: &Config) -> Vec<Self> {
-        config.listeners.iter().map(|listener| Self::Bind(listener.address)).collect()
+        let bind = |listener: &Listener| {
+            let families = if listener.both_families { Families::Both } else { Families::Own };
+            Self::Bind(ListenerAddr(listener.address), families)
+        };
+        config.listeners.iter().map(bind).collect()
     }
 }
 
@@ -39,22 +43,32 @@ impl Listen {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Source {
     /// The worker opens it.
-    Bind(SocketAddr, Sharing),
+    Bind(ListenerAddr, Families, Sharing),
     /// It is open.
     Inherit(Lent),
 }
 
 /// All that a worker is started with.
 pub(super) struct Setup {
+    /// Its number.
+    pub(super) worker: usize,
     /// In the order of the configuration.
     pub(super) listeners: Vec<Source>,
     pub(super) flows: usize,
     pub(super) descriptors: usize,
     pub(super) siblings: usize,
+    /// The local ports that its upstream sockets may have.
+    pub(super) ports: Vec<u16>,
     /// Becomes true when it is to end.
     pub(super) stop: Arc<AtomicBool>,
     pub(super) routing: Arc<ArcSwap<Routing>>,
     pub(super) memory: Arc<Memory>,
     pub(super) counters: Arc<WorkerCounters>,
     pub(super) mailbox: Arc<Mailbox>,
+    /// Whether it gives up what it does not need, once its listeners are open.
+    pub(super) confined: bool,
+    /// Those of all workers.
+    pub(super) upstream_ports: Arc<UpstreamPorts>,
+    /// Where panics of all workers are told.
+    pub(super) panics: Arc<Panics>,
 }

@@ -1,18 +1,37 @@
-//! The thread of a worker: its descriptors, its listeners, and its report that it is ready.
+//! The thread of a worker: its descriptors, its listeners, its report that it is ready, and that it goes on after
+//! a panic.
 
-use std::{io, net::SocketAddr, sync::mpsc};
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the shell around a worker: it says when a panic was"
+)]
+
+use std::{
+    io,
+    sync::{atomic::Ordering::Relaxed, mpsc},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
 
 use quic_lb_config::system_error::{reason, why_not_listening};
+use tracing::{error, warn};
 
 use super::{
+    panics::{self, Panic, Told},
     round::Datapath,
     setup::{Setup, Source},
 };
-use crate::socket::{self, Socket};
+use crate::{
+    client_path::ListenerAddr,
+    socket::{self, Socket},
+};
 
 /// Descriptors of a worker that are not flows: standard streams, the poller, the short-lived
 /// sockets that source addresses are found with; listeners come on top.
 const SPARE_DESCRIPTORS: usize = 16;
+
+/// The longest that a worker which pauses does not look whether it is to end.
+const NAP: Duration = Duration::from_millis(50);
 
 /// Why the workers could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +40,7 @@ pub enum StartError {
     #[error("cannot listen on {address}: {}", why_not_listening(error))]
     Listen {
         /// Its address.
-        address: SocketAddr,
+        address: ListenerAddr,
         /// What the kernel said.
         error: io::Error,
     },
@@ -54,7 +73,7 @@ pub enum StartError {
 
 /// What a worker reports when its listeners are open.
 pub(super) struct Readiness {
-    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) addresses: Vec<ListenerAddr>,
     pub(super) flow_capacity: usize,
 }
 
@@ -66,14 +85,55 @@ impl Setup {
         let opened = self.open();
         // Nobody listens any more when another worker has failed to start.
         match opened {
-            Ok((mut datapath, ready)) => {
+            Ok((datapath, ready)) => {
+                if self.confined
+                    && let Err(error) = socket::confine_thread()
+                {
+                    warn!(%error, "a worker keeps rights that it does not need");
+                }
                 let _ = report.send(Ok(ready));
-                datapath.run()
+                self.work(datapath)
             }
             Err(error) => {
                 let _ = report.send(Err(error));
                 Ok(())
             }
+        }
+    }
+
+    /// Runs until the worker is to end. After each panic it begins anew.
+    fn work(&self, mut datapath: Datapath) -> io::Result<()> {
+        loop {
+            let told = match panics::caught(|| datapath.run()) {
+                Ok(ended) => return ended,
+                Err(told) => told,
+            };
+            let pause = self.tell(&datapath, told);
+            datapath = datapath.anew(self)?;
+            self.pause(pause);
+        }
+    }
+
+    /// Tells of a panic; says how long to wait after it.
+    fn tell(&self, datapath: &Datapath, told: Told) -> Duration {
+        let worker = self.worker;
+        let flows = self.counters.on_panic();
+        let suspect = panics::caught(|| datapath.suspect()).unwrap_or_default();
+        let Told { message, place } = told.clone();
+        let panic = Panic { time: SystemTime::now(), worker, told, flows, suspect };
+        let pause = self.panics.add(Instant::now(), panic);
+        error!(worker, message, place, flows, ?pause, "a worker has panicked and begins anew");
+        pause
+    }
+
+    fn pause(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        while !self.stop.load(Relaxed) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            thread::sleep(left.min(NAP));
         }
     }
 
@@ -93,9 +153,10 @@ impl Setup {
         let mut addresses = Vec::with_capacity(self.listeners.len());
         for source in &self.listeners {
             let (socket, address) = match *source {
-                Source::Bind(address, sharing) => {
+                Source::Bind(address, families, sharing) => {
                     let refused = |error| StartError::Listen { address, error };
-                    let socket = Socket::listener(address, sharing).map_err(refused)?;
+                    let socket =
+                        Socket::listener_of(address.0, families, sharing).map_err(refused)?;
                     let address = socket.local_address().map_err(refused)?;
                     (socket, address)
                 }
@@ -107,7 +168,7 @@ impl Setup {
                 }
             };
             sockets.push(socket);
-            addresses.push(address);
+            addresses.push(ListenerAddr(address));
         }
         let datapath = Datapath::new(self, sockets, max_flows).map_err(StartError::Poll)?;
         Ok((datapath, Readiness { addresses, flow_capacity: max_flows }))

@@ -8,10 +8,11 @@
 //! | no room | one wait of a millisecond per round, then given up: QUIC repeats what matters |
 //! | anything else | given up |
 
-use std::{io, time::Duration};
+use std::{io, mem, time::Duration};
 
 use super::plan::{Bundle, Run};
 use crate::{
+    refusal::{Refusal, Refusals},
     socket::{Departure, MAX_SEGMENTS, Outgoing, Receiver, Sender, Socket},
     verdict::DropReason,
 };
@@ -46,13 +47,24 @@ struct State {
     /// Whether the kernel takes several datagrams in one message, by family.
     offload: [bool; 2],
     may_wait: bool,
-    refused: u64,
+    /// Whether there is anything in `refusals`, which mostly there is not.
+    refused: bool,
+    refusals: Refusals,
+    /// What a lone datagram met that is tried again.
+    first: Option<Refusal>,
 }
 
 impl Transmitter {
     pub(super) fn new() -> Self {
         let (sender, one_by_one) = (Sender::new(), Sender::new());
-        Self { sender, one_by_one, state: State { offload: [true; 2], may_wait: true, refused: 0 } }
+        let state = State {
+            offload: [true; 2],
+            may_wait: true,
+            refused: false,
+            refusals: Refusals::default(),
+            first: None,
+        };
+        Self { sender, one_by_one, state }
     }
 
     /// Begins a round.
@@ -60,9 +72,31 @@ impl Transmitter {
         self.state.may_wait = true;
     }
 
-    /// How often "connection refused" was reported since this was asked last.
-    pub(super) fn take_refused(&mut self) -> u64 {
-        std::mem::take(&mut self.state.refused)
+    /// What the kernel has refused since this was asked last, if anything.
+    pub(super) fn take_refusals(&mut self) -> Option<Refusals> {
+        let State { refused, refusals, first, .. } = &mut self.state;
+        // One that came again was about the datagram itself, and is counted. Others were about an earlier one.
+        if let Some(first) = first.take()
+            && first.is_about_backend()
+            && !refusals.has(first)
+        {
+            *refused = true;
+            refusals.add(first, 1);
+        }
+        mem::take(refused).then(|| mem::take(refusals))
+    }
+
+    /// Sends a lone datagram from a connected socket at the least cost; says whether it left. If not, it is for
+    /// [`Self::send`] to try again: the error may be about an earlier one.
+    #[inline]
+    pub(super) fn send_lone(&mut self, socket: &Socket, octets: &[u8]) -> bool {
+        match socket.send(octets) {
+            Ok(()) => true,
+            Err(error) => {
+                self.state.first = Some(Refusal::of(&error));
+                false
+            }
+        }
     }
 
     /// Sends `bundles` in order, each as `departure` says, and tells `done` what became of them.
@@ -119,6 +153,7 @@ impl Transmitter {
                                 state.offload[usize::from(how.ipv6)] = false;
                             }
                         } else {
+                            state.refuse(&error);
                             let fate = Some(reason(&error));
                             report(&bundles[at..=at], runs, fate, &mut done);
                         }
@@ -146,7 +181,8 @@ impl State {
                 Err(error) => error,
             };
             match error.raw_os_error() {
-                Some(libc::ECONNREFUSED) => self.refused += 1,
+                // The last attempt is counted by whoever gives up.
+                Some(libc::ECONNREFUSED) if attempt < ATTEMPTS => self.refuse(&error),
                 Some(libc::EMSGSIZE) if !was_too_big => was_too_big = true,
                 Some(libc::EAGAIN | libc::ENOBUFS) if self.may_wait => {
                     self.may_wait = false;
@@ -159,6 +195,12 @@ impl State {
             }
             attempt += 1;
         }
+    }
+
+    #[cold]
+    fn refuse(&mut self, error: &io::Error) {
+        self.refused = true;
+        self.refusals.add(Refusal::of(error), 1);
     }
 
     /// Sends each datagram as a message; says whether all of them left.
@@ -184,6 +226,7 @@ impl State {
             match self.attempt(socket, &mut outgoing, at) {
                 Ok(sent) => at += sent,
                 Err(error) => {
+                    self.refuse(&error);
                     fates[at] = Some(reason(&error));
                     at += 1;
                 }
@@ -221,5 +264,73 @@ fn reason(error: &io::Error) -> DropReason {
     match error.raw_os_error() {
         Some(libc::EMSGSIZE) => DropReason::TooBig,
         _ => DropReason::SendFailed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::{
+        socket::{Marks, Peer, PortUse, SLOTS},
+        worker::plan::NO_RUN,
+    };
+
+    /// Sends one datagram twice as workers send lone ones; says what was refused, and what became of it.
+    fn send_lone(socket: &Socket, octets: &[u8]) -> (Vec<(Refusal, u64)>, Fate) {
+        let ours = Socket::listener(([127, 0, 0, 1], 0).into(), crate::socket::Sharing::First);
+        let ours = ours.expect("a socket");
+        let sender = UdpSocket::bind("127.0.0.1:0").expect("another");
+        sender.send_to(octets, ours.local_address().expect("bound")).expect("loopback");
+        let mut receiver = Receiver::new();
+        while receiver.receive(&ours, 0..SLOTS, Peer::Known).expect("received") == 0 {}
+
+        let len = u16::try_from(octets.len()).expect("one datagram");
+        let marks = Marks::UNSET;
+        let run =
+            Run { slot: 0, tag: (), marks, count: 1, segment: len, start: 0, len, next: NO_RUN };
+        let mut transmitter = Transmitter::new();
+        let mut fate = None;
+        if !transmitter.send_lone(socket, octets) {
+            let departure = |_: &Bundle| Departure {
+                to: None,
+                from: None,
+                class: None,
+                hops: None,
+                segment: None,
+                ipv6: false,
+            };
+            let bundles = [Bundle::new(0, &run)];
+            transmitter.send(socket, &receiver, &[run], &bundles, departure, |sent| {
+                fate = sent.fate;
+            });
+        }
+        let refusals = transmitter.take_refusals();
+        assert!(transmitter.take_refusals().is_none(), "each is told once");
+        (refusals.iter().flat_map(Refusals::iter).collect(), fate)
+    }
+
+    #[test]
+    fn what_the_kernel_goes_on_refusing_counts_once_for_a_lone_datagram() {
+        let peer = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let peer = peer.local_addr().expect("bound");
+        let local = ([127, 0, 0, 1], 0).into();
+        let socket = Socket::upstream(local, peer, PortUse::Exclusive).expect("another");
+        socket.spoil();
+        let (refusals, fate) = send_lone(&socket, &[0x40; 300]);
+        assert_eq!(refusals, [(Refusal::Invalid, 1)]);
+        assert_eq!(fate, Some(DropReason::SendFailed));
+    }
+
+    #[test]
+    fn what_was_about_an_earlier_datagram_counts_too() {
+        let nobody = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let peer = nobody.local_addr().expect("bound");
+        drop(nobody);
+        let local = ([127, 0, 0, 1], 0).into();
+        let socket = Socket::upstream(local, peer, PortUse::Exclusive).expect("another");
+        assert_eq!(send_lone(&socket, &[0x40; 300]), (vec![], None));
+        assert_eq!(send_lone(&socket, &[0x40; 300]), (vec![(Refusal::ConnectionRefused, 1)], None));
     }
 }

@@ -3,15 +3,19 @@
 //! Sockets of flows that have ended are closed a few at a time: closing is slow, and many flows end
 //! together.
 
-use std::{collections::VecDeque, mem, time::Instant};
+use std::{collections::VecDeque, mem, sync::Arc, time::Instant};
 
-use super::ports::{Lease, Ports};
+use super::{
+    loops::UpstreamPorts,
+    ports::{Lease, NotOpened, Ports},
+};
 use crate::{
+    cid_tag::CidTag,
     client_path::ListenerIndex,
     counters::WorkerCounters,
     routing::{BackendRoute, Routing},
-    socket::{Ecn, Poller, Socket},
-    verdict::{DropReason, FlowId, Opened, Opening},
+    socket::{Marks, Poller, Socket},
+    verdict::{DropReason, Ended, FlowId, Opened, Opening},
 };
 
 /// Sockets of ended flows that one round closes.
@@ -25,14 +29,14 @@ const FIRST_FLOW: u64 = 1 << 32;
 pub(super) struct Upstreams {
     sockets: Vec<Upstream>,
     ports: Ports,
-    closing: VecDeque<(Socket, Lease)>,
+    closing: VecDeque<(Socket, Lease, Option<CidTag>)>,
 }
 
 /// The socket of a flow.
 pub(super) struct Upstream {
     pub(super) connection: Connection,
     /// How the socket marks datagrams that do not say.
-    pub(super) ecn: Ecn,
+    pub(super) marks: Marks,
     pub(super) ipv6: bool,
     /// Where its datagrams of the current batch are.
     pub(super) queue: u16,
@@ -62,8 +66,25 @@ pub(super) fn flow_of(token: u64) -> Option<FlowId> {
 }
 
 impl Upstreams {
-    pub(super) fn new() -> Self {
-        Self { sockets: Vec::new(), ports: Ports::default(), closing: VecDeque::new() }
+    /// Their local ports are among `ports`; those in use are `in_use`.
+    pub(super) fn new(ports: Vec<u16>, in_use: Arc<UpstreamPorts>) -> Self {
+        let ports = Ports::new(ports, in_use);
+        Self { sockets: Vec::new(), ports, closing: VecDeque::new() }
+    }
+
+    /// As they are once all sockets are closed, wherever the worker was amid its work; their ports rest. `cid` says which
+    /// connection ID of a server the client of a flow has used last.
+    pub(super) fn after_loss(self, now: Instant, cid: impl Fn(FlowId) -> Option<CidTag>) -> Self {
+        let Self { sockets, ports, closing } = self;
+        let mut leases = Vec::with_capacity(sockets.len() + closing.len());
+        leases.extend(closing.into_iter().map(|(_, lease, cid)| (lease, cid)));
+        for (flow, Upstream { connection, .. }) in (0..).zip(sockets) {
+            if let Connection::Open(_, lease) = connection {
+                leases.push((lease, cid(FlowId(flow))));
+            }
+        }
+        let ports = ports.after_loss(now, leases);
+        Self { sockets: Vec::new(), ports, closing: VecDeque::new() }
     }
 
     #[inline]
@@ -77,7 +98,7 @@ impl Upstreams {
         &mut self.sockets[flow.index()]
     }
 
-    /// Opens a socket for `flow` towards `backend`.
+    /// Opens a socket for `flow` towards `backend`, and counts for it what the kernel says against that.
     pub(super) fn connect(
         &mut self,
         now: Instant,
@@ -85,13 +106,14 @@ impl Upstreams {
         routing: &Routing,
         flow: FlowId,
         backend: &BackendRoute,
-    ) -> Result<Connected, DropReason> {
+        cid: Option<CidTag>,
+    ) -> Result<Connected, NotOpened> {
         let sources = &routing.pool(backend.pool).source_addresses;
-        let (socket, lease) = self.ports.open(now, backend.address, sources)?;
+        let (socket, lease) = self.ports.open(now, backend.address, sources, cid)?;
         if poller.watch(&socket, FIRST_FLOW + flow.index() as u64).is_err() {
             drop(socket);
-            self.ports.release(lease);
-            return Err(DropReason::DescriptorLimit);
+            self.ports.release(now, lease, None);
+            return Err(NotOpened { reason: DropReason::DescriptorLimit, refusal: None });
         }
         #[expect(clippy::cast_possible_truncation, reason = "below MAX_BACKENDS")]
         let slot = backend.id.slot() as u16;
@@ -119,7 +141,14 @@ impl Upstreams {
                 #[expect(clippy::cast_possible_truncation, reason = "each has a descriptor")]
                 let listener = listener.0 as u16;
                 let connection = Connection::Open(socket, lease);
-                Upstream { connection, ecn: Ecn::NOT_ECT, ipv6, queue: NO_QUEUE, listener, backend }
+                Upstream {
+                    connection,
+                    marks: Marks::UNSET,
+                    ipv6,
+                    queue: NO_QUEUE,
+                    listener,
+                    backend,
+                }
             }
             Err(reason) => {
                 Upstream { connection: Connection::Missing(reason), ..Upstream::default() }
@@ -129,35 +158,42 @@ impl Upstreams {
 
     /// Closes the socket of a flow that has ended to make room. Nothing waits to be sent by it: a
     /// flow that was used in this round does not end in it.
-    pub(super) fn evict(&mut self, counters: &WorkerCounters, flow: FlowId) {
+    pub(super) fn evict(&mut self, now: Instant, counters: &WorkerCounters, ended: Ended) {
+        let Ended { flow, standing, cid } = ended;
         let upstream = mem::take(&mut self.sockets[flow.index()]);
         debug_assert_eq!(upstream.queue, NO_QUEUE, "{flow:?} was used in this round");
         if let Connection::Open(socket, lease) = upstream.connection {
             let counters = &counters.listeners[usize::from(upstream.listener)];
             counters.flows.sub(1);
-            counters.evicted.add(1);
+            counters.evicted[standing as usize].add(1);
             drop(socket);
-            self.ports.release(lease);
+            self.ports.release(now, lease, cid);
         }
     }
 
     /// Has the socket of a flow that has expired closed in one of the next rounds.
-    pub(super) fn expire(&mut self, counters: &WorkerCounters, flow: FlowId) {
+    pub(super) fn expire(&mut self, counters: &WorkerCounters, ended: Ended) {
+        let Ended { flow, cid, .. } = ended;
         let upstream = mem::take(&mut self.sockets[flow.index()]);
         if let Connection::Open(socket, lease) = upstream.connection {
             counters.listeners[usize::from(upstream.listener)].flows.sub(1);
-            self.closing.push_back((socket, lease));
+            self.closing.push_back((socket, lease, cid));
         }
     }
 
     /// Closes some of the sockets of expired flows; says whether all are closed.
-    pub(super) fn close_some(&mut self) -> bool {
+    pub(super) fn close_some(&mut self, now: Instant) -> bool {
         for _ in 0..CLOSINGS {
-            let Some((socket, lease)) = self.closing.pop_front() else { break };
+            let Some((socket, lease, cid)) = self.closing.pop_front() else { break };
             drop(socket);
-            self.ports.release(lease);
+            self.ports.release(now, lease, cid);
         }
         self.closing.is_empty()
+    }
+
+    /// Forgets what is known of ports that have rested. To be called now and then.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        self.ports.sweep(now);
     }
 }
 
@@ -165,7 +201,7 @@ impl Default for Upstream {
     fn default() -> Self {
         Self {
             connection: Connection::Missing(DropReason::SendFailed),
-            ecn: Ecn::NOT_ECT,
+            marks: Marks::UNSET,
             ipv6: false,
             queue: NO_QUEUE,
             listener: 0,

@@ -108,6 +108,17 @@ impl Balancer {
         balancer
     }
 
+    /// What the kernel says of each of its threads, by the names in /proc/PID/status.
+    pub(crate) fn threads(&self) -> Vec<BTreeMap<String, String>> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let read = |task: std::io::Result<std::fs::DirEntry>| {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let pairs = status.lines().filter_map(|line| line.split_once(':'));
+            pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
+        };
+        tasks.map(read).collect()
+    }
+
     /// Waits for a log record with this message.
     pub(crate) fn wait_for_record(&mut self, message: &str) -> Value {
         let mut found = None;
@@ -168,7 +179,7 @@ impl Balancer {
 
     pub(crate) fn http(&self, method: &str, path: &str, headers: &str) -> Answer {
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n{headers}\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n"
         );
         self.raw_http(request.as_bytes())
     }

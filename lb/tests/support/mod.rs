@@ -52,8 +52,11 @@ impl Folder {
     }
 
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt as _;
         let path = self.path().join(name);
         std::fs::write(&path, content).unwrap();
+        // There is a key in most of them.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         path
     }
 

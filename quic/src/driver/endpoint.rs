@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     routable::{CidConfig, CidGenerator, ConfigId, Key, Partition, ServerId, ShardMark},
-    token::{TokenKey, TokenKeys},
+    token::{InvalidToken, TokenKey, TokenKeys},
     transport::{
         self, CidIssuer, ClientConfig, DropReason, MigrateError, ResetKey, ServerConfig, Side,
         TokenPolicy, TokenResult,
@@ -313,6 +313,18 @@ impl Endpoint {
     #[must_use]
     pub fn tokens(&self, result: TokenResult) -> u64 {
         self.shared.shards.iter().map(|shard| shard.lock().core.tokens(result)).sum()
+    }
+
+    /// Tokens that claimed to be of a Retry and whose clients were refused, by what was wrong with them.
+    #[must_use]
+    pub fn tokens_refused(&self, why: InvalidToken) -> u64 {
+        self.shared.shards.iter().map(|shard| shard.lock().core.tokens_refused(why)).sum()
+    }
+
+    /// Stateless resets sent. Each shard sends a thousand in a second and no more.
+    #[must_use]
+    pub fn resets_sent(&self) -> u64 {
+        self.shared.shards.iter().map(|shard| shard.lock().core.resets_sent()).sum()
     }
 
     /// Datagrams dropped for this reason before they reached a connection.

@@ -76,7 +76,7 @@ impl<B: Buf> quic::Connection<B> for Connection {
             let connection = connection.clone();
             async move { connection.accept_bi().await }
         }));
-        Poll::Ready(accepted.map(BidiStream::new).map_err(of_connection))
+        Poll::Ready(accepted.map(BidiStream::accepted).map_err(of_connection))
     }
 
     fn opener(&self) -> OpenStreams {
@@ -132,7 +132,7 @@ impl<B: Buf> quic::OpenStreams<B> for OpenStreams {
             let connection = connection.clone();
             async move { connection.open_bi().await }
         }));
-        Poll::Ready(opened.map(BidiStream::new).map_err(of_stream))
+        Poll::Ready(opened.map(BidiStream::opened).map_err(of_stream))
     }
 
     fn poll_open_send(

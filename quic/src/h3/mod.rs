@@ -9,6 +9,11 @@
 //! words for: migration, figures, connection IDs. `h3-datagram` finds its traits here too; its
 //! version 0.0.2 addresses whatever it sends to stream 0, which is what [`send_datagram`] is for.
 //!
+//! # Malformed requests
+//!
+//! Servers take the head of a request by [`resolve`], which refuses what `h3` lets pass, and hold its body to the announced length
+//! by [`Content`]. Reading on fails where trailers have pseudo-header fields. [`is_malformed`] tells such errors from others.
+//!
 //! # Whose mistake it was
 //!
 //! | here | in `h3` |
@@ -29,12 +34,16 @@
 mod connection;
 mod datagrams;
 mod error;
+mod frames;
+mod request;
+mod section;
 mod stream;
 
 use crate::{driver, transport::StreamId};
 
 pub use connection::{Connection, OpenStreams};
 pub use datagrams::{DatagramReceiver, DatagramSender, send_datagram};
+pub use request::{Content, Malformed, Resolved, check_fields, is_malformed, resolve};
 pub use stream::{BidiStream, RecvStream, SendStream};
 
 /// The application protocol of HTTP/3, for the TLS configuration.

@@ -11,7 +11,10 @@ use h3::{
     quic::{self, StreamErrorIncoming, StreamId, WriteBuf},
 };
 
-use super::error::{of_read, of_write};
+use super::{
+    error::{of_read, of_write},
+    frames::{BadTrailers, Frames},
+};
 use crate::driver;
 
 /// Octets that are read at once.
@@ -37,12 +40,22 @@ pub struct SendStream<B: Buf> {
 #[derive(Debug)]
 pub struct RecvStream {
     stream: driver::RecvStream,
+    /// Of requests: their frames.
+    frames: Option<Frames>,
 }
 
 impl<B: Buf> BidiStream<B> {
-    pub(super) fn new((send, recv): (driver::SendStream, driver::RecvStream)) -> Self {
+    /// One that we have opened.
+    pub(super) fn opened((send, recv): (driver::SendStream, driver::RecvStream)) -> Self {
         let send = SendStream { stream: send, pending: None, unfinished: true };
         Self { send, recv: RecvStream::new(recv) }
+    }
+
+    /// One that the peer has opened, for a request.
+    pub(super) fn accepted(stream: (driver::SendStream, driver::RecvStream)) -> Self {
+        let mut accepted = Self::opened(stream);
+        accepted.recv.frames = Some(Frames::new());
+        accepted
     }
 }
 
@@ -130,7 +143,7 @@ impl<B: Buf> Drop for SendStream<B> {
 
 impl RecvStream {
     pub(super) const fn new(stream: driver::RecvStream) -> Self {
-        Self { stream }
+        Self { stream, frames: None }
     }
 }
 
@@ -141,10 +154,19 @@ impl quic::RecvStream for RecvStream {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+        // Once the head has been read, which may have come with them.
+        if self.frames.as_ref().is_some_and(Frames::has_bad_trailers) {
+            return Poll::Ready(Err(StreamErrorIncoming::Unknown(BadTrailers.into())));
+        }
         // On the stack, since most polls find little or nothing.
         let mut chunk = [0; CHUNK];
         let read = ready!(self.stream.poll_read_some(cx, &mut chunk)).map_err(of_read)?;
-        Poll::Ready(Ok(read.map(|count| Bytes::copy_from_slice(&chunk[..count]))))
+        let Some(count) = read else { return Poll::Ready(Ok(None)) };
+        let chunk = &chunk[..count];
+        if let Some(frames) = &mut self.frames {
+            frames.pass(chunk);
+        }
+        Poll::Ready(Ok(Some(Bytes::copy_from_slice(chunk))))
     }
 
     fn stop_sending(&mut self, error_code: u64) {

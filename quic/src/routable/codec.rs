@@ -6,14 +6,14 @@
 
 use aes::{
     Aes128Dec, Aes128Enc, Block,
-    cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit},
+    cipher::{BlockCipherDecrypt, BlockCipherEncrypt},
 };
 
 use super::{
     ConfigId, EncodeError, InvalidConfig, Key, MAX_ENCODED_LEN, MAX_SERVER_ID_LEN, MIN_NONCE_LEN,
     ServerId,
 };
-use crate::connection_id::ConnectionId;
+use crate::{connection_id::ConnectionId, wiped::Wiped};
 
 /// The number of octets that one AES block covers.
 const BLOCK_LEN: usize = 16;
@@ -38,8 +38,8 @@ enum Method {
 
 #[derive(Clone)]
 struct SinglePass {
-    encrypt: Aes128Enc,
-    decrypt: Aes128Dec,
+    encrypt: Wiped<Aes128Enc>,
+    decrypt: Wiped<Aes128Dec>,
 }
 
 impl std::fmt::Debug for SinglePass {
@@ -74,8 +74,8 @@ impl CidConfig {
             None => Method::Clear,
             Some(Key(key)) if encoded_len == BLOCK_LEN => {
                 Method::SinglePass(Box::new(SinglePass {
-                    encrypt: Aes128Enc::new(key.into()),
-                    decrypt: Aes128Dec::new(key.into()),
+                    encrypt: Wiped::new(key.into()),
+                    decrypt: Wiped::new(key.into()),
                 }))
             }
             Some(key) => Method::FourPass(Box::new(FourPass::new(key, encoded_len))),
@@ -240,7 +240,7 @@ fn load(octets: &[u8], at: usize) -> u128 {
 /// half its low four.
 #[derive(Clone)]
 pub(super) struct FourPass {
-    cipher: Aes128Enc,
+    cipher: Wiped<Aes128Enc>,
     len: u8,
     left_mask: u128,
     right_mask: u128,
@@ -264,7 +264,7 @@ impl FourPass {
             (half_mask & !(0x0f << (8 * (half - 1))), half_mask & !0xf0)
         };
         #[expect(clippy::cast_possible_truncation, reason = "at most 19")]
-        Self { cipher: Aes128Enc::new(key.into()), len: len as u8, left_mask, right_mask }
+        Self { cipher: Wiped::new(key.into()), len: len as u8, left_mask, right_mask }
     }
 
     /// Encrypts `text`, which has the length given at construction, in place.

@@ -5,6 +5,10 @@
 //! a keyed permutation first, so that an observer cannot tell which connection IDs follow each
 //! other. Several threads or processes of one server share the nonces by [`Partition`].
 
+use std::fmt;
+
+use zeroize::Zeroizing;
+
 use super::{
     ConfigId, EncodeError, Key, MAX_ENCODED_LEN, ServerId, UNROUTABLE_BITS,
     codec::{CidConfig, FourPass},
@@ -39,7 +43,16 @@ pub struct CidGenerator {
     random: Random,
     kind: Kind,
     /// Takes over when the nonces are used up.
-    fallback_seed: Option<[u8; 32]>,
+    fallback_seed: Option<Seed>,
+}
+
+/// What connection IDs follow from, for whoever knows it.
+struct Seed(Zeroizing<[u8; 32]>);
+
+impl fmt::Debug for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Seed(masked)")
+    }
 }
 
 #[derive(Debug)]
@@ -137,8 +150,8 @@ impl CidGenerator {
     /// For callers that cannot handle [`NoncesExhausted`]: after the last nonce, connection IDs of
     /// the same length that are not routable follow.
     #[must_use]
-    pub const fn or_unroutable(mut self, seed: [u8; 32]) -> Self {
-        self.fallback_seed = Some(seed);
+    pub fn or_unroutable(mut self, seed: [u8; 32]) -> Self {
+        self.fallback_seed = Some(Seed(Zeroizing::new(seed)));
         self
     }
 
@@ -180,13 +193,14 @@ impl CidGenerator {
     ///
     /// [`NoncesExhausted`] when there is none left.
     pub fn generate(&mut self) -> Result<ConnectionId, NoncesExhausted> {
-        match (self.generate_own(), self.fallback_seed) {
-            (Err(NoncesExhausted), Some(seed)) => {
-                *self = Self::unroutable(self.cid_len(), seed);
-                self.generate_own()
-            }
-            (made, _) => made,
+        let made = self.generate_own();
+        if made.is_err()
+            && let Some(Seed(seed)) = self.fallback_seed.take()
+        {
+            *self = Self::unroutable(self.cid_len(), *seed);
+            return self.generate_own();
         }
+        made
     }
 
     fn generate_own(&mut self) -> Result<ConnectionId, NoncesExhausted> {
@@ -269,6 +283,13 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn what_follows_cannot_be_read_from_what_is_printed() {
+        let generator = CidGenerator::unroutable(8, [7; 32]).or_unroutable([9; 32]);
+        let printed = format!("{generator:?}");
+        assert!(printed.contains("Seed(masked)") && !printed.contains("9, 9"), "{printed}");
+    }
 
     fn config(nonce_len: usize, key: Option<[u8; 16]>) -> CidConfig {
         CidConfig::new(ConfigId::new(2).unwrap(), 2, nonce_len, key.map(Key::new).as_ref()).unwrap()

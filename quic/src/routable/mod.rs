@@ -13,6 +13,8 @@ mod generator;
 
 use std::fmt;
 
+use zeroize::Zeroize;
+
 pub use codec::CidConfig;
 pub use decoder::{Decoded, Decoder, Unroutable};
 pub use generator::{CidGenerator, NoncesExhausted, Partition, ShardMark};
@@ -105,7 +107,7 @@ impl fmt::Debug for ServerId {
     }
 }
 
-/// An AES-128 key shared by servers and balancers. Its octets are never printed.
+/// An AES-128 key shared by servers and balancers. Its octets are never printed, and end with it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key([u8; 16]);
 
@@ -114,6 +116,12 @@ impl Key {
     #[must_use]
     pub const fn new(octets: [u8; 16]) -> Self {
         Self(octets)
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 

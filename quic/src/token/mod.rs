@@ -19,14 +19,16 @@ pub mod shared_state;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use aes::{Aes128Enc, cipher::BlockCipherEncrypt};
-use aes_gcm::{Aes128Gcm, KeyInit, aead::AeadInOut};
+use aes_gcm::{Aes128Gcm, aead::AeadInOut};
 use cmac::Cmac;
+use zeroize::{Zeroize, Zeroizing};
 
-use crate::connection_id::ConnectionId;
+use crate::{connection_id::ConnectionId, wiped::Wiped};
 
 /// By how much the clocks of balancers and servers may differ.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(2);
@@ -50,25 +52,35 @@ pub struct TokenKeys {
     keys: Vec<TokenKey>,
 }
 
-/// One key and its sequence number, 0 to 127.
+/// One key and its sequence number, 0 to 127. Its octets are never printed, and end with it.
 #[derive(Clone)]
 pub struct TokenKey {
     sequence: u8,
-    cipher: Aes128Gcm,
-    iv: [u8; NONCE_LEN],
+    /// In one place, wherever the key is moved: what a vector leaves behind when it grows is not wiped.
+    secret: Arc<Secret>,
+}
+
+struct Secret {
+    cipher: Wiped<Aes128Gcm>,
+    iv: Zeroizing<[u8; NONCE_LEN]>,
     /// What the keys of single tokens are derived with: see [`nat`].
-    derivation: Cmac<Aes128Enc>,
+    derivation: Wiped<Cmac<Aes128Enc>>,
 }
 
 impl TokenKey {
     /// `None` when `sequence` needs more than seven bits.
     #[must_use]
-    pub fn new(sequence: u8, key: [u8; 16], iv: [u8; 12]) -> Option<Self> {
-        let mut derivation = nat::DERIVATION_LABEL.into();
-        Aes128Enc::new(&key.into()).encrypt_block(&mut derivation);
-        let derivation = Cmac::new(&derivation);
-        let cipher = Aes128Gcm::new(&key.into());
-        (sequence < 0x80).then_some(Self { sequence, cipher, iv, derivation })
+    pub fn new(sequence: u8, mut key: [u8; 16], iv: [u8; 12]) -> Option<Self> {
+        let iv = Zeroizing::new(iv);
+        let mut derivation = nat::DERIVATION_LABEL;
+        let with: Wiped<Aes128Enc> = Wiped::new((&key).into());
+        with.encrypt_block((&mut derivation).into());
+        let cipher = Wiped::new((&key).into());
+        let of_tokens = Wiped::new((&derivation).into());
+        key.zeroize();
+        derivation.zeroize();
+        let secret = Arc::new(Secret { cipher, iv, derivation: of_tokens });
+        (sequence < 0x80).then_some(Self { sequence, secret })
     }
 
     /// A value that differs between keys and does not help to compute them, so that two holders can
@@ -77,9 +89,10 @@ impl TokenKey {
     pub fn check_value(&self) -> [u8; 16] {
         // No token is sealed with nothing inside and this beside it.
         const ASSOCIATED: &[u8] = b"quic-lb token key check value";
-        let tag = self.cipher.encrypt_inout_detached(
+        let Secret { cipher, iv, .. } = &*self.secret;
+        let tag = cipher.encrypt_inout_detached(
             &[0xff; NONCE_LEN].into(),
-            &[ASSOCIATED, &[self.sequence][..], &self.iv[..]].concat(),
+            &[ASSOCIATED, &[self.sequence][..], &iv[..]].concat(),
             (&mut [][..]).into(),
         );
         tag.map(Into::into).expect("a few octets are shorter than AES-GCM can cover")
@@ -160,12 +173,27 @@ pub enum InvalidToken {
     /// Its time is over.
     #[error("the token has expired")]
     Expired,
-    /// It was made for another address or port.
+    /// It was made for another address.
     #[error("the token was made for another address")]
     Address,
+    /// It was made for another port of the address that it came from.
+    #[error("the token was made for another port of this address")]
+    Port,
 }
 
 impl InvalidToken {
+    /// Every reason, in their order.
+    pub const ALL: [Self; 8] = [
+        Self::Type,
+        Self::Truncated,
+        Self::UnknownKey,
+        Self::Seal,
+        Self::OriginalDcidLength,
+        Self::Expired,
+        Self::Address,
+        Self::Port,
+    ];
+
     /// A word for metrics and logs.
     #[must_use]
     pub const fn label(self) -> &'static str {
@@ -177,6 +205,7 @@ impl InvalidToken {
             Self::OriginalDcidLength => "original_dcid_length",
             Self::Expired => "expired",
             Self::Address => "address",
+            Self::Port => "port",
         }
     }
 }

@@ -40,7 +40,7 @@ use aes_gcm::{
     AesGcm, KeyInit,
     aead::{AeadInOut, consts::U12},
 };
-use cmac::Mac;
+use cmac::{Cmac, Mac};
 
 use super::{
     InvalidToken, NEW_TOKEN_BIT, NONCE_LEN, ORIGINAL_DCID_LEN, RetryClaim, SEAL_LEN, Token,
@@ -139,10 +139,12 @@ pub fn open(
 ///
 /// # Errors
 ///
-/// [`InvalidToken::Address`] when it was not.
+/// [`InvalidToken::Address`] when it was not, [`InvalidToken::Port`] when only the port is another.
 pub fn check_client(claim: &RetryClaim, from: SocketAddr) -> Result<(), InvalidToken> {
-    let same = claim.client.ip() == from.ip().to_canonical() && claim.client.port() == from.port();
-    if same { Ok(()) } else { Err(InvalidToken::Address) }
+    if claim.client.ip() != from.ip().to_canonical() {
+        return Err(InvalidToken::Address);
+    }
+    if claim.client.port() == from.port() { Ok(()) } else { Err(InvalidToken::Port) }
 }
 
 /// The original connection ID, which stands in the clear. It proves nothing by itself; a server
@@ -166,7 +168,9 @@ pub fn original_dcid(token: &[u8]) -> Result<ConnectionId, InvalidToken> {
 
 /// AES-GCM with the key of the one token that this is the associated data of.
 fn cipher(key: &TokenKey, associated: &[u8]) -> AesGcm<Aes128Enc, U12> {
-    let derived = key.derivation.clone().chain_update(associated).finalize();
+    // The copy, and what follows from it, ends with this token, and is not worth wiping.
+    let derivation: &Cmac<Aes128Enc> = &key.secret.derivation;
+    let derived = derivation.clone().chain_update(associated).finalize();
     AesGcm::new(&derived.into_bytes())
 }
 
@@ -286,7 +290,9 @@ mod tests {
                 assert_eq!(open(&keys(), &token, &SCID, at(1_003)), Err(InvalidToken::Expired));
                 assert_eq!(check_client(&claim, claim.client), Ok(()));
                 let other = SocketAddr::new(claim.client.ip(), 1);
-                assert_eq!(check_client(&claim, other), Err(InvalidToken::Address));
+                assert_eq!(check_client(&claim, other), Err(InvalidToken::Port));
+                let elsewhere = SocketAddr::new([192, 0, 2, 2].into(), claim.client.port());
+                assert_eq!(check_client(&claim, elsewhere), Err(InvalidToken::Address));
             }
         }
     }

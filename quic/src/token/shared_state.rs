@@ -94,6 +94,7 @@ fn seal(
     sealed.copy_from_slice(body);
     let nonce = nonce(key, &unique);
     let tag = key
+        .secret
         .cipher
         .encrypt_inout_detached(&nonce.into(), &associated[..len], (&mut *sealed).into())
         .ok()?;
@@ -130,7 +131,8 @@ pub fn open(
     let mut unique = [0; NONCE_LEN];
     unique.copy_from_slice(&head[1..]);
     let nonce = nonce(key, &unique);
-    key.cipher
+    key.secret
+        .cipher
         .decrypt_inout_detached(
             &nonce.into(),
             &associated[..len],
@@ -154,13 +156,13 @@ pub fn open(
     let original_dcid = ConnectionId::new(original_dcid).ok_or(InvalidToken::OriginalDcidLength)?;
     let (port, _opaque) = rest.split_first_chunk::<2>().ok_or(InvalidToken::Truncated)?;
     if u16::from_be_bytes(*port) != from.port() {
-        return Err(InvalidToken::Address);
+        return Err(InvalidToken::Port);
     }
     Ok(Claim::Retry(RetryClaim { original_dcid, client: from, expires }))
 }
 
 fn nonce(key: &TokenKey, unique: &[u8; NONCE_LEN]) -> [u8; NONCE_LEN] {
-    std::array::from_fn(|at| key.iv[at] ^ unique[at])
+    std::array::from_fn(|at| key.secret.iv[at] ^ unique[at])
 }
 
 fn associated(
@@ -259,7 +261,7 @@ mod tests {
             let late = open(claim.client, &scid, at(row.expires + 3));
             assert_eq!(late, Err(InvalidToken::Expired));
             let other_port = SocketAddr::new(claim.client.ip(), 1);
-            assert_eq!(open(other_port, &scid, at(0)), Err(InvalidToken::Address));
+            assert_eq!(open(other_port, &scid, at(0)), Err(InvalidToken::Port));
             let other_ip = SocketAddr::new([192, 0, 2, 1].into(), claim.client.port());
             assert_eq!(open(other_ip, &scid, at(0)), Err(InvalidToken::Seal));
             assert_eq!(open(claim.client, &scid[1..], at(0)), Err(InvalidToken::Seal));

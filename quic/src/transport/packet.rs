@@ -57,6 +57,10 @@ pub enum DropReason {
     UnexpectedNegotiation,
     /// New connections are not accepted now.
     Saturated,
+    /// An Initial with the token of a Retry that has begun a connection already, which it does not belong to.
+    SpentToken,
+    /// A connection ID nobody here has, and too many stateless resets were sent before.
+    TooManyResets,
     /// The connection is closing or draining.
     Closing,
     /// A packet type that has no business here.

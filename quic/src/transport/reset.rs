@@ -2,6 +2,8 @@
 //!
 //! <https://www.rfc-editor.org/rfc/rfc9000.html#section-10.3>
 
+use zeroize::{Zeroize, Zeroizing};
+
 use super::tls;
 use crate::{connection_id::ConnectionId, random::Random};
 
@@ -12,7 +14,7 @@ const MIN_LEN: usize = 21;
 const FULL_TRIGGER_LEN: usize = 43;
 
 /// The secret that stateless-reset tokens are derived from: one per config ID, shared by whoever
-/// may answer for the same server.
+/// may answer for the same server. Its octets are never printed, and end with it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ResetKey([u8; 32]);
 
@@ -23,12 +25,34 @@ impl ResetKey {
         Self(octets)
     }
 
+    /// The key that `who` derives from a secret of several servers. Nobody can compute another's from it.
+    ///
+    /// Servers that share a secret need keys that differ: whoever is sent a datagram of another server's connection would else give
+    /// away the token that ends it (<https://www.rfc-editor.org/rfc/rfc9000.html#section-21.11>).
+    #[must_use]
+    pub fn derived(secret: &[u8; 16], who: &[&[u8]]) -> Self {
+        let mut message = b"quic-lb stateless reset".to_vec();
+        for part in who {
+            message.extend_from_slice(&(part.len() as u64).to_be_bytes());
+            message.extend_from_slice(part);
+        }
+        let mut key = Zeroizing::new([0; 32]);
+        key[..16].copy_from_slice(secret);
+        Self(tls::hmac_sha256(&key, &message))
+    }
+
     /// The token of a connection ID.
     #[must_use]
     pub fn token(&self, id: &ConnectionId) -> [u8; 16] {
         let mut token = [0; 16];
         token.copy_from_slice(&tls::hmac_sha256(&self.0, id)[..16]);
         token
+    }
+}
+
+impl Drop for ResetKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 
@@ -82,6 +106,18 @@ mod tests {
             answers += 1;
         }
         assert_eq!(answers, 22);
+    }
+
+    #[test]
+    fn keys_of_one_secret_differ_by_whom_they_are_of() {
+        let of = |who: &[&[u8]]| ResetKey::derived(&[1; 16], who);
+        assert!(of(&[b"web", b"a", &[0]]) == of(&[b"web", b"a", &[0]]));
+        for other in
+            [&[&b"web"[..], b"b", &[0]][..], &[b"web", b"a", &[1]], &[b"we", b"ba", &[0]], &[]]
+        {
+            assert!(of(&[b"web", b"a", &[0]]) != of(other), "{other:?}");
+        }
+        assert!(of(&[]) != ResetKey::derived(&[2; 16], &[]));
     }
 
     #[test]

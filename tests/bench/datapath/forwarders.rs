@@ -21,7 +21,7 @@ use quic_lb::{
     routing::Routing,
     worker::{Listen, Workers},
 };
-use quic_lb_config::{Admission, Backend, Config, Limits, Listener, Log, Pool, Timeouts};
+use quic_lb_config::{Admission, Backend, Config, HashBy, Limits, Listener, Log, Pool, Timeouts};
 
 /// Client paths that a forwarder must be able to hold.
 const MAX_FLOWS: usize = 120_000;
@@ -219,6 +219,7 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
         listeners: vec![Listener {
             name: "edge".into(),
             address: local(0),
+            both_families: false,
             pool: 0,
             retry_mode: None,
         }],
@@ -233,6 +234,9 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
                 admission: Admission::Active,
             }],
             source_addresses: if sources == "spread" { spread } else { single },
+            reset_secret: None,
+            hash: HashBy::Dcid,
+            health_check: None,
         }],
         admin: None,
         limits: Limits {
@@ -244,6 +248,7 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
         timeouts: Timeouts {
             flow_idle: Duration::from_secs(3600),
             flow_unanswered: Duration::from_secs(3600),
+            learnt: Duration::from_secs(3600),
             drain: Duration::from_secs(1),
         },
         log: Log { level: Default::default(), format: Default::default() },
@@ -258,9 +263,10 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
         Listen::at_addresses_of(&config),
         Arc::new(ArcSwap::new(routing)),
         memory,
+        false,
     )?;
     let mut stdout = std::io::stdout();
-    writeln!(stdout, "{}", workers.local_addresses()[0].port())?;
+    writeln!(stdout, "{}", workers.local_addresses()[0].0.port())?;
     stdout.flush()?;
     std::io::stdin().read_to_end(&mut Vec::new())?;
     workers.stop();

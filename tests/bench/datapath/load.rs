@@ -180,7 +180,8 @@ impl Load {
                 let departure = Departure {
                     to: Some(forwarder),
                     from: Some(address_of(flow)),
-                    ecn: None,
+                    class: None,
+                    hops: None,
                     segment: line.offload.then_some(line.size as u16),
                     ipv6: false,
                 };
@@ -209,7 +210,8 @@ impl Load {
             let departure = Departure {
                 to: Some(first.from),
                 from: None,
-                ecn: None,
+                class: None,
+                hops: None,
                 segment: None,
                 ipv6: false,
             };

@@ -12,7 +12,6 @@
 
 use std::{
     net::SocketAddr,
-    path::Path,
     process::Command,
     sync::Arc,
     time::{Instant, SystemTime},
@@ -210,7 +209,7 @@ impl Bench {
         match verdict[0] {
             Verdict::Forward { via, .. } => {
                 let flow = via.flow().context("the pool is behind a NAT")?;
-                self.forwarder.returned(self.now, flow, &long(&scid(at), &learnt(at)));
+                let _ = self.forwarder.returned(self.now, flow, &long(&scid(at), &learnt(at)));
                 Ok(())
             }
             Verdict::Reply(_) => Ok(()),
@@ -244,8 +243,7 @@ impl Bench {
 }
 
 fn config(text: &str) -> Result<Config> {
-    let surroundings =
-        Surroundings { file: "bench", directory: Path::new(""), environment: &|_| None };
+    let surroundings = Surroundings::of_text("bench");
     match quic_lb_config::from_str(text, &surroundings) {
         Ok(loaded) => Ok(loaded.config),
         Err(report) => bail!("{report}"),

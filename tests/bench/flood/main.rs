@@ -20,7 +20,6 @@
 
 use std::{
     net::SocketAddr,
-    path::Path,
     process::{Command, Stdio},
     sync::{
         Arc,
@@ -130,8 +129,7 @@ impl Site {
              keys: [{{ sequence: 0, key: \"{}\" }}] }}\n",
             "01".repeat(16)
         );
-        let surroundings =
-            Surroundings { file: "benchmark", directory: Path::new(""), environment: &|_| None };
+        let surroundings = Surroundings::of_text("benchmark");
         let config = quic_lb_config::from_str(&text, &surroundings);
         let config = config.map_err(|report| anyhow::anyhow!("{report}"))?.config;
         let certificate = Certificate::new()?;

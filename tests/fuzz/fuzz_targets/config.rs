@@ -8,9 +8,8 @@ use quic_lb_config::{Surroundings, from_str};
 
 fuzz_target!(|text: &str| {
     let surroundings = Surroundings {
-        file: "fuzz.yaml",
         directory: Path::new("/nowhere"),
-        environment: &|_| None,
+        ..Surroundings::of_text("fuzz.yaml")
     };
     match from_str(text, &surroundings) {
         Ok(loaded) => assert!(!loaded.config.pools.is_empty()),

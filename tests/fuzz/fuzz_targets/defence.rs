@@ -7,7 +7,6 @@
 
 use std::{
     fmt::Write as _,
-    path::Path,
     sync::{Arc, LazyLock, OnceLock},
     time::{Duration, Instant, UNIX_EPOCH},
 };
@@ -25,10 +24,10 @@ use quic_lb::{
     admission::mode::Phase,
     client_path::{ClientPath, ListenerIndex},
     forwarder::{BATCH, Clock, Datagram, Forwarder, Start},
-    memory::Memory,
+    memory::{Memory, Sizes},
     registry::Registry,
-    routing::{Lifetimes, Routing},
-    verdict::{DropReason, FlowId, Verdict},
+    routing::Routing,
+    verdict::{DropReason, Ended, FlowId, Verdict},
 };
 use quic_lb_config::{Config, RetryMode, Surroundings, TokenFormat, from_str};
 
@@ -150,7 +149,7 @@ pools:
     )
     .expect("strings take all");
     let surroundings =
-        Surroundings { file: "fuzz.yaml", directory: Path::new(""), environment: &|_| None };
+        Surroundings::of_text("fuzz.yaml");
     from_str(&text, &surroundings).expect("the configuration is right").config
 }
 
@@ -161,6 +160,7 @@ struct Scene {
     config: &'static Config,
     /// What limited configurations count in.
     registry: Registry,
+    routing: Arc<Routing>,
     forwarder: Forwarder,
     memory: Arc<Memory>,
     now: Instant,
@@ -190,9 +190,9 @@ impl Scene {
         let routing = routing(kind, number, &mut registry);
         let memory = Arc::new(Memory::new(32, now, [7; 4]));
         let start = Start { clock: Clock { now, unix: UNIX_EPOCH }, seed: [7; 32] };
-        let forwarder = Forwarder::new(FLOWS, routing, Arc::clone(&memory), &start);
+        let forwarder = Forwarder::new(FLOWS, Arc::clone(&routing), Arc::clone(&memory), &start);
         let phase = phase(number);
-        Self { kind, config, registry, forwarder, memory, now, phase, open: Vec::new() }
+        Self { kind, config, registry, routing, forwarder, memory, now, phase, open: Vec::new() }
     }
 
     fn path(port: u8) -> ClientPath {
@@ -283,8 +283,8 @@ impl Scene {
         let good = wait + Duration::from_secs(1) <= lifetime;
         let old = wait > lifetime;
         if judged {
-            let other = self.send(&[(port ^ 2, &again)]).remove(0);
-            assert_eq!(other.verdict, Verdict::Drop(DropReason::InvalidToken), "another port");
+            let other = self.send(&[(port ^ 1, &again)]).remove(0);
+            assert_eq!(other.verdict, Verdict::Drop(DropReason::InvalidToken), "another address");
         }
         let outcome = self.send(&[(port, &again)]).remove(0);
         assert_eq!(outcome.reply, None, "asked twice");
@@ -305,8 +305,8 @@ impl Scene {
         self.now += time;
         let mut expired = Vec::new();
         self.forwarder.sweep(self.now, &mut expired);
-        self.memory.sweep(self.now, &Lifetimes::from(&self.config.timeouts));
-        self.open.retain(|flow| !expired.contains(flow));
+        self.memory.sweep(self.now, &self.routing);
+        self.open.retain(|&flow| !expired.iter().any(|ended: &Ended| ended.flow == flow));
     }
 
     fn set_phase(&mut self, number: u8) {
@@ -315,7 +315,8 @@ impl Scene {
             number = number.max(1);
         }
         self.phase = phase(number);
-        self.forwarder.set_routing(routing(self.kind, number, &mut self.registry));
+        self.routing = routing(self.kind, number, &mut self.registry);
+        self.forwarder.set_routing(Arc::clone(&self.routing));
     }
 }
 
@@ -323,7 +324,7 @@ impl Scene {
 fn routing(kind: usize, number: usize, registry: &mut Registry) -> Arc<Routing> {
     let make = |registry: &mut Registry| {
         let config = &CONFIGS[kind];
-        registry.ledger.set_phase(0, config.retry.mode, phase(number));
+        registry.admission.set_phase(0, config.retry.mode, phase(number));
         Arc::new(Routing::new(config, registry, |_, _| Default::default()))
     };
     match ROUTINGS.get(kind) {
@@ -358,14 +359,15 @@ fuzz_target!(|plan: Plan| {
             }
             Step::Returned { flow, octets } => {
                 if let Some(&flow) = scene.open.get(usize::from(flow)) {
-                    scene.forwarder.returned(scene.now, flow, &octets);
+                    let _ = scene.forwarder.returned(scene.now, flow, &octets);
                 }
             }
             Step::Pass { ms } => scene.pass(Duration::from_millis(ms.into())),
             Step::Phase(number) => scene.set_phase(number),
         }
         assert!(scene.forwarder.flow_count() <= FLOWS && scene.open.len() <= FLOWS);
-        assert!(scene.memory.sizes().handshakes <= 16 && scene.memory.sizes().connection_ids <= 16);
+        let Sizes { handshakes, connections, .. } = scene.memory.sizes(&scene.routing);
+        assert!(handshakes <= 16 && connections <= 16);
     }
     for server in [1, 2] {
         let cid = [0x40, 0x08, 0, server, 1, 2, 3, 4, 5, 6, 9, 9, 9];

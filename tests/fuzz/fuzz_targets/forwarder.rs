@@ -3,7 +3,6 @@
 #![no_main]
 
 use std::{
-    path::Path,
     sync::{Arc, LazyLock},
     time::{Duration, Instant, UNIX_EPOCH},
 };
@@ -12,10 +11,10 @@ use libfuzzer_sys::fuzz_target;
 use quic_lb::{
     client_path::{ClientPath, ListenerIndex},
     forwarder::{Clock, Datagram, Forwarder, Start},
-    memory::Memory,
+    memory::{Memory, Sizes},
     registry::Registry,
     routing::Routing,
-    verdict::{DropReason, Verdict},
+    verdict::{DropReason, Ended, Verdict},
 };
 use quic_lb_config::{Config, Surroundings, from_str};
 
@@ -38,7 +37,7 @@ static DEFENDED: LazyLock<Config> = LazyLock::new(|| config(&[YAML, DEFENCE].con
 
 fn config(text: &str) -> Config {
     let surroundings =
-        Surroundings { file: "fuzz.yaml", directory: Path::new(""), environment: &|_| None };
+        Surroundings::of_text("fuzz.yaml");
     from_str(text, &surroundings).expect("the configuration is right").config
 }
 
@@ -47,10 +46,10 @@ fuzz_target!(|octets: &[u8]| {
     let config = if kind % 2 == 0 { &*OPEN } else { &*DEFENDED };
     let start = Instant::now();
     let routing = Routing::new(config, &mut Registry::default(), |_, _| Default::default());
-    let lifetimes = routing.lifetimes;
+    let routing = Arc::new(routing);
     let memory = Arc::new(Memory::new(32, start, [7; 4]));
     let start_with = Start { clock: Clock { now: start, unix: UNIX_EPOCH }, seed: [7; 32] };
-    let mut forwarder = Forwarder::new(16, Arc::new(routing), Arc::clone(&memory), &start_with);
+    let mut forwarder = Forwarder::new(16, Arc::clone(&routing), Arc::clone(&memory), &start_with);
     let path =
         |port: u8| ClientPath { client: ([192, 0, 2, 1], 1 + u16::from(port)).into(), local: None };
     let send = |forwarder: &mut Forwarder, now, port, octets: &[u8]| {
@@ -80,19 +79,20 @@ fuzz_target!(|octets: &[u8]| {
             }
             2 => {
                 if let Some(&flow) = open.get(usize::from(argument)) {
-                    forwarder.returned(now, flow, octets);
+                    let _ = forwarder.returned(now, flow, octets);
                 }
             }
             _ => {
                 now += Duration::from_secs(u64::from(argument));
                 forwarder.sweep(now, &mut expired);
-                memory.sweep(now, &lifetimes);
-                open.retain(|flow| !expired.contains(flow));
+                memory.sweep(now, &routing);
+                open.retain(|&flow| !expired.iter().any(|ended: &Ended| ended.flow == flow));
                 expired.clear();
             }
         }
         assert!(forwarder.flow_count() <= 16 && open.len() <= 16);
-        assert!(memory.sizes().handshakes <= 16 && memory.sizes().connection_ids <= 16);
+        let Sizes { handshakes, connections, .. } = memory.sizes(&routing);
+        assert!(handshakes <= 16 && connections <= 16);
     }
     for server in [1, 2] {
         let cid = [0x40, 0x08, 0, server, 1, 2, 3, 4, 5, 6, 9, 9, 9];

@@ -14,14 +14,14 @@ use quic_lb::{
     admission::mode::{Load, Settings, Switch},
     backend::BackendState,
     client_path::{ClientAddr, ClientPath, ListenerIndex},
-    forwarder::{Clock, Datagram, Forwarder, Start},
+    forwarder::{Clock, Datagram, Forwarder, Returned, Start},
     memory::Memory,
     registry::Registry,
     routing::Routing,
     verdict::{DropReason, FlowId, Opened, Verdict, Via},
 };
 use quic_lb_config::{
-    Admission, Backend, Config, Limits, Listener, Log, Pool, Retry as RetryConfig, Timeouts,
+    Admission, Backend, Config, HashBy, Limits, Listener, Log, Pool, Retry as RetryConfig, Timeouts,
 };
 
 use super::{Node, Packet, origin, wall};
@@ -93,7 +93,7 @@ impl Balancer {
         let RetryConfig { mode, transition, adaptive, .. } = self.config.retry;
         let settings = Settings { mode, transition, adaptive };
         self.validation = self.validation.on_load(now, Load::default(), &settings);
-        self.registry.ledger.set_phase(0, mode, self.validation.phase());
+        self.registry.admission.set_phase(0, mode, self.validation.phase());
         self.apply();
     }
 
@@ -118,7 +118,8 @@ impl Balancer {
             Verdict::Forward { backend, rule, via } => {
                 *self.decided.entry(rule.label()).or_default() += 1;
                 if let Via::NewFlow(Opened { flow, evicted, .. }) = via {
-                    if let Some(port) = evicted.and_then(|old| self.ports.remove(&old.index())) {
+                    if let Some(port) = evicted.and_then(|old| self.ports.remove(&old.flow.index()))
+                    {
                         self.flows.remove(&port);
                     }
                     self.next_port += 1;
@@ -136,7 +137,9 @@ impl Balancer {
 
     fn handle_backend(&mut self, now: Instant, packet: Packet) {
         let Some(&flow) = self.flows.get(&packet.to.port()) else { return };
-        self.forwarder.returned(now, flow, &packet.octets);
+        if self.forwarder.returned(now, flow, &packet.octets) == Returned::Stale {
+            return;
+        }
         let client = self.forwarder.flow(flow).path.client.0;
         self.out.push(Packet { from: self.front, to: client, ..packet });
     }
@@ -178,6 +181,7 @@ fn config(
         listeners: vec![Listener {
             name: "edge".into(),
             address: front,
+            both_families: false,
             pool: 0,
             retry_mode: None,
         }],
@@ -186,17 +190,21 @@ fn config(
             cid_configs: cid_configs.to_vec(),
             backends: backends.collect(),
             source_addresses: vec![],
+            reset_secret: None,
+            hash: HashBy::default_of(!cid_configs.is_empty()),
+            health_check: None,
         }],
         admin: None,
         limits: Limits {
             flows: NonZeroUsize::MAX,
-            remembered: NonZeroUsize::MAX,
+            remembered: NonZeroUsize::MIN.saturating_add(9_999),
             new_connections: Default::default(),
             unknown_short_headers: Default::default(),
         },
         timeouts: Timeouts {
             flow_idle: Duration::from_secs(180),
             flow_unanswered: Duration::from_secs(10),
+            learnt: Duration::from_secs(600),
             drain: Duration::from_secs(30),
         },
         log: Log { level: Default::default(), format: Default::default() },

@@ -20,7 +20,6 @@ use super::{
     crypto::SERVER_NAME,
     host::{App, Host},
 };
-use crate::pattern;
 
 /// Octets written or read at a time.
 const CHUNK: usize = 16 * 1024;
@@ -69,7 +68,7 @@ impl FileServer {
                     let head = data.len().min(8 - serving.head.len());
                     serving.head.extend_from_slice(&data[..head]);
                     let body = &data[head..];
-                    assert_eq!(body, pattern::octets(serving.uploaded, body.len()), "the upload");
+                    assert_eq!(body, pattern(serving.uploaded, body.len()), "the upload");
                     serving.uploaded += body.len();
                 }
                 Ok(Read::Finished) => {
@@ -261,7 +260,7 @@ impl FileClient {
             match connection.read(id, &mut buffer) {
                 Ok(Read::Data(count)) => {
                     let data = &buffer[..count];
-                    assert_eq!(data, pattern::octets(fetching.received, count), "the download");
+                    assert_eq!(data, pattern(fetching.received, count), "the download");
                     fetching.received += count;
                 }
                 Ok(Read::Blocked) => return,
@@ -339,6 +338,17 @@ impl App for FileClient {
     }
 }
 
+/// `length` octets of the pattern from `offset` on: words that count themselves.
+fn pattern(offset: usize, length: usize) -> Vec<u8> {
+    let mut octets = Vec::with_capacity(length + 8);
+    for word in offset / 4..(offset + length).div_ceil(4) {
+        octets.extend_from_slice(&(word as u64).to_be_bytes()[4..]);
+    }
+    octets.drain(..offset % 4);
+    octets.truncate(length);
+    octets
+}
+
 /// Writes the pattern up to `total`, then the end. Returns whether it is through.
 fn send_pattern(
     connection: &mut quic::transport::Connection,
@@ -347,7 +357,7 @@ fn send_pattern(
     total: usize,
 ) -> bool {
     while *sent < total {
-        let chunk = pattern::octets(*sent, CHUNK.min(total - *sent));
+        let chunk = pattern(*sent, CHUNK.min(total - *sent));
         match connection.write(id, &chunk) {
             Ok(count) => {
                 *sent += count;

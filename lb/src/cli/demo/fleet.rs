@@ -19,7 +19,7 @@ use tokio::time;
 use super::admin::{self, Metrics};
 use crate::{
     cli::generate,
-    control::{self, RunError},
+    control::{self, Ending, RunError},
 };
 
 /// What the servers are called in their certificate.
@@ -37,7 +37,7 @@ const ATTEMPTS: usize = 5;
 
 /// A running fleet.
 pub(super) struct Fleet {
-    balancer: JoinHandle<Result<(), RunError>>,
+    balancer: JoinHandle<Result<Ending, RunError>>,
     plan: Plan,
     origins: Vec<Origin>,
     trust: Trust,
@@ -77,7 +77,7 @@ impl Fleet {
         let config = plan.write().map_err(StartError::Other)?;
         let file = plan.file();
         let balancer = std::thread::Builder::new().name("balancer".into());
-        let balancer = balancer.spawn(move || control::run(&file)).map_err(other)?;
+        let balancer = balancer.spawn(move || control::run(&file, false)).map_err(other)?;
         let mut fleet =
             Self { balancer, plan, origins: Vec::new(), trust: Trust::Roots(Vec::new()) };
         for (nth, socket) in sockets.into_iter().enumerate() {

@@ -123,12 +123,20 @@ impl Connection {
     /// A client must not migrate before the handshake is confirmed, but the NAT before it may move at
     /// any time. What is protected with Handshake keys is heard from anywhere then, and may move the
     /// handshake as a packet of the application moves a connection. Not so Initials, which whoever
-    /// has seen one can make, nor 1-RTT packets, which cannot be opened yet.
+    /// has seen one can make, but for those with a token ([`Self::hear_from`]), nor 1-RTT packets, which cannot be opened yet.
     pub(super) fn may_carry(&self, arrival: &Arrival, kind: &PacketKind) -> bool {
         self.side.is_client()
             || self.handshake.confirmed
             || matches!(kind, PacketKind::Handshake { .. })
             || self.path_id_of(arrival).is_some()
+    }
+
+    /// The client of a handshake may speak from here: a token has proved its address.
+    pub(crate) fn hear_from(&mut self, arrival: &Arrival, dcid: &ConnectionId) {
+        self.ensure_path(arrival, dcid);
+        if let Some(path) = self.path_of(arrival) {
+            path.set_validated();
+        }
     }
 
     /// Makes sure that the address of an authentic packet is a path.

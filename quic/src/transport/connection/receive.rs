@@ -318,7 +318,10 @@ impl Connection {
         let largest = self.space(space).received.largest();
         let summary = self.on_frames(arrival, header, space, opened.payload)?;
         let newest = largest.is_none_or(|largest| opened.number > largest);
-        if space != Space::Initial && !self.is_over() {
+        // Initials, which whoever has seen one can make, decide where a token has proved the address.
+        let may_decide = space != Space::Initial
+            || self.path_of(arrival).is_some_and(|path| path.is_validated());
+        if may_decide && !self.is_over() {
             let decides = newest && summary.non_probing;
             self.on_path_of_packet(arrival, &header.dcid, decides);
         }
@@ -516,7 +519,10 @@ impl Connection {
         self.handshake.any_processed
     }
 
-    fn path_of(&mut self, arrival: &Arrival) -> Option<&mut crate::transport::path::Path> {
+    pub(super) fn path_of(
+        &mut self,
+        arrival: &Arrival,
+    ) -> Option<&mut crate::transport::path::Path> {
         self.paths.iter_mut().find(|path| path.matches(arrival.remote, arrival.local))
     }
 

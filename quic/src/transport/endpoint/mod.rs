@@ -38,17 +38,24 @@ use super::{
     reset::ResetKey,
 };
 use crate::{
+    bucket::Bucket,
     connection_id::ConnectionId,
     header::{Kind, LongType},
     invariants::Packet,
     random::Random,
     routable::NoncesExhausted,
+    token::InvalidToken,
 };
 
 /// Octets of the connection ID that a client draws for its first flight.
 ///
 /// <https://www.rfc-editor.org/rfc/rfc9000.html#section-7.2>
 const FIRST_DCID_LEN: usize = 8;
+
+/// Stateless resets in a second, and at once: enough for the clients of a server that has started anew, who each ask until they
+/// are told; a small part of a core for those who ask in other people's names.
+const RESETS_PER_SECOND: u32 = 1000;
+const RESETS_AT_ONCE: u32 = 1000;
 
 /// What an endpoint is made of.
 #[derive(Debug)]
@@ -143,6 +150,8 @@ pub struct Endpoint {
     by_cid: HashMap<ConnectionId, usize, Keyed>,
     /// Connection IDs that clients drew, until their handshake is confirmed.
     by_first_dcid: HashMap<(SocketAddr, ConnectionId), usize, Keyed>,
+    /// By the connection ID of the Retry that a connection began with, as long as that is in the table above.
+    by_retry: HashMap<ConnectionId, usize, Keyed>,
     by_reset_token: HashMap<(SocketAddr, [u8; 16]), usize, Keyed>,
     /// Connections that were acted on since the tables and the application were told of them.
     to_settle: Turns,
@@ -156,6 +165,9 @@ pub struct Endpoint {
     spent_tokens: SpentTokens,
     drops: [u64; DropReason::COUNT],
     token_results: [u64; TokenResult::COUNT],
+    tokens_refused: [u64; InvalidToken::ALL.len()],
+    resets: Bucket,
+    resets_sent: u64,
 }
 
 impl Endpoint {
@@ -177,6 +189,7 @@ impl Endpoint {
             half_open: 0,
             by_cid: HashMap::with_hasher(hasher),
             by_first_dcid: HashMap::with_hasher(hasher),
+            by_retry: HashMap::with_hasher(hasher),
             by_reset_token: HashMap::with_hasher(hasher),
             to_settle: Turns::default(),
             may_send: Turns::default(),
@@ -188,6 +201,9 @@ impl Endpoint {
             spent_tokens: SpentTokens::new(hasher),
             drops: [0; DropReason::COUNT],
             token_results: [0; TokenResult::COUNT],
+            tokens_refused: [0; InvalidToken::ALL.len()],
+            resets: Bucket::new(now, RESETS_PER_SECOND, RESETS_AT_ONCE),
+            resets_sent: 0,
             random,
         }
     }
@@ -423,6 +439,18 @@ impl Endpoint {
         self.token_results[result as usize]
     }
 
+    /// Tokens that claimed to be of a Retry and whose clients were refused, by what was wrong with them.
+    #[must_use]
+    pub const fn tokens_refused(&self, why: InvalidToken) -> u64 {
+        self.tokens_refused[why as usize]
+    }
+
+    /// Stateless resets sent.
+    #[must_use]
+    pub const fn resets_sent(&self) -> u64 {
+        self.resets_sent
+    }
+
     /// Datagrams dropped for this reason before they reached a connection.
     #[must_use]
     pub const fn dropped(&self, reason: DropReason) -> u64 {
@@ -480,6 +508,20 @@ impl Endpoint {
             entry.connection.lock().handle_datagram(arrival, datagram, dcid_len);
             self.touch(index);
         }
+    }
+
+    /// Delivers a datagram of a client that has moved amid its handshake, and has proved that it may.
+    fn deliver_moved(
+        &mut self,
+        index: usize,
+        arrival: &Arrival,
+        datagram: &mut [u8],
+        dcid: &ConnectionId,
+    ) {
+        if let Some(entry) = &self.connections[index] {
+            entry.connection.lock().hear_from(arrival, dcid);
+        }
+        self.deliver(index, *arrival, datagram, dcid.len());
     }
 
     /// Tokens kept for connections to come.

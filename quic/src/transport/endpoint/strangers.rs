@@ -10,14 +10,9 @@ use super::{
     super::{
         config::RetryPolicy,
         connection::{Arrival, Connection, Setup},
-        error::Code,
-        frame,
-        packet::{Builder, DropReason, Header, Outgoing, PacketKind, open},
+        packet::{DropReason, Header, PacketKind},
         parameters::{MIN_UDP_PAYLOAD, Preferred},
         reset,
-        space::Space,
-        stream_id::Side,
-        tls::{TAG_LEN, initial_keys},
     },
     Endpoint, FIRST_DCID_LEN,
     tokens::{TokenResult, TokenVerdict},
@@ -25,6 +20,7 @@ use super::{
 use crate::{
     connection_id::{ConnectionId, MAX_LEN},
     header::Version,
+    initial::{self, Reason, Refusal},
     invariants::{LongHeader, Packet},
     random::Random,
     retry,
@@ -65,13 +61,19 @@ impl Endpoint {
             }
             return Ok(());
         }
+        self.note_unclaimed(datagram);
+        // "An endpoint MAY limit the rate at which it sends": before any work for it is done.
+        if !self.resets.has_room(arrival.now) {
+            return Err(DropReason::TooManyResets);
+        }
         let token = datagram.get(1..).and_then(|rest| self.issuers.reset_token(rest));
         let token = token.filter(|_| self.server.is_some()).ok_or(DropReason::UnknownConnection)?;
         let mut octets = Vec::new();
         if !reset::write(&token, datagram.len(), &mut self.random, &mut octets) {
             return Err(DropReason::UnknownConnection);
         }
-        self.note_unclaimed(datagram);
+        self.resets.take(arrival.now);
+        self.resets_sent += 1;
         self.reply(arrival, octets);
         Ok(())
     }
@@ -152,6 +154,10 @@ impl Endpoint {
             return Err(DropReason::Malformed);
         }
         let token = datagram[token].to_vec();
+        if let Some(index) = self.began_with(arrival, &token, &header.dcid) {
+            self.deliver_moved(index, arrival, datagram, &header.dcid);
+            return Ok(());
+        }
         let verdict = self.judge(arrival, &token, &header.dcid);
         let Some(server) = &self.server else { return Err(DropReason::UnknownConnection) };
         let retry_wanted = match server.retry {
@@ -161,9 +167,10 @@ impl Endpoint {
         };
         let (original_dcid, retry_scid) = match verdict {
             TokenVerdict::Retried(claim) => (claim.original_dcid, Some(header.dcid)),
-            TokenVerdict::Invalid => {
-                return self.refuse(arrival, version, &header, datagram, Code::INVALID_TOKEN);
+            TokenVerdict::Invalid(_) => {
+                return self.refuse(arrival, version, &header, datagram, Reason::InvalidToken);
             }
+            TokenVerdict::Spent => return Err(DropReason::SpentToken),
             TokenVerdict::Nothing if retry_wanted => {
                 return self.send_retry(arrival, version, header.dcid, &scid);
             }
@@ -173,7 +180,7 @@ impl Endpoint {
             return Err(DropReason::Saturated);
         }
         if self.count >= server.max_connections {
-            return self.refuse(arrival, version, &header, datagram, Code::CONNECTION_REFUSED);
+            return self.refuse(arrival, version, &header, datagram, Reason::Refused);
         }
         let tls = Arc::clone(&server.tls);
         let config = Arc::clone(&server.transport);
@@ -210,7 +217,7 @@ impl Endpoint {
         };
         let limit = self.issuers.per_connection();
         let Ok(mut connection) = Connection::server(setup, tls, limit) else {
-            return self.refuse(arrival, version, &header, datagram, Code::INTERNAL_ERROR);
+            return self.refuse(arrival, version, &header, datagram, Reason::Internal);
         };
         connection.handle_datagram(*arrival, datagram, header.dcid.len());
         // Whatever does not open with the keys that anybody can derive is noise, not a client.
@@ -228,12 +235,22 @@ impl Endpoint {
         if let (TokenVerdict::Retried(claim), Some(entry)) = (verdict, &mut self.connections[index])
         {
             entry.sealed_client = Some((arrival.remote, claim.client));
+            self.by_retry.insert(header.dcid, index);
         }
         for id in std::iter::once(local_cid).chain(preferred_cid) {
             self.by_cid.insert(id, index);
         }
         self.by_first_dcid.insert(first, index);
         Ok(())
+    }
+
+    /// The connection that this token of a Retry began with: its client goes on repeating it, also where its
+    /// NAT has moved since.
+    fn began_with(&self, arrival: &Arrival, token: &[u8], dcid: &ConnectionId) -> Option<usize> {
+        let &index = self.by_retry.get(dcid)?;
+        let now = self.wall_clock(arrival.now);
+        let verdict = self.tokens.judge(token, arrival.remote, dcid, now);
+        matches!(verdict, TokenVerdict::Retried(_)).then_some(index)
     }
 
     /// Judges the token of an Initial, and counts what came of it.
@@ -244,8 +261,16 @@ impl Endpoint {
         let now = self.wall_clock(arrival.now);
         let verdict = self.tokens.judge(token, arrival.remote, dcid, now);
         let (verdict, result) = match verdict {
-            TokenVerdict::Invalid => (verdict, TokenResult::Invalid),
+            TokenVerdict::Invalid(invalid) => {
+                self.tokens_refused[invalid as usize] += 1;
+                (verdict, TokenResult::Invalid)
+            }
             TokenVerdict::Nothing => (verdict, TokenResult::Ignored),
+            TokenVerdict::Spent => (verdict, TokenResult::Spent),
+            // A connection that began with it a second time would not know what its client had drawn.
+            TokenVerdict::Retried(_) if self.spent_tokens.contains(token) => {
+                (TokenVerdict::Spent, TokenResult::Spent)
+            }
             _ if self.spent_tokens.contains(token) => (TokenVerdict::Nothing, TokenResult::Spent),
             TokenVerdict::Retried(_) => (verdict, TokenResult::Retry),
             TokenVerdict::Known => (verdict, TokenResult::NewToken),
@@ -305,34 +330,20 @@ impl Endpoint {
         arrival: &Arrival,
         version: Version,
         initial: &Header,
-        datagram: &mut [u8],
-        code: Code,
+        datagram: &[u8],
+        reason: Reason,
     ) -> Result<(), DropReason> {
-        let PacketKind::Initial { scid: client_scid, .. } = &initial.kind else {
+        let PacketKind::Initial { scid: client_cid, .. } = &initial.kind else {
             return Err(DropReason::Malformed);
         };
-        let keys = initial_keys(version, &initial.dcid, Side::Server);
-        let packet = &mut datagram[..initial.len];
-        let unprotected = initial.unprotect(&*keys.remote.header, packet, None)?;
-        open(&*keys.remote.packet, &unprotected, packet)?;
-        let header = Outgoing {
-            space: Space::Initial,
-            version,
-            dcid: client_scid,
-            scid: &initial.dcid,
-            token: &[],
-            number: 0,
-            largest_acked: None,
-            key_phase: false,
-            spin: false,
-        };
-        let mut octets = Vec::new();
-        let builder = Builder::start(&header, &mut octets);
-        let close = frame::Close::Transport { code, frame_type: 0, reason: &[] };
-        frame::write_close(&close, 64, &mut octets);
-        let sealed = builder.finish(&*keys.local.header, &*keys.local.packet, 0, &mut octets);
-        sealed.map_err(|_| DropReason::Malformed)?;
-        debug_assert!(octets.len() > TAG_LEN);
+        if !initial::is_authentic(datagram) {
+            return Err(DropReason::Undecryptable);
+        }
+        let (original_dcid, scid) = (&initial.dcid, &initial.dcid);
+        let refusal = Refusal { version, client_cid, original_dcid, scid, reason };
+        let mut octets = vec![0; Refusal::MAX_LEN];
+        let len = refusal.write(&mut octets).ok_or(DropReason::Malformed)?;
+        octets.truncate(len);
         self.reply(arrival, octets);
         Ok(())
     }

@@ -170,6 +170,7 @@ impl Endpoint {
             && let Some(first) = entry.first_dcid.take()
         {
             self.by_first_dcid.remove(&first);
+            self.by_retry.remove(&first.1);
         }
         if !connection.reset_tokens().eq(entry.reset_tokens.iter().copied()) {
             for token in entry.reset_tokens.drain(..) {
@@ -203,6 +204,7 @@ impl Endpoint {
         }
         if let Some(first) = entry.first_dcid {
             self.by_first_dcid.remove(&first);
+            self.by_retry.remove(&first.1);
         }
         for token in entry.reset_tokens {
             self.by_reset_token.remove(&token);

@@ -12,7 +12,8 @@ use crate::{
     connection_id::ConnectionId,
     random::Random,
     token::{
-        MAX_TOKENS_PER_KEY, RetryClaim, Token, TokenKey, TokenKeys, is_new_token, nat,
+        InvalidToken, MAX_TOKENS_PER_KEY, RetryClaim, Token, TokenKey, TokenKeys, is_new_token,
+        nat,
         shared_state::{self, Claim},
     },
 };
@@ -69,8 +70,10 @@ pub(super) enum TokenVerdict {
     Known,
     /// It proves nothing, as if it were absent.
     Nothing,
+    /// It is of a Retry, and has begun a connection already.
+    Spent,
     /// It claims to be of a Retry, and is not.
-    Invalid,
+    Invalid(InvalidToken),
 }
 
 /// Tokens that began a connection, by their hashes, so that they begin no second one. Tokens are
@@ -272,7 +275,7 @@ impl TokenPolicy {
             Ok(Claim::Retry(claim)) => TokenVerdict::Retried(claim),
             Ok(Claim::NewToken { .. }) => TokenVerdict::Known,
             Err(_) if is_new => TokenVerdict::Nothing,
-            Err(_) => TokenVerdict::Invalid,
+            Err(invalid) => TokenVerdict::Invalid(invalid),
         }
     }
 }

@@ -3,7 +3,8 @@
 use super::*;
 use crate::{
     header::Version,
-    token::{RetryClaim, Token, TokenKey, TokenKeys, nat, shared_state},
+    initial::{Reason, Refusal},
+    token::{InvalidToken, RetryClaim, Token, TokenKey, TokenKeys, nat, shared_state},
     transport::connection::Seen,
 };
 
@@ -101,6 +102,15 @@ fn req_e04_forged_foreign_and_old_tokens_of_both_formats_are_refused() {
             assert_eq!(pair.server.tokens(TokenResult::Retry), count as u64, "{what}");
             let refused = closed_with(&pair.client_closed, Code::INVALID_TOKEN);
             assert_eq!(refused, !good, "{what}: {:?}", pair.client_closed);
+            let by_reason = InvalidToken::ALL.map(|why| pair.server.tokens_refused(why));
+            let invalid = pair.server.tokens(TokenResult::Invalid);
+            assert_eq!(by_reason.iter().sum::<u64>(), invalid, "{what}");
+            let why = match what {
+                "expired" => InvalidToken::Expired,
+                "another seal" | "another claim" => InvalidToken::Seal,
+                _ => continue,
+            };
+            assert_eq!(pair.server.tokens_refused(why), invalid, "{what}: {by_reason:?}");
         }
     }
 }
@@ -117,6 +127,42 @@ fn req_e04_a_retry_token_of_another_client_is_refused() {
     pair.exchange();
     assert!(closed_with(&pair.client_closed, Code::INVALID_TOKEN), "{:?}", pair.client_closed);
     assert_eq!(pair.server.connection_count(), 0);
+}
+
+/// Whoever answers for the servers refuses the Initials of forgers too, and the answer goes to the address that a forger
+/// wrote on it. It is sealed for the connection ID that the forger made up, and means nothing to a client that drew another.
+/// Whoever saw the client's own could have sealed the same by itself; once the client has heard of its server, it takes the
+/// packet's number for one that it has had.
+#[test]
+fn a_refusal_of_an_initial_that_somebody_forged_ends_no_handshake() {
+    for original_dcid in [None, Some(b"made up".as_slice())] {
+        for heard_of_the_server in [false, true] {
+            let ends = original_dcid.is_none() && !heard_of_the_server;
+            let mut pair = Pair::new(Scene::default());
+            let mut answers = pair.first_flights().into_iter();
+            if heard_of_the_server {
+                pair.deliver_down(answers.next().unwrap());
+            }
+            let client = pair.at_client();
+            let (client_cid, drawn) = (client.local_cids().next().unwrap(), client.original_dcid());
+            let refusal = Refusal {
+                version: Version::V1,
+                client_cid: &client_cid,
+                original_dcid: original_dcid.unwrap_or(&drawn),
+                scid: &retry_scid(),
+                reason: Reason::InvalidToken,
+            };
+            let mut octets = [0; Refusal::MAX_LEN];
+            let len = refusal.write(&mut octets).unwrap();
+            pair.deliver_down(octets[..len].to_vec());
+            answers.for_each(|answer| pair.deliver_down(answer));
+            pair.settle();
+            let refused = closed_with(&pair.client_closed, Code::INVALID_TOKEN);
+            assert_eq!(refused, ends, "{:?}", pair.client_closed);
+            assert_eq!(pair.client_closed.is_none(), !ends);
+            assert!(ends || pair.at_client().is_confirmed());
+        }
+    }
 }
 
 #[test]
@@ -195,6 +241,53 @@ fn a_validated_retry_token_drops_what_the_same_client_began_before_it() {
         assert!(pair.at_client().is_confirmed() && pair.at_server().is_confirmed());
         assert_eq!((pair.server.half_open(), pair.server.connection_count()), (0, 1));
         assert_eq!(pair.closed, None, "the older one goes silently");
+    }
+}
+
+/// What the server answers is lost at first, with the NAT's binding.
+#[test]
+fn a_client_that_moves_amid_the_handshake_after_a_retry_goes_on_with_it() {
+    for repeated in [false, true] {
+        let mut pair = NAT.pair();
+        pair.up();
+        let token = NAT.token(&mut pair);
+        let retry = retry(&mut pair, &token);
+        pair.deliver_down(retry);
+        let second_flight = pair.up();
+        for datagram in second_flight.clone() {
+            pair.deliver(datagram);
+        }
+        pair.down();
+        pair.from.set_port(2000);
+        if repeated {
+            // The same packets again: nothing in them is new.
+            for datagram in second_flight.clone() {
+                pair.deliver(datagram);
+            }
+            assert_eq!(pair.half_open().path().remote.port(), 1000);
+        }
+        let deadline = pair.client.deadline().unwrap();
+        pair.pass(deadline - pair.now);
+        for datagram in pair.up() {
+            pair.deliver(datagram);
+        }
+        assert_eq!(pair.half_open().path().remote.port(), 2000);
+        pair.pass(Duration::from_secs(1));
+        pair.settle();
+        assert_eq!((pair.server.half_open(), pair.server.connection_count()), (0, 1));
+        assert!(pair.at_client().is_confirmed() && pair.at_server().is_confirmed());
+        assert_eq!(pair.at_server().path().remote.port(), 2000);
+        assert_eq!(pair.server.tokens(TokenResult::Retry), 1);
+
+        // It begins nothing else, wherever it comes from, also when the handshake is long over.
+        pair.from.set_port(3000);
+        let spent = pair.server.dropped(DropReason::SpentToken);
+        for datagram in second_flight {
+            pair.deliver(datagram);
+        }
+        assert!(pair.server.dropped(DropReason::SpentToken) > spent);
+        assert_eq!(pair.server.connection_count(), 1);
+        assert_eq!(pair.at_server().path().remote.port(), 2000);
     }
 }
 

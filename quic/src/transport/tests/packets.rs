@@ -281,6 +281,26 @@ fn req_b14_a_stateless_reset_ends_the_connection_without_a_word() {
 }
 
 #[test]
+fn stateless_resets_are_sent_at_a_bounded_rate() {
+    let mut pair = Pair::connected();
+    // A connection ID of the server's that no connection has.
+    let datagram = [&[0x40, 0xe7][..], &[9; 48]].concat();
+    let asked = |pair: &mut Pair| {
+        let answers = (0..2000).filter(|_| {
+            pair.deliver(datagram.clone());
+            !pair.down().is_empty()
+        });
+        answers.count()
+    };
+    assert_eq!(asked(&mut pair), 1000);
+    assert_eq!(pair.server.dropped(DropReason::TooManyResets), 1000);
+    pair.now += Duration::from_millis(100);
+    assert_eq!(asked(&mut pair), 100);
+    assert_eq!(pair.server.resets_sent(), 1100);
+    assert!(pair.server.take_unclaimed().is_some(), "whoever counts them sees all");
+}
+
+#[test]
 fn req_a17_a_retry_counts_once_and_only_before_anything_else() {
     // An empty token, and a source that is the client's own choice.
     for change in 0..2 {

@@ -13,6 +13,7 @@ use rustls::{
 use super::*;
 use crate::{
     header::Version,
+    initial::{Reason, Refusal, is_authentic},
     transport::{
         packet::{Builder, Header, Outgoing, open},
         tls::initial_keys,
@@ -68,6 +69,30 @@ fn req_c12_c13_c28_a22_published_client_initials_are_built_and_opened() {
             (&*server.remote.header, &*server.remote.packet),
         );
         check(&header, 4, keys, &payload, &hex(packet));
+    }
+}
+
+/// Appendix A.2 of both, and what answers them.
+#[test]
+fn req_c12_c28_published_client_initials_are_authentic_and_can_be_refused() {
+    let dcid = ConnectionId::new(&CLIENT_DCID).unwrap();
+    let scid = ConnectionId::new(&hex("f067a5502a4262b5")).unwrap();
+    for (version, packet) in [(Version::V1, CLIENT_V1), (Version::V2, CLIENT_V2)] {
+        assert!(is_authentic(&hex(packet)), "{version:?}");
+        let reason = Reason::InvalidToken;
+        let refusal =
+            Refusal { version, client_cid: &[], original_dcid: &dcid, scid: &scid, reason };
+        let mut octets = vec![0; Refusal::MAX_LEN];
+        let len = refusal.write(&mut octets).unwrap();
+        let packet = &mut octets[..len];
+        let header = Header::read(packet, 0).unwrap();
+        assert_eq!((header.dcid, header.len), (ConnectionId::default(), len));
+        let keys = initial_keys(version, &dcid, Side::Client);
+        let unprotected = header.unprotect(&*keys.remote.header, packet, None).unwrap();
+        assert_eq!((unprotected.number, unprotected.reserved_bits), (0, false));
+        let frames = open(&*keys.remote.packet, &unprotected, packet).unwrap();
+        // CONNECTION_CLOSE, INVALID_TOKEN, in answer to no frame, without a reason.
+        assert_eq!(frames, [0x1c, 0x0b, 0, 0]);
     }
 }
 

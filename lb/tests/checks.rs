@@ -1,0 +1,260 @@
+//! Active checks: the real binary and servers that answer, are silent, lie and flood.
+
+#![allow(clippy::unwrap_used, reason = "a failed test is a fine message")]
+
+mod support;
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use serde_json::json;
+use support::balancer::{Balancer, Host, Server, initial, short};
+
+/// What a server does with the question of a check.
+#[derive(Clone, Copy)]
+enum Mood {
+    Answers,
+    Silent,
+    Lies,
+    Floods,
+}
+
+/// A server that is checked. To anything else it says its name. Lives until dropped.
+struct Checked {
+    mood: Arc<AtomicU8>,
+    questions: Arc<AtomicU64>,
+    others: Arc<AtomicU64>,
+    address: SocketAddr,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Checked {
+    fn start(address: SocketAddr, name: &'static str, mood: Mood) -> Self {
+        let socket = UdpSocket::bind(address).unwrap();
+        let counter = || Arc::new(AtomicU64::new(0));
+        let (questions, others, mood) = (counter(), counter(), Arc::new(AtomicU8::new(mood as u8)));
+        let mut server = Self {
+            mood: Arc::clone(&mood),
+            questions: Arc::clone(&questions),
+            others: Arc::clone(&others),
+            address,
+            thread: None,
+        };
+        let thread = thread::spawn(move || {
+            let mut datagram = [0; 2000];
+            while let Ok((len, from)) = socket.recv_from(&mut datagram) {
+                let datagram = &datagram[..len];
+                if datagram == b"stop" {
+                    return;
+                }
+                if !is_question(datagram) {
+                    others.fetch_add(1, Ordering::SeqCst);
+                    let _ = socket.send_to(format!("{name} {from}").as_bytes(), from);
+                    continue;
+                }
+                questions.fetch_add(1, Ordering::SeqCst);
+                let good = answer(datagram);
+                let mut bad = good.clone();
+                bad[8] ^= 1;
+                match mood.load(Ordering::SeqCst) {
+                    mood if mood == Mood::Answers as u8 => {
+                        let _ = socket.send_to(&good, from);
+                    }
+                    mood if mood == Mood::Lies as u8 => {
+                        (0..20).for_each(|_| drop(socket.send_to(&bad, from)));
+                    }
+                    mood if mood == Mood::Floods as u8 => {
+                        (0..3000).for_each(|_| drop(socket.send_to(&[0xff; 1000], from)));
+                    }
+                    _silent => {}
+                }
+            }
+        });
+        server.thread = Some(thread);
+        server
+    }
+
+    fn set(&self, mood: Mood) {
+        self.mood.store(mood as u8, Ordering::SeqCst);
+    }
+
+    fn questions(&self) -> u64 {
+        self.questions.load(Ordering::SeqCst)
+    }
+
+    fn others(&self) -> u64 {
+        self.others.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Checked {
+    fn drop(&mut self) {
+        let stop = UdpSocket::bind((self.address.ip(), 0)).unwrap();
+        let _ = stop.send_to(b"stop", self.address);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A datagram that fills an Initial, of a version that nobody has.
+fn is_question(datagram: &[u8]) -> bool {
+    datagram.len() == 1200
+        && datagram[0] & 0xc0 == 0xc0
+        && datagram[1..5].iter().all(|octet| octet & 0x0f == 0x0a)
+}
+
+fn answer(question: &[u8]) -> Vec<u8> {
+    let (dcid, scid) = (&question[5..14], &question[14..23]);
+    [&[0x80, 0, 0, 0, 0], scid, dcid, &[0, 0, 0, 1]].concat()
+}
+
+/// The usual configuration, with checks that say `more`.
+fn config(host: Host, more: &str) -> String {
+    let check = format!("health_check: {{ kind: version_negotiation, interval: 200ms{more} }}");
+    host.config().replace("  - name: web\n", &format!("  - name: web\n    {check}\n"))
+}
+
+fn state(balancer: &Balancer, name: &str) -> String {
+    balancer.backend(name)["state"].as_str().unwrap().to_owned()
+}
+
+fn results(balancer: &Balancer, name: &str, result: &str) -> u64 {
+    balancer.backend(name)["check"]["results"][result].as_u64().unwrap()
+}
+
+fn wait_for_state(balancer: &mut Balancer, name: &str, wanted: &str) {
+    balancer.wait(&format!("{name} {wanted}"), |balancer| state(balancer, name) == wanted);
+}
+
+#[test]
+fn a_silent_backend_gets_no_new_connections_until_it_answers_again() {
+    let host = Host::new();
+    let a = Checked::start(host.at(5001), "a", Mood::Answers);
+    let b = Checked::start(host.at(5002), "b", Mood::Answers);
+    let mut balancer = Balancer::start_with(host, &config(host, ""));
+    balancer.wait("answers", |balancer| results(balancer, "a", "answered") > 1);
+    assert_eq!((state(&balancer, "a"), state(&balancer, "b")), ("active".into(), "active".into()));
+    let client = balancer.client();
+    let of_a = short(&balancer.cid("a"));
+    assert!(client.ask(&of_a).starts_with("a "));
+
+    a.set(Mood::Silent);
+    wait_for_state(&mut balancer, "a", "down");
+    let view = balancer.backend("a")["check"].clone();
+    assert_eq!((&view["passes"], &view["last"]), (&json!(false), &json!("timeout")));
+    assert!(view["results"]["timeout"].as_u64().unwrap() >= 2, "{view}");
+    let record = balancer.wait_for_record("backend gets no new connections");
+    assert_eq!((&record["backend"], &record["check"]), (&json!("a"), &json!("timeout")));
+    let before = a.others();
+    for nonce in 0..100 {
+        assert!(client.ask(&initial(nonce)).starts_with("b "));
+    }
+    assert_eq!(a.others(), before, "no new connection");
+    // What it has stays with it.
+    assert!(client.ask(&of_a).starts_with("a "));
+    let metric = "quic_lb_backend_checks_total{backend=\"a\",pool=\"web\",result=\"timeout\"}";
+    assert!(balancer.metric(metric) >= 2.0);
+
+    a.set(Mood::Answers);
+    wait_for_state(&mut balancer, "a", "active");
+    assert_eq!(balancer.backend("a")["check"]["passes"], true);
+    assert!(b.questions() > 0);
+}
+
+#[test]
+fn one_that_lies_or_floods_harms_nobody_but_itself() {
+    let host = Host::new();
+    let a = Checked::start(host.at(5001), "a", Mood::Lies);
+    let _b = Checked::start(host.at(5002), "b", Mood::Answers);
+    let mut balancer = Balancer::start_with(host, &config(host, ", fall: 3"));
+    wait_for_state(&mut balancer, "a", "down");
+    assert_eq!(balancer.backend("a")["check"]["last"], "wrong");
+    a.set(Mood::Floods);
+    let (wrong, answered) = (results(&balancer, "a", "wrong"), results(&balancer, "b", "answered"));
+    balancer.wait("floods", |balancer| results(balancer, "a", "wrong") > wrong + 5);
+    balancer.wait("answers", |balancer| results(balancer, "b", "answered") > answered + 5);
+    assert_eq!(balancer.get("/healthz").status, 200);
+    // It never was down: that would be in the log.
+    let fallen = balancer.records("backend gets no new connections");
+    assert!(fallen.iter().all(|record| record["backend"] == "a"), "{fallen:?}");
+    a.set(Mood::Answers);
+    wait_for_state(&mut balancer, "a", "active");
+}
+
+#[test]
+fn nobody_at_the_address_is_known_at_once_and_another_port_can_be_asked() {
+    let host = Host::new();
+    let (_a, _b) = (Server::start(host.at(5001), "a"), Server::start(host.at(5002), "b"));
+    let text = config(host, ", port: 7000, panic_below: 0%");
+    let mut balancer = Balancer::start_with(host, &text);
+    wait_for_state(&mut balancer, "a", "down");
+    assert_eq!(balancer.backend("a")["check"]["last"], "refused");
+    let _both = Checked::start(host.at(7000), "checks", Mood::Answers);
+    wait_for_state(&mut balancer, "a", "active");
+    wait_for_state(&mut balancer, "b", "active");
+    assert!(balancer.client().ask(&short(&balancer.cid("a"))).starts_with("a "));
+}
+
+#[test]
+fn where_most_of_a_pool_fails_its_checks_they_are_ignored_and_said_to_be() {
+    const PANIC: &str = "quic_lb_pool_panic{pool=\"web\"}";
+    let host = Host::new();
+    let a = Checked::start(host.at(5001), "a", Mood::Answers);
+    let b = Checked::start(host.at(5002), "b", Mood::Answers);
+    let mut balancer = Balancer::start_with(host, &config(host, ", panic_below: 51%"));
+    balancer.wait("answers", |balancer| results(balancer, "a", "answered") > 0);
+    assert_eq!(balancer.metric(PANIC), 0.0);
+    a.set(Mood::Silent);
+    balancer.wait("panic", |balancer| balancer.metric(PANIC) == 1.0);
+    let says = "too few backends pass their checks: these are ignored for new connections";
+    assert_eq!(balancer.wait_for_record(says)["pool"], "web");
+    wait_for_state(&mut balancer, "a", "active");
+    assert_eq!(balancer.backend("a")["check"]["passes"], false);
+    // Where none is left, all are tried, and it shows.
+    b.set(Mood::Silent);
+    wait_for_state(&mut balancer, "a", "down");
+    wait_for_state(&mut balancer, "b", "down");
+    let _answered = balancer.client().ask(&initial(7));
+    a.set(Mood::Answers);
+    b.set(Mood::Answers);
+    balancer.wait("the end of it", |balancer| balancer.metric(PANIC) == 0.0);
+    wait_for_state(&mut balancer, "a", "active");
+}
+
+#[test]
+fn checks_begin_change_and_end_with_a_reload() {
+    let host = Host::new();
+    let a = Checked::start(host.at(5001), "a", Mood::Silent);
+    let _b = Checked::start(host.at(5002), "b", Mood::Answers);
+    let mut balancer = Balancer::start(host);
+    assert_eq!(balancer.backend("a")["check"], json!(null));
+    balancer.rewrite(&config(host, ""));
+    wait_for_state(&mut balancer, "a", "down");
+    balancer.rewrite(&host.config());
+    wait_for_state(&mut balancer, "a", "active");
+    assert_eq!(balancer.backend("a")["check"], json!(null));
+    let asked = a.questions();
+    assert!(asked >= 1);
+    // One that joins a pool gets connections when it has answered.
+    a.set(Mood::Answers);
+    let text = config(host, "");
+    let alone = text.lines().filter(|line| !line.contains("name: b,")).collect::<Vec<_>>();
+    balancer.rewrite(&alone.join("\n"));
+    balancer.wait("the first answer", |balancer| {
+        let all = balancer.get("/api/v1/backends").json();
+        all.as_array().unwrap().len() == 1 && all[0]["check"]["passes"] == true
+    });
+    balancer.rewrite(&text);
+    balancer.wait("both", |balancer| {
+        balancer.get("/api/v1/backends").json().as_array().unwrap().len() == 2
+    });
+    wait_for_state(&mut balancer, "b", "active");
+    assert!(results(&balancer, "b", "answered") >= 1);
+}
