@@ -14,6 +14,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -74,15 +75,19 @@ COLUMNS = {
 
 
 def free_port():
-    """A port that is free for both UDP and TCP."""
-    while True:
+    """A port that is free for both UDP and TCP, and stays so: none of those that the kernel gives to sockets that do not ask."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+        end = int(file.read().split()[0])
+    for _ in range(1000):
+        address = ("127.0.0.1", random.randrange(max(end - 20_000, 1024), end))
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one, socket.socket(
             socket.AF_INET, socket.SOCK_DGRAM
         ) as other:
-            one.bind(("127.0.0.1", 0))
             with contextlib.suppress(OSError):
-                other.bind(one.getsockname())
-                return one.getsockname()[1]
+                one.bind(address)
+                other.bind(address)
+                return address[1]
+    raise Failure("no port is free")
 
 
 class Nat:
