@@ -33,7 +33,7 @@ use super::{
     connections, explain,
     guard::{self, Guard},
     page,
-    plane::{BackendView, CheckView, Stage},
+    plane::{Stage, views::BackendView, watched::CheckView},
     shared::Shared,
 };
 use crate::{

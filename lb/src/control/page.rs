@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write};
 
-use super::plane::BackendView;
+use super::plane::views::BackendView;
 use crate::{
     metrics::Reading,
     verdict::{DropReason, ReplyKind, Rule},

@@ -36,7 +36,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{plane::CheckTarget, shared::Shared};
+use super::{plane::backends::CheckTarget, shared::Shared};
 use crate::{backend::MAX_BACKENDS, check::CheckResult, refusal::Refusal};
 use probe::{Probe, RANDOM};
 

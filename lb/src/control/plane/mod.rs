@@ -1,0 +1,448 @@
+//! The state of the control plane and its decisions: the configuration, what the operator said
+//! since, what the backends' health is, and the routing snapshot that follows.
+//!
+//! Everything that changes what is wanted ends in a new snapshot, swapped in as a whole. No flow is
+//! touched by it. Filling the tables of a snapshot takes tens of milliseconds where a pool has
+//! thousands of backends, so that the snapshot is ordered here and built elsewhere:
+//! [`ControlPlane::order`] hands out the newest order, [`ControlPlane::install`] takes what was
+//! built. What is shown (configuration, digest, states, reloads) is what is in force.
+//!
+//! Nothing here reads a clock, draws entropy, waits, or opens anything: the time and the seed come
+//! in as arguments. What an operator has to know leaves as log records.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `backends.rs` | who is watched and checked, and what their health means for a pool |
+//! | `watched.rs` | one backend, and what was seen of it |
+//! | `alarms.rs` | what somebody has to know of the traffic |
+//! | `views.rs` | what is exported and shown |
+
+mod alarms;
+pub(super) mod backends;
+#[cfg(test)]
+mod tests;
+pub(super) mod views;
+pub(super) mod watched;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
+use backends::{Left, established, panics, report};
+use quic_lb_config::{Admission, Backend, Config};
+use tracing::{debug, info, warn};
+use watched::{Name, Watched};
+
+use super::{
+    health::{Health, Signal},
+    restart::{is_same, needs_restart},
+    validation::Validation,
+};
+use crate::{
+    admission::{AdmissionState, tokens::TokensMade},
+    backend::BackendState,
+    memory::Memory,
+    metrics::Reloads,
+    registry::{Lasting, Registry},
+    routing::{BackendRoute, Routing},
+    totals::{Baselines, Totals},
+    wanted::Wanted,
+};
+
+/// The state of the control plane.
+#[derive(Debug)]
+pub(crate) struct ControlPlane {
+    /// The newest configuration; it may not be in force yet.
+    config: Arc<Config>,
+    registry: Registry,
+    /// The backends that follow from the newest configuration, commands and health.
+    wanted: Arc<Wanted>,
+    /// How often that, or what listeners let in, has changed.
+    newest: u64,
+    in_force: InForce,
+    routing: Arc<ArcSwap<Routing>>,
+    memory: Arc<Memory>,
+    totals: Totals,
+    workers: usize,
+    /// Flows that the workers have room for.
+    flow_capacity: usize,
+    /// What the operator wants instead of what the file says.
+    commands: BTreeMap<Name, Admission>,
+    backends: BTreeMap<Name, Watched>,
+    /// Pools of which so few backends pass their checks that these are ignored.
+    panics: BTreeSet<String>,
+    baselines: Baselines,
+    /// By listener.
+    validations: Vec<Validation>,
+    /// When it was said last that most flows may be forged.
+    flood_said: Option<Instant>,
+    /// When it was looked last how many flows with a valid token had come to nothing, and how many.
+    unfinished_seen: Option<(Instant, u64)>,
+    /// Keys of tokens that were warned of.
+    keys_warned_of: BTreeSet<u8>,
+    /// Datagrams that went round, of which a warning has told, and when the last one did.
+    loops_warned_of: (u64, Option<Instant>),
+    reloads: Reloads,
+    stage: Stage,
+}
+
+/// What the snapshot that workers see was made from.
+#[derive(Clone, Debug)]
+struct InForce {
+    /// The number of its order.
+    number: u64,
+    config: Arc<Config>,
+    /// Configurations that had been applied by then.
+    applied: u64,
+}
+
+/// All that a routing snapshot is made from, at one moment.
+#[derive(Debug)]
+pub(crate) struct BuildOrder {
+    of: InForce,
+    wanted: Arc<Wanted>,
+    lasting: Lasting,
+    /// The snapshot in force, whose tables are taken over where nothing has changed.
+    before: Arc<Routing>,
+}
+
+/// A snapshot, and the order that it was built to.
+#[derive(Debug)]
+pub(crate) struct Built {
+    of: InForce,
+    routing: Routing,
+}
+
+impl BuildOrder {
+    /// Builds the snapshot. It takes as long as the tables that have to be filled.
+    pub(crate) fn build(self) -> Built {
+        let Self { of, wanted, lasting, before } = self;
+        let routing = Routing::build(&of.config, &wanted, lasting, Some(&before));
+        Built { of, routing }
+    }
+}
+
+/// Where the process is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Takes everything.
+    Running,
+    /// Goes on for a while, and should not be sent anything new.
+    Draining,
+    /// A worker has ended, which none should.
+    Broken,
+}
+
+/// What became of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Applied {
+    /// It is the running one.
+    Unchanged,
+    /// It is going to be the running one, as soon as its snapshot is in force.
+    Changed,
+    /// It cannot become the running one while the process lives, for these reasons.
+    NeedsRestart(Vec<String>),
+}
+
+impl ControlPlane {
+    /// The control plane of `config`, before there are workers. Nobody outside should know `seed`:
+    /// see [`AdmissionState::new`].
+    pub(crate) fn new(config: Config, memory: Arc<Memory>, seed: [u64; 2]) -> Self {
+        let mut registry = Registry::default();
+        registry.admission = AdmissionState::new(seed);
+        let listeners = config.listeners.iter();
+        let validations =
+            listeners.map(|listener| Validation::at_start(config.retry_mode(listener))).collect();
+        let none = |_: &str, _: &str| None;
+        let healthy = |_: &str, _: &str| BackendState::Active;
+        let wanted = Wanted::new(&config.pools, none, healthy, &mut registry);
+        let lasting = registry.lasting(&config);
+        let routing = Routing::build(&config, &wanted, lasting, None);
+        let config = Arc::new(config);
+        let mut plane = Self {
+            in_force: InForce { number: 0, config: Arc::clone(&config), applied: 0 },
+            config,
+            registry,
+            wanted: Arc::new(wanted),
+            newest: 0,
+            routing: Arc::new(ArcSwap::from_pointee(routing)),
+            memory,
+            totals: Totals::default(),
+            workers: 0,
+            flow_capacity: 0,
+            commands: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            panics: BTreeSet::new(),
+            baselines: Baselines::default(),
+            validations,
+            flood_said: None,
+            unfinished_seen: None,
+            keys_warned_of: BTreeSet::new(),
+            loops_warned_of: (0, None),
+            reloads: Reloads::default(),
+            stage: Stage::Running,
+        };
+        plane.watch_wanted(&BTreeSet::new());
+        plane
+    }
+
+    /// Takes note of the workers, once they run: how many there are, what they count and how many
+    /// flows they have room for.
+    pub(crate) fn set_workers(&mut self, workers: usize, totals: Totals, flow_capacity: usize) {
+        (self.workers, self.totals, self.flow_capacity) = (workers, totals, flow_capacity);
+    }
+
+    pub(crate) fn set_stage(&mut self, stage: Stage) {
+        self.stage = stage;
+    }
+
+    /// The order for the snapshot of what is wanted now; `None` while that is in force.
+    pub(crate) fn order(&mut self) -> Option<BuildOrder> {
+        if self.in_force.number == self.newest {
+            return None;
+        }
+        let config = Arc::clone(&self.config);
+        let of = InForce { number: self.newest, config, applied: self.reloads.applied };
+        let lasting = self.registry.lasting(&self.config);
+        let (wanted, before) = (Arc::clone(&self.wanted), self.routing.load_full());
+        Some(BuildOrder { of, wanted, lasting, before })
+    }
+
+    /// Puts a snapshot in force, unless one of a newer order is, and says which backends changed
+    /// their state.
+    pub(crate) fn install(&mut self, Built { of, routing }: Built) {
+        if of.number <= self.in_force.number {
+            return;
+        }
+        let before = self.routing.swap(Arc::new(routing));
+        self.in_force = of;
+        let routing = self.routing.load();
+        for backend in routing.backends() {
+            let was = before.backend(backend.id).map(|before| before.state);
+            if let Some(was) = was.filter(|was| *was != backend.state) {
+                let pool = &routing.pool(backend.pool).name;
+                let watched = self.backends.get(&(pool.clone(), backend.name.clone()));
+                let named = watched.and_then(|watched| self.named(&routing, watched));
+                report(pool, backend, was, watched, named);
+            }
+        }
+        debug!(
+            number = self.in_force.number,
+            tables = routing.tables_not_in(&before),
+            "snapshot in force"
+        );
+    }
+
+    /// The backend whose connection IDs another one has used lately.
+    fn named<'a>(&self, routing: &'a Routing, watched: &Watched) -> Option<&'a BackendRoute> {
+        let slot = usize::try_from(watched.last.named).ok()?.checked_sub(1)?;
+        routing.backends().find(|backend| backend.id.slot() == slot)
+    }
+
+    /// How often what is wanted has changed: the number of the newest order.
+    pub(crate) const fn newest(&self) -> u64 {
+        self.newest
+    }
+
+    /// The number of the order that is in force.
+    pub(crate) const fn in_force(&self) -> u64 {
+        self.in_force.number
+    }
+
+    /// Replaces the configuration as a whole, or leaves all as it is.
+    pub(crate) fn apply(&mut self, config: Config) -> Applied {
+        if is_same(&self.config, &config) {
+            return Applied::Unchanged;
+        }
+        let reasons = needs_restart(&self.config, &config);
+        if !reasons.is_empty() {
+            self.reloads.rejected += 1;
+            return Applied::NeedsRestart(reasons);
+        }
+        self.config = Arc::new(config);
+        self.reloads.applied += 1;
+        // It may be what was wrong; what still is shows again.
+        self.backends.values_mut().for_each(|watched| watched.wiring = Health::default());
+        self.want();
+        Applied::Changed
+    }
+
+    /// Counts a file that could not even be read as a configuration.
+    pub(crate) const fn on_rejected(&mut self) {
+        self.reloads.rejected += 1;
+    }
+
+    /// Counts a look at the file that did not end in its time, or that such a one was in the way of.
+    pub(crate) const fn on_hang(&mut self) {
+        self.reloads.hung += 1;
+    }
+
+    /// Does what the operator says about a backend. It holds over reloads until the operator says
+    /// otherwise, or the process ends. `false` when there is no such backend.
+    pub(crate) fn command(&mut self, pool: &str, name: &str, wanted: Admission) -> bool {
+        let Some(backend) = find(&self.config, pool, name) else { return false };
+        let key = (pool.to_owned(), name.to_owned());
+        // What the file says already needs no command, unless one is to be taken back; a command to
+        // drain stays even then, so that an edit of the file does not end it by accident.
+        if backend.admission == wanted && wanted == Admission::Active {
+            self.commands.remove(&key);
+        } else {
+            self.commands.insert(key, wanted);
+        }
+        let wanted = wanted.as_str();
+        info!(pool, backend = name, wanted, "operator's command");
+        self.want();
+        true
+    }
+
+    /// Looks at what the workers have seen of each backend since the last tick.
+    pub(crate) fn on_tick(&mut self, now: Instant) {
+        let mut changed = false;
+        for watched in self.backends.values_mut() {
+            let totals = self.totals.of_backend(watched.id.slot());
+            let seen = totals.since(watched.last);
+            watched.last = totals;
+            let before = watched.states();
+            let was_down = watched.health.is_down();
+            let refused: u64 = seen.refused.about_backend().map(|(_, n)| n).sum();
+            watched.health = watched.health.on_tick(now, Signal::new(seen.returned, refused));
+            if watched.health.is_down() && !was_down {
+                watched.checked = watched.checked.map(|checked| checked.on_refused(now));
+            }
+            let most = seen.refused.about_backend().max_by_key(|(_, n)| *n);
+            watched.refusal = most.map(|(refusal, _)| refusal).or(watched.refusal);
+            let names = Signal::of_names(seen.well_named, seen.misnamed);
+            watched.wiring = watched.wiring.on_tick(now, names);
+            changed |= watched.states() != before;
+        }
+        if changed {
+            self.want();
+        }
+        self.watch_flows(now);
+        if let Some(flows) = self.unfinished(now) {
+            warn!(
+                flows,
+                hint = "compare retry.keys, retry.format and clocks with those of the servers",
+                "clients with valid tokens get no connection"
+            );
+        }
+        if self.validate(now) {
+            self.newest += 1;
+        }
+        self.warn_of_loops(now);
+    }
+
+    /// Takes note of how many half-open connections a backend says it has. `false` when there is
+    /// no such backend.
+    pub(crate) fn on_half_open(
+        &mut self,
+        now: Instant,
+        pool: &str,
+        name: &str,
+        half_open: u64,
+    ) -> bool {
+        let watched = self.backends.get_mut(&(pool.to_owned(), name.to_owned()));
+        watched.is_some_and(|watched| {
+            watched.half_open = Some((half_open, now));
+            true
+        })
+    }
+
+    /// Decides about address validation on each listener; says whether anything changed.
+    fn validate(&mut self, now: Instant) -> bool {
+        let Self { config, validations, backends, totals, registry, .. } = self;
+        let mut changed = false;
+        for (index, (listener, validation)) in config.listeners.iter().zip(validations).enumerate()
+        {
+            let pool = &config.pools[listener.pool].name;
+            let of_pool = backends.iter().filter(|((of, _), _)| of == pool);
+            let half_open = of_pool.filter_map(|(_, watched)| watched.half_open(now)).max();
+            let attempts = totals.of_listener(index).attempts;
+            let half_open = half_open.unwrap_or(0);
+            if validation.on_tick(now, config, listener, attempts, half_open) {
+                let mode = config.retry_mode(listener);
+                registry.admission.set_phase(index, mode, validation.phase());
+                changed = true;
+            }
+        }
+        for TokensMade { sequence, made, limit } in registry.admission.tokens_made() {
+            // Half of the tokens that there may be is time to warn.
+            if let Some(limit) = limit
+                && made >= limit / 2
+                && self.keys_warned_of.insert(sequence)
+            {
+                warn!(sequence, made, limit, "a key has made many tokens: put a new one in front");
+            }
+        }
+        changed
+    }
+
+    /// The configuration in force.
+    pub(crate) fn config(&self) -> &Config {
+        &self.in_force.config
+    }
+
+    /// As [`Self::config`], to be kept.
+    pub(crate) fn shared_config(&self) -> Arc<Config> {
+        Arc::clone(&self.in_force.config)
+    }
+
+    pub(crate) const fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// Where workers find the current snapshot.
+    pub(crate) const fn routing(&self) -> &Arc<ArcSwap<Routing>> {
+        &self.routing
+    }
+
+    /// Flows of all workers and listeners.
+    pub(crate) fn flows(&self) -> u64 {
+        self.totals.flows()
+    }
+
+    /// Takes note of what is wanted now; a snapshot of it can be ordered.
+    fn want(&mut self) {
+        let Self { config, registry, commands, backends, .. } = self;
+        let named: BTreeMap<Name, (SocketAddr, bool)> = config
+            .pools
+            .iter()
+            .flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)))
+            .map(|(pool, backend)| {
+                let name = (pool.name.clone(), backend.name.clone());
+                (name, (backend.address, pool.health_check.is_some()))
+            })
+            .collect();
+        commands.retain(|name, _| named.contains_key(name));
+        backends.retain(|name, watched| {
+            let (address, is_checked) = named.get(name).copied().unzip();
+            watched.checked = watched.checked.filter(|_| is_checked == Some(true));
+            address == Some(watched.address)
+        });
+        let panics = panics(config, commands, backends);
+        let established = established(config, backends);
+        let name = |pool: &str, name: &str| (pool.to_owned(), name.to_owned());
+        let command = |pool: &str, backend: &str| commands.get(&name(pool, backend)).copied();
+        let health = |pool: &str, backend: &str| match backends.get(&name(pool, backend)) {
+            // Where nobody passes, all are tried, and it shows that they are down.
+            Some(watched) if panics.get(pool) == Some(&Left::Few) => watched.state_of_traffic(),
+            Some(watched) => watched.state(),
+            // It has to answer first.
+            None if established.contains(pool) => BackendState::Down,
+            None => BackendState::Active,
+        };
+        self.wanted = Arc::new(Wanted::new(&config.pools, command, health, registry));
+        self.newest += 1;
+        self.watch_wanted(&established);
+        self.say_panics(panics.into_keys().collect());
+    }
+}
+
+fn find<'a>(config: &'a Config, pool: &str, name: &str) -> Option<&'a Backend> {
+    let pool = config.pools.iter().find(|candidate| candidate.name == pool)?;
+    pool.backends.iter().find(|backend| backend.name == name)
+}

@@ -1,0 +1,569 @@
+use std::time::Duration;
+
+use quic_lb_config::HealthCheck;
+
+use super::{alarms::LOOP_WARNINGS, backends::CheckTarget, views::BackendView, *};
+use crate::{
+    check::CheckResult, counters::WorkerCounters, fixtures, refusal::Refusal, verdict::DropReason,
+};
+
+const TICK: Duration = Duration::from_millis(200);
+
+struct Bench {
+    plane: ControlPlane,
+    worker: Arc<WorkerCounters>,
+    now: Instant,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::of(fixtures::config(true))
+    }
+
+    fn of(config: Config) -> Self {
+        let now = Instant::now();
+        let memory = Arc::new(Memory::new(100, now, [0; 4]));
+        let mut plane = ControlPlane::new(config, memory, [1, 2]);
+        let worker = Arc::new(WorkerCounters::new(1));
+        let mut totals = Totals::default();
+        totals.add(Arc::clone(&worker));
+        plane.set_workers(1, totals, 1000);
+        Self { plane, worker, now }
+    }
+
+    fn tick(&mut self) {
+        self.now += TICK;
+        self.plane.on_tick(self.now);
+        self.build();
+    }
+
+    /// What the builder does.
+    fn build(&mut self) {
+        while let Some(order) = self.plane.order() {
+            self.plane.install(order.build());
+        }
+    }
+
+    fn command(&mut self, name: &str, wanted: Admission) -> bool {
+        let known = self.plane.command("web", name, wanted);
+        self.build();
+        known
+    }
+
+    fn reload(&mut self, change: impl FnOnce(&mut Config)) -> Applied {
+        let mut config = fixtures::config(true);
+        change(&mut config);
+        let applied = self.plane.apply(config);
+        self.build();
+        applied
+    }
+
+    fn view(&self, name: &str) -> BackendView {
+        self.plane.views(self.now).into_iter().find(|view| view.backend.name == name).unwrap()
+    }
+
+    fn state(&self, name: &str) -> BackendState {
+        self.view(name).state
+    }
+
+    fn slot(&self, name: &str) -> usize {
+        let routing = self.plane.routing().load();
+        routing.backends().find(|backend| backend.name == name).unwrap().id.slot()
+    }
+}
+
+fn name(backend: &str) -> Name {
+    ("web".to_owned(), backend.to_owned())
+}
+
+#[test]
+fn handshakes_that_come_to_nothing_are_told_once_a_minute_if_there_are_several() {
+    let mut bench = Bench::new();
+    for (second, more, told) in [
+        (0, 7, None),
+        (30, 9, None),
+        (60, 0, Some(9)),
+        (90, 9, None),
+        (121, 1, Some(10)),
+        (200, 4, None),
+        (300, 4, None),
+    ] {
+        bench.worker.unfinished_flows.add(more);
+        let at = bench.now + Duration::from_secs(second);
+        assert_eq!(bench.plane.unfinished(at), told, "{second}");
+    }
+}
+
+#[test]
+fn a_backend_that_refuses_goes_down_and_comes_back_when_it_answers() {
+    let mut bench = Bench::new();
+    let slot = bench.slot("a");
+    bench.worker.backends[slot].refuse(Refusal::ConnectionRefused, 3);
+    bench.tick();
+    assert_eq!(bench.state("a"), BackendState::Down);
+    assert_eq!(bench.state("b"), BackendState::Active);
+    bench.worker.backends[slot].returned.add(1);
+    bench.tick();
+    assert_eq!(bench.state("a"), BackendState::Active);
+}
+
+#[test]
+fn a_backend_that_cannot_be_sent_to_goes_down_whatever_the_kernel_calls_it() {
+    for refusal in Refusal::ALL {
+        let mut bench = Bench::new();
+        let slot = bench.slot("a");
+        bench.worker.backends[slot].refuse(refusal, 2);
+        bench.tick();
+        assert_eq!(bench.state("a"), BackendState::Active, "{refusal:?}, twice");
+        bench.worker.backends[slot].refuse(refusal, 1);
+        bench.tick();
+        let (state, said) = match refusal.is_about_backend() {
+            true => (BackendState::Down, Some(refusal)),
+            false => (BackendState::Active, None),
+        };
+        assert_eq!(bench.state("a"), state, "{refusal:?}");
+        assert_eq!(bench.plane.backends[&name("a")].refusal, said);
+        assert_eq!(bench.state("b"), BackendState::Active);
+    }
+}
+
+/// A bench of which the pool is checked.
+fn checked() -> Bench {
+    let mut config = fixtures::config(true);
+    config.pools[0].health_check = Some(health_check());
+    Bench::of(config)
+}
+
+fn health_check() -> HealthCheck {
+    HealthCheck {
+        kind: quic_lb_config::CheckKind::VersionNegotiation,
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_millis(500),
+        rise: 2.try_into().unwrap(),
+        fall: 2.try_into().unwrap(),
+        port: Some(7),
+        panic_below: 50,
+    }
+}
+
+impl Bench {
+    fn target(&self, backend: &str) -> Arc<CheckTarget> {
+        let targets = self.plane.check_targets().into_iter();
+        Arc::new({ targets }.find(|target| target.name == name(backend)).unwrap())
+    }
+
+    fn check(&mut self, backend: &str, results: &[CheckResult]) -> BackendState {
+        for result in results {
+            let told = [(self.target(backend), *result)];
+            self.plane.on_checks(self.now, &told);
+        }
+        self.build();
+        self.state(backend)
+    }
+}
+
+#[test]
+fn failed_checks_take_a_backend_down_and_passed_ones_bring_it_back() {
+    use CheckResult::{Answered, Timeout, Wrong};
+    let mut bench = checked();
+    assert_eq!(bench.check("a", &[Answered]), BackendState::Active);
+    assert_eq!(bench.check("a", &[Timeout]), BackendState::Active);
+    assert_eq!(bench.check("a", &[Wrong]), BackendState::Down);
+    assert_eq!(bench.state("b"), BackendState::Active);
+    let view = bench.view("a").check.unwrap();
+    assert_eq!((view.passes, view.last), (Some(false), Some(Wrong)));
+    assert_eq!(view.counts.iter().map(|(_, n)| n).collect::<Vec<_>>(), [1, 1, 0, 1, 0]);
+    assert_eq!(bench.check("a", &[Answered]), BackendState::Down);
+    assert_eq!(bench.check("a", &[Answered]), BackendState::Active);
+    // A draining one is checked too, and stays what the operator wants.
+    bench.command("a", Admission::Draining);
+    assert_eq!(bench.check("a", &[Timeout, Timeout]), BackendState::Draining);
+}
+
+#[test]
+fn the_first_check_of_a_process_decides_alone_and_until_then_all_get_connections() {
+    let mut bench = checked();
+    for backend in ["a", "b", "c"] {
+        assert_eq!(bench.state(backend), BackendState::Active);
+    }
+    assert_eq!(bench.check("a", &[CheckResult::Timeout]), BackendState::Down);
+}
+
+#[test]
+fn who_joins_a_pool_that_is_checked_has_to_answer_first() {
+    let mut bench = checked();
+    bench.check("a", &[CheckResult::Answered]);
+    let change = |config: &mut Config| {
+        config.pools[0].health_check = Some(health_check());
+        let backend = config.pools[0].backends[0].clone();
+        let address = ([127, 0, 0, 1], 6001).into();
+        let server_ids = vec![(fixtures::cid_config().id(), fixtures::server_id(9))];
+        let joined = Backend { name: "d".into(), address, server_ids, ..backend };
+        config.pools[0].backends.push(joined);
+    };
+    assert_eq!(bench.reload(change), Applied::Changed);
+    let states = ["a", "b", "c", "d"].map(|name| bench.state(name));
+    let (active, down) = (BackendState::Active, BackendState::Down);
+    assert_eq!(states, [active, active, active, down]);
+    assert!(bench.plane.panics.is_empty());
+    // Where nothing can be asked, nobody is kept waiting.
+    assert_eq!(bench.check("d", &[CheckResult::Unsent]), active);
+    assert_eq!(bench.check("d", &[CheckResult::Timeout]), down);
+    assert_eq!(bench.check("d", &[CheckResult::Answered; 2]), active);
+}
+
+#[test]
+fn who_was_refused_has_to_pass_its_checks_too() {
+    let mut bench = checked();
+    let slot = bench.slot("a");
+    bench.check("a", &[CheckResult::Answered]);
+    bench.worker.backends[slot].refuse(Refusal::ConnectionRefused, 3);
+    bench.tick();
+    assert_eq!(bench.state("a"), BackendState::Down);
+    // Its traffic alone would have it back.
+    bench.worker.backends[slot].returned.add(1);
+    bench.tick();
+    assert_eq!(bench.state("a"), BackendState::Down);
+    assert_eq!(bench.check("a", &[CheckResult::Answered; 2]), BackendState::Active);
+    // And its checks alone do not help against what its traffic says.
+    bench.worker.backends[slot].refuse(Refusal::ConnectionRefused, 1);
+    bench.tick();
+    bench.now += Duration::from_secs(3);
+    assert_eq!(bench.check("a", &[CheckResult::Answered; 9]), BackendState::Down);
+}
+
+#[test]
+fn where_fewer_than_half_are_left_failed_checks_are_ignored() {
+    let mut bench = checked();
+    let failed = [CheckResult::Timeout; 2];
+    let states = |bench: &Bench| ["a", "b", "c"].map(|name| bench.state(name));
+    let panics = |bench: &Bench| bench.plane.reading(bench.now).pools[0].panic;
+    let (active, down) = (BackendState::Active, BackendState::Down);
+    bench.check("a", &failed);
+    assert_eq!((states(&bench), panics(&bench)), ([down, active, active], false));
+    bench.check("b", &failed);
+    assert_eq!((states(&bench), panics(&bench)), ([active; 3], true));
+    // One that was refused is not believed to be well.
+    let slot = bench.slot("b");
+    bench.worker.backends[slot].refuse(Refusal::ConnectionRefused, 3);
+    bench.tick();
+    assert_eq!((states(&bench), panics(&bench)), ([active, down, active], true));
+    // Where none is left, all are tried anyway, and are shown as what they are.
+    bench.check("c", &failed);
+    assert_eq!((states(&bench), panics(&bench)), ([down; 3], true));
+    bench.check("a", &[CheckResult::Answered; 2]);
+    assert_eq!((states(&bench), panics(&bench)), ([active, down, active], true));
+    bench.check("c", &[CheckResult::Answered; 2]);
+    assert_eq!((states(&bench), panics(&bench)), ([active, down, active], false));
+    // Drained ones are not missed.
+    bench.command("a", Admission::Draining);
+    assert!(!panics(&bench));
+}
+
+#[test]
+fn checks_that_the_file_does_not_name_any_more_mean_nothing() {
+    let mut bench = checked();
+    let before = bench.target("a");
+    assert_eq!((before.address.port(), before.backend.port()), (7, 5001));
+    bench.check("a", &[CheckResult::Timeout]);
+    assert_eq!(bench.reload(|_| {}), Applied::Changed);
+    assert!(bench.plane.check_targets().is_empty());
+    assert_eq!(bench.state("a"), BackendState::Active);
+    bench.plane.on_checks(bench.now, &[(Arc::clone(&before), CheckResult::Timeout)]);
+    bench.build();
+    assert_eq!(bench.state("a"), BackendState::Active);
+    assert!(bench.view("a").check.is_none());
+    // One that has moved is another.
+    let move_away = |config: &mut Config| {
+        config.pools[0].health_check = Some(health_check());
+        config.pools[0].backends[0].address.set_port(6001);
+    };
+    bench.reload(move_away);
+    bench.plane.on_checks(bench.now, &[(before, CheckResult::Timeout)]);
+    bench.build();
+    assert_eq!(bench.state("a"), BackendState::Active);
+}
+
+#[test]
+fn a_backend_that_answers_under_anothers_name_is_miswired_until_it_does_not() {
+    let mut bench = Bench::new();
+    let [a, b] = ["a", "b"].map(|name| bench.slot(name));
+    let another = bench.plane.routing().load().backends().find(|of| of.name == "b").unwrap().id;
+    let answer = |bench: &mut Bench, another| {
+        bench.worker.backends[a].answer(another);
+        bench.tick();
+        bench.state("a")
+    };
+    // Now and then is chance, and so is what is mixed with good ones.
+    for _ in 0..10 {
+        assert_eq!(answer(&mut bench, Some(another)), BackendState::Active);
+        assert_eq!(answer(&mut bench, Some(another)), BackendState::Active);
+        assert_eq!(answer(&mut bench, None), BackendState::Active);
+    }
+    assert_eq!(answer(&mut bench, Some(another)), BackendState::Active);
+    assert_eq!(answer(&mut bench, Some(another)), BackendState::Active);
+    assert_eq!(answer(&mut bench, Some(another)), BackendState::Miswired);
+    assert_eq!(bench.state("b"), BackendState::Active);
+    let routing = bench.plane.routing().load_full();
+    let named = bench.plane.named(&routing, &bench.plane.backends[&name("a")]).unwrap();
+    assert_eq!((named.name.as_str(), named.id.slot()), ("b", b));
+    // What is worse goes before it, and what the operator wants before both.
+    bench.worker.backends[a].refuse(Refusal::ConnectionRefused, 3);
+    bench.tick();
+    assert_eq!(bench.state("a"), BackendState::Down);
+    bench.worker.backends[a].returned.add(1);
+    bench.tick();
+    assert_eq!(bench.state("a"), BackendState::Miswired);
+    bench.command("a", Admission::Draining);
+    assert_eq!(bench.state("a"), BackendState::Draining);
+    bench.command("a", Admission::Active);
+    assert_eq!(bench.state("a"), BackendState::Miswired);
+    assert_eq!(answer(&mut bench, None), BackendState::Active);
+}
+
+#[test]
+fn a_miswired_backend_is_tried_again_and_a_reload_forgives_it() {
+    let mut bench = Bench::new();
+    let slot = bench.slot("a");
+    let another = bench.plane.routing().load().backends().find(|of| of.name == "b").unwrap().id;
+    let misnamed = |bench: &mut Bench| {
+        (0..3).for_each(|_| bench.worker.backends[slot].answer(Some(another)));
+        bench.tick();
+        assert_eq!(bench.state("a"), BackendState::Miswired);
+    };
+    misnamed(&mut bench);
+    for _ in 0..100 {
+        bench.tick();
+    }
+    assert_eq!(bench.state("a"), BackendState::Active, "for a trial");
+    misnamed(&mut bench);
+    let mend = |config: &mut Config| config.pools[0].backends[0].weight = 7.try_into().unwrap();
+    assert_eq!(bench.reload(mend), Applied::Changed);
+    assert_eq!(bench.state("a"), BackendState::Active);
+}
+
+#[test]
+fn health_survives_a_reload_and_ends_with_the_address() {
+    let mut bench = Bench::new();
+    let slot = bench.slot("a");
+    bench.worker.backends[slot].refuse(Refusal::ConnectionRefused, 3);
+    bench.tick();
+    let weigh = |config: &mut Config| {
+        config.pools[0].backends[0].weight = 7.try_into().unwrap();
+    };
+    assert_eq!(bench.reload(weigh), Applied::Changed);
+    assert_eq!(bench.state("a"), BackendState::Down);
+    let move_away = |config: &mut Config| config.pools[0].backends[0].address.set_port(6001);
+    assert_eq!(bench.reload(move_away), Applied::Changed);
+    assert_eq!(bench.state("a"), BackendState::Active);
+    assert_ne!(bench.slot("a"), slot);
+}
+
+#[test]
+fn the_operators_command_holds_over_reloads_until_the_opposite() {
+    let mut bench = Bench::new();
+    assert!(bench.command("a", Admission::Draining));
+    assert_eq!(bench.state("a"), BackendState::Draining);
+    let weigh = |config: &mut Config| {
+        config.pools[0].backends[1].weight = 7.try_into().unwrap();
+    };
+    bench.reload(weigh);
+    assert_eq!(bench.state("a"), BackendState::Draining);
+    let view = bench.view("a");
+    assert_eq!((view.wanted, view.commanded), (Admission::Draining, true));
+    assert!(bench.command("a", Admission::Active));
+    let view = bench.view("a");
+    assert_eq!((view.state, view.commanded), (BackendState::Active, false));
+}
+
+#[test]
+fn the_operator_can_activate_what_the_file_drains() {
+    let mut bench = Bench::new();
+    let drain = |config: &mut Config| config.pools[0].backends[0].admission = Admission::Draining;
+    bench.reload(drain);
+    assert_eq!(bench.state("a"), BackendState::Draining);
+    assert!(bench.command("a", Admission::Active));
+    assert_eq!(bench.state("a"), BackendState::Active);
+    assert!(bench.view("a").commanded);
+}
+
+#[test]
+fn a_command_to_nobody_changes_nothing() {
+    let mut bench = Bench::new();
+    let before = bench.plane.routing().load_full();
+    assert!(!bench.command("x", Admission::Draining));
+    assert!(!bench.plane.command("x", "a", Admission::Draining));
+    assert!(Arc::ptr_eq(&before, &bench.plane.routing().load_full()));
+}
+
+#[test]
+fn a_command_ends_with_its_backend() {
+    let mut bench = Bench::new();
+    bench.command("a", Admission::Draining);
+    bench.reload(|config| drop(config.pools[0].backends.remove(0)));
+    assert_eq!(bench.reload(|_| {}), Applied::Changed);
+    assert_eq!(bench.state("a"), BackendState::Active);
+}
+
+#[test]
+fn the_same_configuration_is_no_event() {
+    let mut bench = Bench::new();
+    let before = bench.plane.routing().load_full();
+    assert_eq!(bench.reload(|_| {}), Applied::Unchanged);
+    assert!(Arc::ptr_eq(&before, &bench.plane.routing().load_full()));
+    assert_eq!(bench.plane.reading(bench.now).reloads, Reloads::default());
+}
+
+#[test]
+fn a_new_key_alone_is_a_change() {
+    use quic::routable::{CidConfig, ConfigId, Key};
+    let mut bench = Bench::new();
+    let id = ConfigId::new(0).unwrap();
+    let other = CidConfig::new(id, 2, 6, Some(&Key::new([8; 16]))).unwrap();
+    assert_eq!(bench.reload(|c| c.pools[0].cid_configs = vec![other]), Applied::Changed);
+    assert_eq!(
+        bench.plane.reading(bench.now).reloads,
+        Reloads { applied: 1, rejected: 0, hung: 0 }
+    );
+}
+
+#[test]
+fn what_needs_a_restart_is_refused_as_a_whole_and_named() {
+    let mut bench = Bench::new();
+    let before = bench.plane.routing().load_full();
+    let outcome = bench.reload(|config| {
+        config.workers = 4.try_into().ok();
+        let address = "127.0.0.1:9090".parse().unwrap();
+        config.admin = Some(quic_lb_config::Admin { address, host_names: vec![] });
+        config.limits.flows = 7.try_into().unwrap();
+        config.limits.remembered = 7.try_into().unwrap();
+        config.log.format = quic_lb_config::LogFormat::Json;
+        config.listeners[0].name = "other".into();
+        config.pools[0].backends.clear();
+    });
+    let Applied::NeedsRestart(reasons) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(
+        reasons,
+        [
+            "workers changes from one for each core to 4",
+            "admin.address changes from no address to 127.0.0.1:9090",
+            "limits.flows changes from 1000 to 7",
+            "limits.remembered changes from 1000 to 7",
+            "log.format changes from text to json",
+            "listener edge is gone",
+            "listener other is new",
+        ]
+    );
+    assert!(Arc::ptr_eq(&before, &bench.plane.routing().load_full()));
+    assert_eq!(
+        bench.plane.reading(bench.now).reloads,
+        Reloads { applied: 0, rejected: 1, hung: 0 }
+    );
+}
+
+#[test]
+fn a_backend_that_comes_back_counts_on() {
+    let mut bench = Bench::new();
+    let slot = bench.slot("a");
+    bench.worker.backends[slot].forwarded.add(10);
+    bench.reload(|config| drop(config.pools[0].backends.remove(0)));
+    bench.reload(|config| config.pools[0].backends[1].weight = 7.try_into().unwrap());
+    assert_eq!(bench.view("a").totals.forwarded, 10);
+}
+
+#[test]
+fn the_newest_order_wins_and_an_older_one_changes_nothing() {
+    let mut bench = Bench::new();
+    assert!(bench.plane.order().is_none(), "all that is wanted is in force");
+    assert!(bench.plane.command("web", "a", Admission::Draining));
+    let older = bench.plane.order().unwrap();
+    assert!(bench.plane.command("web", "b", Admission::Draining));
+    assert_eq!(bench.state("a"), BackendState::Active, "nothing is in force yet");
+    let newer = bench.plane.order().unwrap();
+    bench.plane.install(newer.build());
+    assert_eq!(bench.plane.in_force(), bench.plane.newest());
+    let states = |bench: &Bench| (bench.state("a"), bench.state("b"));
+    assert_eq!(states(&bench), (BackendState::Draining, BackendState::Draining));
+    bench.plane.install(older.build());
+    assert_eq!(states(&bench), (BackendState::Draining, BackendState::Draining));
+    assert!(bench.plane.order().is_none());
+}
+
+#[test]
+fn what_is_shown_is_what_is_in_force() {
+    let mut bench = Bench::new();
+    let mut config = fixtures::config(true);
+    config.pools[0].backends.remove(0);
+    let digest = config.digest();
+    assert_eq!(bench.plane.apply(config), Applied::Changed);
+    let shown = |bench: &Bench| {
+        let reading = bench.plane.reading(bench.now);
+        let masked = bench.plane.config().digest();
+        (
+            reading.digest == digest,
+            masked == digest,
+            reading.reloads.applied,
+            reading.backends.len(),
+        )
+    };
+    assert_eq!(shown(&bench), (false, false, 0, 3));
+    bench.build();
+    assert_eq!(shown(&bench), (true, true, 1, 2));
+}
+
+#[test]
+fn a_backend_that_changes_its_state_rebuilds_the_table_of_its_pool_alone() {
+    let mut config = fixtures::config(true);
+    let mut other = config.pools[0].clone();
+    other.name = "api".into();
+    config.pools.push(other);
+    let mut bench = Bench::of(config);
+    let tables = |bench: &mut Bench, change: &dyn Fn(&mut Bench)| {
+        let before = bench.plane.routing().load_full();
+        change(bench);
+        bench.build();
+        let after = bench.plane.routing().load_full();
+        assert!(!Arc::ptr_eq(&before, &after), "another snapshot");
+        after.tables_not_in(&before)
+    };
+    let drain = |bench: &mut Bench| assert!(bench.plane.command("web", "a", Admission::Draining));
+    assert_eq!(tables(&mut bench, &drain), 1);
+    let down = |bench: &mut Bench| {
+        bench.worker.backends[bench.slot("b")].refuse(Refusal::ConnectionRefused, 3);
+        bench.plane.on_tick(bench.now);
+    };
+    assert_eq!(tables(&mut bench, &down), 1);
+    // What is wanted is the same, and what a listener lets in is not in any table.
+    let repeat = |bench: &mut Bench| assert!(bench.plane.command("web", "a", Admission::Draining));
+    assert_eq!(tables(&mut bench, &repeat), 0);
+    let both = |bench: &mut Bench| {
+        assert!(bench.plane.command("web", "a", Admission::Active));
+        assert!(bench.plane.command("api", "a", Admission::Draining));
+    };
+    assert_eq!(tables(&mut bench, &both), 2);
+}
+
+#[test]
+fn datagrams_that_go_round_are_told_of_once_a_minute() {
+    let mut bench = Bench::new();
+    let told = |bench: &Bench| bench.plane.loops_warned_of.0;
+    bench.worker.listeners[0].drop(DropReason::Loop, 3);
+    bench.tick();
+    assert_eq!(told(&bench), 3);
+    bench.worker.listeners[0].drop(DropReason::Loop, 2);
+    bench.tick();
+    assert_eq!(told(&bench), 3);
+    bench.now += LOOP_WARNINGS;
+    bench.tick();
+    assert_eq!(told(&bench), 5);
+}
+
+#[test]
+fn ready_is_said_while_running_only() {
+    let mut bench = Bench::new();
+    for (stage, ready) in [(Stage::Running, true), (Stage::Draining, false), (Stage::Broken, false)]
+    {
+        bench.plane.set_stage(stage);
+        assert_eq!(bench.plane.reading(bench.now).ready, ready);
+    }
+}
