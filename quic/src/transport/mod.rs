@@ -110,13 +110,14 @@
 //! | datagrams to connections | `endpoint`, `reset` |
 //! | one connection | `connection` and the files it names |
 //! | on the wire | `packet`, `frame`, `parameters`, `stream_id` |
-//! | keys and TLS | `tls` (the only file that knows rustls' QUIC API), `keys` |
+//! | keys and TLS | `tls` (the only file that knows rustls' QUIC API), `keys`, `any_certificate` |
 //! | octets in order | `streams`, `assembler`, `send_buffer`, `datagrams`, `ranges` |
 //! | loss and rate | `recovery`, `acks`, `rtt`, `ecn`, [`congestion`], `pacer`, `mtu` |
 //! | who is where | `path`, `cids` |
 //! | what is told | `record`, `timer` |
 
 mod acks;
+mod any_certificate;
 mod assembler;
 mod cids;
 mod config;
@@ -149,6 +150,7 @@ mod tests;
 mod timer;
 mod tls;
 
+pub use any_certificate::AnyCertificate;
 pub use config::{ClientConfig, RetryPolicy, ServerConfig, TransportConfig};
 pub use connection::{
     Connection, Event, MigrateError, PathInfo, SendDatagramError, Stats, Traffic,
