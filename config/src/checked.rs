@@ -12,6 +12,7 @@ use quic::{
     routable::{CidConfig, ConfigId, ServerId},
     token::TokenKey,
 };
+use rustls::pki_types::TrustAnchor;
 use zeroize::Zeroizing;
 
 /// How many backends all pools of a [`Config`] together have at most.
@@ -81,7 +82,7 @@ pub struct Pool {
 }
 
 /// How the backends of a pool are checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
     /// What is asked.
     pub kind: CheckKind,
@@ -100,10 +101,42 @@ pub struct HealthCheck {
 }
 
 /// What a check asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckKind {
     /// Which versions the server has. Any QUIC server answers that, and needs nothing for it.
     VersionNegotiation,
+    /// For a connection, as clients do.
+    Quic(Handshake),
+}
+
+/// How a check begins its connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handshake {
+    /// The application protocol that is asked for.
+    pub alpn: String,
+    /// The name that is asked for, and that the certificate has to carry; `None` for the address that is
+    /// checked.
+    pub server_name: Option<String>,
+    /// Which certificates are good.
+    pub certificate: CertificatePolicy,
+}
+
+/// Which certificates of servers are good. Whichever it is, the server has to hold its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CertificatePolicy {
+    /// All of them.
+    Ignored,
+    /// Those of today, for the name that is asked for, that lead to one of these.
+    Verified(TrustAnchors),
+}
+
+/// Whom certificates have to lead to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustAnchors {
+    /// The file that they were read from, as it is called in the configuration.
+    pub file: String,
+    /// At least one.
+    pub anchors: Arc<Vec<TrustAnchor<'static>>>,
 }
 
 /// What consistent hashing goes by.

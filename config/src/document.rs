@@ -6,12 +6,11 @@
 
 use crate::{
     checked::{
-        Admission, Admittance, CheckKind, HashBy, LogFormat, LogLevel, RetryMode, TokenFormat,
-        UnknownPackets,
+        Admission, Admittance, HashBy, LogFormat, LogLevel, RetryMode, TokenFormat, UnknownPackets,
     },
     leaf::{
-        Address, Count, Endpoint, Flag, HostName, Identity, Interval, Name, PerConfig, Percent,
-        Secret, Text, TokenIv, WireVersion,
+        Address, CertificateWord, CheckWord, Count, Endpoint, Flag, HostName, Identity, Interval,
+        Name, PerConfig, Percent, Secret, Text, TokenIv, WireVersion,
     },
     read::{List, mapping},
 };
@@ -164,13 +163,24 @@ mapping! {
 
 // interval, timeout and fall: a dead backend is noticed within two and a half seconds.
 // fall, rise: one datagram that is lost, or one that gets through, means little.
+// alpn: what most servers of QUIC speak.
 // panic_below: where most seem to be gone, it is more likely the checks that fail, and those that are left could not carry all.
 mapping! {
     /// Active checks of the backends of a pool.
     struct HealthCheck {
-        /// What is asked: "version_negotiation" sends a datagram of a version that nobody has, which any QUIC
-        /// server answers with those that it has.
-        required kind: CheckKind,
+        /// What is asked: "quic" begins a connection as clients do, "version_negotiation" sends a datagram of a
+        /// version that nobody has, which any QUIC server answers with those that it has.
+        required kind: CheckWord,
+        /// The application protocol that "quic" asks for. Left out, "h3".
+        optional alpn: Text,
+        /// The name that "quic" asks for, and that certificates have to carry. Left out, the address that is
+        /// checked.
+        optional server_name: HostName,
+        /// A file of certificates in PEM, relative to this one: what the servers show has to lead to one of
+        /// them. "quic" needs it, or certificate.
+        optional ca_file: Text,
+        /// "ignored" where the certificates of the servers do not matter to "quic".
+        optional certificate: CertificateWord,
         /// From one check of a backend to the next, less up to a tenth, so that they do not all fall together.
         default interval: Interval<100, HOUR> = "1s",
         /// How long a check waits for its answer; at most the interval. Left out, half of it.

@@ -15,8 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     checked::{
-        Admission, Admittance, CheckKind, HashBy, LogFormat, LogLevel, RetryMode, TokenFormat,
-        UnknownPackets,
+        Admission, Admittance, HashBy, LogFormat, LogLevel, RetryMode, TokenFormat, UnknownPackets,
     },
     mistake::{Mistakes, Place},
     read::{At, Read, join, place_of},
@@ -349,13 +348,26 @@ inline_schema!(() Percent, |_generator| json_schema!({
     "pattern": "^(100|[0-9]{1,2})%$",
 }));
 
+/// What a check asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CheckWord {
+    Quic,
+    VersionNegotiation,
+}
+
+/// Which certificates are good, where no others are named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CertificateWord {
+    Ignored,
+}
+
 /// A type of which each value has a word of its own.
 macro_rules! words {
-    ($type:ty: $($word:literal => $value:ident),*) => {
+    ($vis:vis $type:ty: $($word:literal => $value:ident),*) => {
         impl $type {
             /// The word for it in the file.
             #[must_use]
-            pub const fn as_str(self) -> &'static str {
+            $vis const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$value => $word),*
                 }
@@ -389,20 +401,21 @@ macro_rules! words {
     };
 }
 
-words!(Admission: "active" => Active, "draining" => Draining);
-words!(LogLevel:
+words!(pub Admission: "active" => Active, "draining" => Draining);
+words!(pub LogLevel:
     "error" => Error, "warn" => Warn, "info" => Info, "debug" => Debug, "trace" => Trace);
-words!(LogFormat: "text" => Text, "json" => Json);
+words!(pub LogFormat: "text" => Text, "json" => Json);
 
-words!(RetryMode: "off" => Off, "always" => Always, "adaptive" => Adaptive);
-words!(TokenFormat: "nat" => Nat, "shared_state" => SharedState);
-words!(HashBy:
+words!(pub RetryMode: "off" => Off, "always" => Always, "adaptive" => Adaptive);
+words!(pub TokenFormat: "nat" => Nat, "shared_state" => SharedState);
+words!(pub HashBy:
     "client_address" => ClientAddress,
     "client_address_and_port" => ClientAddressAndPort,
     "dcid" => Dcid);
-words!(Admittance: "allow" => Allow, "deny" => Deny);
-words!(CheckKind: "version_negotiation" => VersionNegotiation);
-words!(UnknownPackets: "forward" => Forward, "refuse" => Refuse);
+words!(pub Admittance: "allow" => Allow, "deny" => Deny);
+words!(pub(crate) CheckWord: "quic" => Quic, "version_negotiation" => VersionNegotiation);
+words!(pub(crate) CertificateWord: "ignored" => Ignored);
+words!(pub UnknownPackets: "forward" => Forward, "refuse" => Refuse);
 
 /// The number of a QUIC version as it is on the wire, in hex behind `0x`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

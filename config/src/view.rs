@@ -8,8 +8,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     checked::{
-        Admin, Backend, Config, HashBy, HealthCheck, NewConnections, Pool, Retry, RetryMode,
+        Admin, Backend, CertificatePolicy, CheckKind, Config, Handshake, HashBy, HealthCheck,
+        NewConnections, Pool, Retry, RetryMode,
     },
+    leaf::{CertificateWord, CheckWord},
     units::display_duration,
 };
 
@@ -130,8 +132,12 @@ fn pool(pool: &Pool) -> Value {
 }
 
 fn health_check(check: &HealthCheck) -> Value {
+    let (kind, handshake) = match &check.kind {
+        CheckKind::VersionNegotiation => (CheckWord::VersionNegotiation, None),
+        CheckKind::Quic(handshake) => (CheckWord::Quic, Some(handshake)),
+    };
     let mut value = json!({
-        "kind": check.kind.as_str(),
+        "kind": kind.as_str(),
         "interval": display_duration(check.interval),
         "timeout": display_duration(check.timeout),
         "rise": check.rise,
@@ -140,6 +146,18 @@ fn health_check(check: &HealthCheck) -> Value {
     });
     if let Some(port) = check.port {
         value["port"] = json!(port);
+    }
+    if let Some(Handshake { alpn, server_name, certificate }) = handshake {
+        value["alpn"] = json!(alpn);
+        if let Some(server_name) = server_name {
+            value["server_name"] = json!(server_name);
+        }
+        match certificate {
+            CertificatePolicy::Ignored => {
+                value["certificate"] = json!(CertificateWord::Ignored.as_str());
+            }
+            CertificatePolicy::Verified(anchors) => value["ca_file"] = json!(anchors.file),
+        }
     }
     value
 }

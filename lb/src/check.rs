@@ -11,14 +11,25 @@ pub enum CheckResult {
     Refused,
     /// What came was no answer to what was asked.
     Wrong,
+    /// It closed the connection instead of completing the handshake, or because of it.
+    Closed,
+    /// Its certificate is not good: too old, for another name, or of nobody who is trusted.
+    Certificate,
     /// Nothing could be asked, for a reason that has nothing to do with the backend.
     Unsent,
 }
 
 impl CheckResult {
     /// Every outcome.
-    pub const ALL: [Self; 5] =
-        [Self::Answered, Self::Timeout, Self::Refused, Self::Wrong, Self::Unsent];
+    pub const ALL: [Self; 7] = [
+        Self::Answered,
+        Self::Timeout,
+        Self::Refused,
+        Self::Wrong,
+        Self::Closed,
+        Self::Certificate,
+        Self::Unsent,
+    ];
 
     /// The metric label.
     #[must_use]
@@ -28,6 +39,8 @@ impl CheckResult {
             Self::Timeout => "timeout",
             Self::Refused => "refused",
             Self::Wrong => "wrong",
+            Self::Closed => "closed",
+            Self::Certificate => "certificate",
             Self::Unsent => "unsent",
         }
     }

@@ -14,9 +14,13 @@ use std::{
 };
 
 use serde_json::json;
-use support::balancer::{Balancer, Host, Server, initial, short};
+use support::{
+    Folder,
+    balancer::{Balancer, Host, Server, initial, short},
+    origin::{Application, Certificate, Origin, routable, trust},
+};
 
-/// What a server does with the question of a check.
+/// What a server does with the question of a check, or with the beginning of a connection.
 #[derive(Clone, Copy)]
 enum Mood {
     Answers,
@@ -53,7 +57,7 @@ impl Checked {
                 if datagram == b"stop" {
                     return;
                 }
-                if !is_question(datagram) {
+                if !is_question(datagram) && !is_handshake(datagram) {
                     others.fetch_add(1, Ordering::SeqCst);
                     let _ = socket.send_to(format!("{name} {from}").as_bytes(), from);
                     continue;
@@ -110,6 +114,11 @@ fn is_question(datagram: &[u8]) -> bool {
         && datagram[1..5].iter().all(|octet| octet & 0x0f == 0x0a)
 }
 
+/// A long header of version 1, as clients of real servers send it. The clients of [`initial`] are nobody's.
+fn is_handshake(datagram: &[u8]) -> bool {
+    datagram.len() == 1200 && datagram.starts_with(&[datagram[0] | 0xc0, 0, 0, 0, 1, 8])
+}
+
 fn answer(question: &[u8]) -> Vec<u8> {
     let (dcid, scid) = (&question[5..14], &question[14..23]);
     [&[0x80, 0, 0, 0, 0], scid, dcid, &[0, 0, 0, 1]].concat()
@@ -119,6 +128,22 @@ fn answer(question: &[u8]) -> Vec<u8> {
 fn config(host: Host, more: &str) -> String {
     let check = format!("health_check: {{ kind: version_negotiation, interval: 200ms{more} }}");
     host.config().replace("  - name: web\n", &format!("  - name: web\n    {check}\n"))
+}
+
+/// The usual configuration, with checks that begin connections. The first result is soon there, and there is time
+/// for a handshake on a busy machine.
+fn connecting(host: Host, more: &str) -> String {
+    let check = format!("health_check: {{ kind: quic, interval: 1s, timeout: 1s{more} }}");
+    host.config().replace("  - name: web\n", &format!("  - name: web\n    {check}\n"))
+}
+
+/// A balancer that begins connections with its backends, and believes `certificate`.
+fn connecting_balancer(host: Host, more: &str, certificate: &Certificate) -> Balancer {
+    let text = connecting(host, &format!(", ca_file: ca.pem, server_name: origin.test{more}"));
+    let folder = Folder::with(&text);
+    trust(folder.path(), certificate);
+    let path = folder.config();
+    Balancer::start_at(host, folder, path)
 }
 
 fn state(balancer: &Balancer, name: &str) -> String {
@@ -257,4 +282,98 @@ fn checks_begin_change_and_end_with_a_reload() {
     });
     wait_for_state(&mut balancer, "b", "active");
     assert!(results(&balancer, "b", "answered") >= 1);
+}
+
+#[test]
+fn a_check_that_begins_connections_sees_certificates() {
+    let host = Host::new();
+    let (good, other) = (Certificate::new("origin.test"), Certificate::new("origin.test"));
+    let keeps = Application::Keeps;
+    let _a = Origin::start(host.at(5001), &good, "h3", routable(1), keeps);
+    let _b = Origin::start(host.at(5002), &other, "h3", routable(2), keeps);
+    let mut balancer = connecting_balancer(host, "", &good);
+    wait_for_state(&mut balancer, "b", "down");
+    assert_eq!(balancer.backend("b")["check"]["last"], "certificate");
+    balancer.wait("answers", |balancer| results(balancer, "a", "answered") > 2);
+    // It never was down: that would be in the log.
+    let fallen = balancer.records("backend gets no new connections");
+    assert!(fallen.iter().all(|record| record["backend"] == "b"), "{fallen:?}");
+    // The file of certificates is read again when it has changed, though nothing else has.
+    trust(balancer.folder.path(), &other);
+    wait_for_state(&mut balancer, "b", "active");
+    wait_for_state(&mut balancer, "a", "down");
+}
+
+#[test]
+fn a_certificate_for_another_name_is_not_good_unless_certificates_are_ignored() {
+    let host = Host::new();
+    let certificate = Certificate::new("another.test");
+    let _a = Origin::start(host.at(5001), &certificate, "h3", routable(1), Application::Keeps);
+    let _b = Origin::start(host.at(5002), &certificate, "h3", routable(2), Application::Keeps);
+    let mut balancer = connecting_balancer(host, ", panic_below: 0%", &certificate);
+    wait_for_state(&mut balancer, "a", "down");
+    assert_eq!(balancer.backend("a")["check"]["last"], "certificate");
+    balancer.rewrite(&connecting(host, ", certificate: ignored"));
+    wait_for_state(&mut balancer, "a", "active");
+    wait_for_state(&mut balancer, "b", "active");
+}
+
+#[test]
+fn an_application_that_closes_right_after_the_handshake_passes_and_a_transport_that_does_not() {
+    let host = Host::new();
+    let certificate = Certificate::new("origin.test");
+    let closes = Application::Closes;
+    let _a = Origin::start(host.at(5001), &certificate, "h3", routable(1), closes);
+    // It has another protocol.
+    let _b = Origin::start(host.at(5002), &certificate, "doq", routable(2), closes);
+    let mut balancer = connecting_balancer(host, "", &certificate);
+    wait_for_state(&mut balancer, "b", "down");
+    assert_eq!(balancer.backend("b")["check"]["last"], "closed");
+    balancer.wait("answers", |balancer| results(balancer, "a", "answered") > 2);
+    for result in ["timeout", "refused", "wrong", "closed", "certificate", "unsent"] {
+        assert_eq!(results(&balancer, "a", result), 0, "{result}");
+    }
+}
+
+#[test]
+fn connections_that_nobody_answers_or_that_bring_a_flood_delay_nobody_else() {
+    let host = Host::new();
+    let certificate = Certificate::new("origin.test");
+    let a = Checked::start(host.at(5001), "a", Mood::Silent);
+    let _b = Origin::start(host.at(5002), &certificate, "h3", routable(2), Application::Keeps);
+    let mut balancer = connecting_balancer(host, "", &certificate);
+    wait_for_state(&mut balancer, "a", "down");
+    assert_eq!(balancer.backend("a")["check"]["last"], "timeout");
+    assert!(a.questions() > 1, "what may be lost is sent again");
+    a.set(Mood::Floods);
+    let answered = results(&balancer, "b", "answered");
+    balancer.wait("floods", |balancer| results(balancer, "a", "wrong") > 2);
+    balancer.wait("answers", |balancer| results(balancer, "b", "answered") > answered + 2);
+    assert_eq!(balancer.get("/healthz").status, 200);
+    let fallen = balancer.records("backend gets no new connections");
+    assert!(fallen.iter().all(|record| record["backend"] == "a"), "{fallen:?}");
+    // Nobody there at all.
+    drop(a);
+    balancer.wait("refusals", |balancer| results(balancer, "a", "refused") > 0);
+    let _a = Origin::start(host.at(5001), &certificate, "h3", routable(1), Application::Keeps);
+    wait_for_state(&mut balancer, "a", "active");
+}
+
+#[test]
+fn certificates_that_cannot_be_trusted_are_mistakes_and_leave_the_checks_as_they_were() {
+    let host = Host::new();
+    let certificate = Certificate::new("origin.test");
+    let _a = Origin::start(host.at(5001), &certificate, "h3", routable(1), Application::Keeps);
+    let _b = Origin::start(host.at(5002), &certificate, "h3", routable(2), Application::Keeps);
+    let mut balancer = connecting_balancer(host, "", &certificate);
+    balancer.wait("answers", |balancer| results(balancer, "a", "answered") > 0);
+    let no_certificate = b"-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n";
+    balancer.folder.write("ca.pem", no_certificate);
+    let checked = balancer.folder.run(&["check"], &[]).failed(1);
+    assert!(checked.contains("certificate 1 cannot be trusted"), "{checked}");
+    let rejected = balancer.wait_for_record("configuration rejected, the old one goes on");
+    assert_eq!(rejected["errors"], 1);
+    let answered = results(&balancer, "a", "answered");
+    balancer.wait("answers", |balancer| results(balancer, "a", "answered") > answered + 1);
+    assert_eq!(state(&balancer, "a"), "active");
 }

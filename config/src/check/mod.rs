@@ -4,6 +4,7 @@
 //! not be read is not missed a second time. Only when there is no error at all does a [`Config`]
 //! come out.
 
+mod health;
 mod listeners;
 mod retry;
 mod server_ids;
@@ -20,7 +21,7 @@ use quic::routable::{CidConfig, ConfigId, ServerId};
 
 use crate::{
     checked::{self, Admission, Config, HashBy, MAX_BACKENDS, MAX_HASH_SLOTS, ResetSecret},
-    document::{Backend, Document, HealthCheck, Listener, Pool, StatelessReset},
+    document::{Backend, Document, Listener, Pool, StatelessReset},
     keys::{self, KeyChoice, KeySource},
     leaf::Endpoint,
     mistake::Mistakes,
@@ -116,7 +117,7 @@ fn check_pool(
     surroundings: &Surroundings<'_>,
     mistakes: &mut Mistakes,
 ) -> Option<checked::Pool> {
-    let health_check = check_health(pool, mistakes);
+    let health_check = health::check(pool, surroundings, mistakes);
     let layouts = Layouts::check(pool, surroundings, mistakes);
     let sources = check_sources(pool, mistakes);
     let hash = check_hash(pool, mistakes);
@@ -208,36 +209,6 @@ fn check_hash(pool: &Pool, mistakes: &mut Mistakes) -> Option<HashBy> {
         );
     }
     Some(hash.value)
-}
-
-/// How a pool is checked; `None` also where that could not be read.
-fn check_health(pool: &Pool, mistakes: &mut Mistakes) -> Option<checked::HealthCheck> {
-    let health_check = &pool.health_check.here()?.value;
-    let HealthCheck { kind, interval, timeout, rise, fall, port, panic_below } = health_check;
-    if let Given::Here(timeout) = timeout
-        && timeout.value.0 > interval.value.0
-    {
-        let found = "a longer time than from one check to the next";
-        mistakes.error(&timeout.place, found, "at most `interval`");
-        mistakes.see_also(&interval.place);
-    }
-    if fall.value.0 == 1 {
-        let found = "a backend that is down after one failed check: one lost datagram does it";
-        mistakes.warning(&fall.place, found, "2 or more");
-    }
-    if panic_below.value.0 == 100 {
-        let found = "checks that are ignored as soon as one backend fails";
-        mistakes.warning(&panic_below.place, found, "a smaller share, such as \"50%\"");
-    }
-    Some(checked::HealthCheck {
-        kind: kind.as_ref()?.value,
-        interval: interval.value.0,
-        timeout: timeout.here().map_or(interval.value.0 / 2, |timeout| timeout.value.0),
-        rise: NonZeroU32::new(rise.value.0)?,
-        fall: NonZeroU32::new(fall.value.0)?,
-        port: port.here().and_then(|port| u16::try_from(port.value.0).ok()),
-        panic_below: panic_below.value.0,
-    })
 }
 
 fn make_backend(

@@ -47,6 +47,7 @@ use crate::{
     socket::{self, Confined},
     worker::{Listen, StartError, Workers},
 };
+use checks::Checks;
 use plane::{ControlPlane, Stage};
 use shared::Shared;
 
@@ -188,7 +189,7 @@ async fn look_after(
         tokio::spawn(admin::serve(admin, Arc::clone(&shared)));
     }
     tokio::spawn(build::build(Arc::clone(&shared)));
-    tokio::spawn(checks::check(Arc::clone(&shared)));
+    let _checks = Checks::start(Arc::clone(&shared)).map_err(RunError::Runtime)?;
     tokio::spawn(watch::watch(path.to_owned(), Arc::clone(&shared), logging, hangup));
     systemd::ready();
 

@@ -2,9 +2,16 @@
 
 use quic_lb_config::{Config, Listener};
 
-/// Whether two configurations are the same, keys included: the digest covers those.
+/// Whether two configurations are the same, keys included: the digest covers those. Trust anchors of checks stand in
+/// neither, and may change while their file has the same name.
 pub(crate) fn is_same(old: &Config, new: &Config) -> bool {
-    old.digest() == new.digest() && old.masked_document() == new.masked_document()
+    old.digest() == new.digest()
+        && old.masked_document() == new.masked_document()
+        && old
+            .pools
+            .iter()
+            .map(|pool| &pool.health_check)
+            .eq(new.pools.iter().map(|pool| &pool.health_check))
 }
 
 /// A sentence for each change that a running process cannot follow.

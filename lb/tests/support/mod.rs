@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
 pub(crate) mod balancer;
+pub(crate) mod origin;
 
 use std::{
     io::{Read, Write},

@@ -1,50 +1,58 @@
 //! Active checks: asks each backend of the pools that say so again and again, and tells the plane what came
 //! of it.
 //!
-//! Each backend has a task, which does one thing after the other: ask, wait, tell, sleep. So there is never
-//! more than one question to a backend under way, and one that hangs, lies or floods keeps nobody
-//! waiting but its own task, which reads a few datagrams and gives up. What the tasks find out goes through
-//! one bounded channel and is told to the plane in batches.
+//! Checks have a thread of their own: handshakes are work, and whoever waits for an answer of the control plane
+//! should not wait for them. Each backend has a task there, which does one thing after the other: ask, wait,
+//! tell, sleep. So there is never more than one question to a backend under way, and one that hangs, lies or
+//! floods keeps nobody waiting but its own task, which reads a few datagrams and gives up. What the tasks
+//! find out goes through one bounded channel and is told to the plane in batches.
 //!
-//! Each backend has a socket too, connected to it, and another one after each check that failed. The kernel
-//! lets nobody else's datagrams in and says when nobody listens; what a flood brings fills no buffer but that of
-//! whoever sends it. One socket for all would need fewer system calls, and could be filled for everybody by
-//! one. Sockets of flows have no part in it.
+//! Connections take memory, so that only so many are begun at once. Backends of which the last check failed
+//! have places of their own among them: one that hangs takes the place of others once.
+//!
+//! Each backend has a socket too, connected to it: for each connection another one, otherwise another one
+//! after each check that failed. The kernel lets nobody else's datagrams in and says when nobody listens;
+//! what a flood brings fills no buffer but that of whoever sends it. One socket for all would need fewer
+//! system calls, and could be filled for everybody by one. Sockets of flows have no part in it.
 
 #![expect(
     clippy::disallowed_methods,
     reason = "the shell around the state of the control plane: it gives it the time and its randomness"
 )]
 
+mod ask;
+mod handshake;
 mod probe;
 pub(super) mod state;
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
+use ask::ask_for_versions;
+use handshake::Client;
 use quic_lb_config::{CheckKind, Config};
 use tokio::{
-    net::UdpSocket,
-    sync::mpsc,
+    runtime,
+    sync::{Semaphore, mpsc, oneshot},
     task::JoinHandle,
-    time::{sleep, sleep_until, timeout},
+    time::{MissedTickBehavior, interval, sleep, sleep_until},
 };
-use tracing::{debug, warn};
+use tracing::{error, warn};
 
 use super::{plane::backends::CheckTarget, shared::Shared};
-use crate::{backend::MAX_BACKENDS, check::CheckResult, refusal::Refusal};
-use probe::{Probe, RANDOM};
+use crate::{backend::MAX_BACKENDS, check::CheckResult};
 
-/// Datagrams that are read in search of an answer.
-const READS: usize = 8;
+/// Connections to backends that are begun at once: some 50 KiB each.
+const CONNECTIONS: usize = 512;
 
-/// The most octets of an answer that are looked at: more than a hundred versions.
-const ANSWER_LEN: usize = 512;
+/// Of them, those to backends of which the last check failed.
+const CONNECTIONS_TO_FAILING: usize = 128;
 
 /// From one batch of results to the next: each may change what is wanted.
 const BATCH: Duration = Duration::from_millis(20);
@@ -52,23 +60,52 @@ const BATCH: Duration = Duration::from_millis(20);
 /// From one warning that nothing can be asked to the next.
 const UNSENT_SAID_EVERY: Duration = Duration::from_secs(60);
 
+/// From one look whether all tasks live to the next.
+const REVIVAL: Duration = Duration::from_secs(1);
+
 /// A result, and whose it is.
 type Told = (Arc<CheckTarget>, CheckResult);
 
-/// Checks for as long as the process lives.
-pub(super) async fn check(shared: Arc<Shared>) {
+/// The thread of the checks. It ends with this.
+pub(super) struct Checks(
+    #[expect(dead_code, reason = "to be dropped")] oneshot::Sender<Infallible>,
+);
+
+impl Checks {
+    /// Begins to check.
+    pub(super) fn start(shared: Arc<Shared>) -> io::Result<Self> {
+        let (stop, stopped) = oneshot::channel();
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let run = move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = check(shared) => {}
+                    _ = stopped => {}
+                }
+            });
+        };
+        thread::Builder::new().name("checks".to_owned()).spawn(run)?;
+        Ok(Self(stop))
+    }
+}
+
+/// Checks for as long as the control plane lives.
+async fn check(shared: Arc<Shared>) {
     let (tell, mut results) = mpsc::channel(MAX_BACKENDS);
     let mut in_force = shared.in_force();
-    let mut tasks = Tasks::default();
+    let mut tasks = Tasks::new(tell);
     let mut batch = Vec::new();
     let mut unsent_said: Option<Instant> = None;
-    tasks.follow(&shared, &tell);
+    let mut revival = interval(REVIVAL);
+    revival.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tasks.follow(&shared);
     loop {
         tokio::select! {
             changed = in_force.changed() => match changed {
-                Ok(()) => tasks.follow(&shared, &tell),
+                Ok(()) => tasks.follow(&shared),
                 Err(_) => return,
             },
+            _ = revival.tick() => tasks.revive(),
             _ = results.recv_many(&mut batch, MAX_BACKENDS) => {
                 let now = Instant::now();
                 shared.change(|plane| plane.on_checks(now, &batch));
@@ -87,15 +124,28 @@ pub(super) async fn check(shared: Arc<Shared>) {
 }
 
 /// The task of each backend that is checked.
-#[derive(Default)]
 struct Tasks {
     of: Option<Arc<Config>>,
-    running: BTreeMap<(String, String), (Arc<CheckTarget>, Task)>,
+    running: BTreeMap<(String, String), (Checker, Task)>,
+    places: Arc<Places>,
+    tell: mpsc::Sender<Told>,
+}
+
+/// Places for connections.
+struct Places {
+    all: Semaphore,
+    failing: Semaphore,
 }
 
 impl Tasks {
+    fn new(tell: mpsc::Sender<Told>) -> Self {
+        let all = Semaphore::new(CONNECTIONS - CONNECTIONS_TO_FAILING);
+        let places = Places { all, failing: Semaphore::new(CONNECTIONS_TO_FAILING) };
+        Self { of: None, running: BTreeMap::new(), places: Arc::new(places), tell }
+    }
+
     /// Begins and ends tasks, so that all backends are checked as the configuration says, and no others.
-    fn follow(&mut self, shared: &Shared, tell: &mpsc::Sender<Told>) {
+    fn follow(&mut self, shared: &Shared) {
         let plane = shared.plane();
         let config = plane.shared_config();
         if self.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, &config)) {
@@ -105,15 +155,30 @@ impl Tasks {
         drop(plane);
         self.of = Some(config);
         let mut before = std::mem::take(&mut self.running);
+        let mut methods = BTreeMap::new();
         for target in targets {
             let name = target.name.clone();
-            let running = before.remove(&name).filter(|(of, _)| **of == target);
+            let running = before.remove(&name).filter(|(checker, _)| *checker.target == target);
             let running = running.unwrap_or_else(|| {
-                let target = Arc::new(target);
-                let task = Task(tokio::spawn(look_after(Arc::clone(&target), tell.clone())));
-                (target, task)
+                let method = methods.entry(name.0.clone()).or_insert_with(|| Method::of(&target));
+                let (places, tell) = (Arc::clone(&self.places), self.tell.clone());
+                let method = method.clone();
+                let checker = Checker { target: Arc::new(target), method, places, tell };
+                let task = checker.start();
+                (checker, task)
             });
             self.running.insert(name, running);
+        }
+    }
+
+    /// Begins tasks anew that have ended, which none should: a backend that nobody looks at keeps the
+    /// state that it has.
+    fn revive(&mut self) {
+        for ((pool, backend), (checker, task)) in &mut self.running {
+            if task.0.is_finished() {
+                error!(pool, backend, "a check has ended by itself, and begins anew");
+                *task = checker.start();
+            }
         }
     }
 }
@@ -127,25 +192,71 @@ impl Drop for Task {
     }
 }
 
-/// Checks one backend again and again.
-async fn look_after(target: Arc<CheckTarget>, tell: mpsc::Sender<Told>) {
-    // A fleet that begins is not asked all at once.
-    let spread = target.check.interval.min(Duration::from_secs(1)) / 4;
-    sleep(share_of(spread)).await;
-    let mut socket = None;
-    loop {
-        let asked = tokio::time::Instant::now();
-        let result = match target.check.kind {
-            CheckKind::VersionNegotiation => ask_for_versions(&target, &mut socket).await,
-        };
-        if result != CheckResult::Answered {
-            socket = None;
+/// What the backends of a pool are asked with.
+#[derive(Clone)]
+enum Method {
+    Versions,
+    /// The connections of a pool have one configuration, if one can be made.
+    Connection(Arc<Result<Client, rustls::Error>>),
+}
+
+impl Method {
+    fn of(target: &CheckTarget) -> Self {
+        match &target.check.kind {
+            CheckKind::VersionNegotiation => Self::Versions,
+            CheckKind::Quic(handshake) => {
+                Self::Connection(Arc::new(Client::new(handshake, target.check.timeout)))
+            }
         }
-        if tell.send((Arc::clone(&target), result)).await.is_err() {
-            return;
+    }
+}
+
+/// All that it takes to check one backend.
+#[derive(Clone)]
+struct Checker {
+    target: Arc<CheckTarget>,
+    method: Method,
+    places: Arc<Places>,
+    tell: mpsc::Sender<Told>,
+}
+
+impl Checker {
+    fn start(&self) -> Task {
+        Task(tokio::spawn(self.clone().look_after()))
+    }
+
+    /// Checks again and again.
+    async fn look_after(self) {
+        let Self { target, method, places, tell } = self;
+        // A fleet that begins is not asked all at once.
+        let spread = target.check.interval.min(Duration::from_secs(1)) / 4;
+        sleep(share_of(spread)).await;
+        let mut socket = None;
+        let mut failed = false;
+        loop {
+            let (asked, result) = match &method {
+                Method::Versions => {
+                    let asked = tokio::time::Instant::now();
+                    (asked, ask_for_versions(&target, &mut socket).await)
+                }
+                Method::Connection(client) => {
+                    let places = if failed { &places.failing } else { &places.all };
+                    // They are never closed.
+                    let _place = places.acquire().await.ok();
+                    let asked = tokio::time::Instant::now();
+                    (asked, handshake::try_out(&target, client).await)
+                }
+            };
+            failed = result != CheckResult::Answered;
+            if failed {
+                socket = None;
+            }
+            if tell.send((Arc::clone(&target), result)).await.is_err() {
+                return;
+            }
+            let interval = target.check.interval;
+            sleep_until(asked + interval - share_of(interval / 10)).await;
         }
-        let interval = target.check.interval;
-        sleep_until(asked + interval - share_of(interval / 10)).await;
     }
 }
 
@@ -156,52 +267,42 @@ fn share_of(whole: Duration) -> Duration {
     whole.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
-/// Asks from `socket`, or from a new one.
-async fn ask_for_versions(target: &CheckTarget, socket: &mut Option<UdpSocket>) -> CheckResult {
-    let mut random = [0; RANDOM];
-    if let Err(error) = getrandom::fill(&mut random) {
-        return failure(target, &io::Error::other(error));
+#[cfg(test)]
+mod tests {
+    use quic_lb_config::HealthCheck;
+
+    use super::*;
+    use crate::{control::plane::ControlPlane, fixtures, memory::Memory};
+
+    /// Nobody listens at the address: that is known at once.
+    #[tokio::test]
+    async fn a_check_that_has_ended_begins_anew() {
+        let mut config = fixtures::config(true);
+        config.pools[0].health_check = Some(HealthCheck {
+            kind: CheckKind::VersionNegotiation,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            rise: 1.try_into().unwrap(),
+            fall: 1.try_into().unwrap(),
+            port: Some(1),
+            panic_below: 0,
+        });
+        let memory = Arc::new(Memory::new(10, Instant::now(), [0; 4]));
+        let target = ControlPlane::new(config, memory, [1, 2]).check_targets().remove(0);
+        let (tell, mut results) = mpsc::channel(8);
+        let mut tasks = Tasks::new(tell.clone());
+        let checker = Checker {
+            target: Arc::new(target.clone()),
+            method: Method::Versions,
+            places: Arc::clone(&tasks.places),
+            tell,
+        };
+        let ended = Task(tokio::spawn(async {}));
+        tasks.running.insert(target.name.clone(), (checker, ended));
+        while !tasks.running[&target.name].1.0.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        tasks.revive();
+        assert_eq!(results.recv().await.map(|(_, result)| result), Some(CheckResult::Refused));
     }
-    let probe = Probe::new(&random);
-    let socket = match socket {
-        Some(socket) => Ok(&*socket),
-        None => connect(target).map(|new| &*socket.insert(new)),
-    };
-    let socket = match socket {
-        Ok(socket) => socket,
-        Err(error) => return failure(target, &error),
-    };
-    let answered = timeout(target.check.timeout, async {
-        if let Err(error) = socket.send(&probe.datagram()).await {
-            return failure(target, &error);
-        }
-        let mut octets = [0; ANSWER_LEN];
-        for _ in 0..READS {
-            match socket.recv(&mut octets).await {
-                Ok(len) if probe.is_answered_by(&octets[..len]) => return CheckResult::Answered,
-                Ok(_) => {}
-                Err(error) => return failure(target, &error),
-            }
-        }
-        CheckResult::Wrong
-    });
-    answered.await.unwrap_or(CheckResult::Timeout)
-}
-
-/// A new socket, connected to where the backend is checked.
-fn connect(target: &CheckTarget) -> io::Result<UdpSocket> {
-    let any = match target.address {
-        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    };
-    let socket = std::net::UdpSocket::bind((target.source.unwrap_or(any), 0))?;
-    socket.set_nonblocking(true)?;
-    socket.connect(target.address)?;
-    UdpSocket::from_std(socket)
-}
-
-fn failure(target: &CheckTarget, error: &io::Error) -> CheckResult {
-    let (pool, backend) = &target.name;
-    debug!(pool, backend, address = %target.address, %error, "check");
-    if Refusal::of(error).is_about_backend() { CheckResult::Refused } else { CheckResult::Unsent }
 }

@@ -68,7 +68,11 @@ impl Checked {
     ) -> Self {
         let passes = match result {
             CheckResult::Answered => true,
-            CheckResult::Timeout | CheckResult::Refused | CheckResult::Wrong => false,
+            CheckResult::Timeout
+            | CheckResult::Refused
+            | CheckResult::Wrong
+            | CheckResult::Closed
+            | CheckResult::Certificate => false,
             // Where nothing can be asked, nobody can be kept waiting for an answer.
             CheckResult::Unsent => {
                 let waits = matches!(self, Self::Unknown { .. });
@@ -142,7 +146,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use CheckResult::{Answered, Refused, Timeout, Unsent, Wrong};
+    use CheckResult::{Answered, Certificate, Closed, Refused, Timeout, Unsent, Wrong};
 
     fn thresholds(rise: u32, fall: u32) -> Thresholds {
         Thresholds { rise: rise.try_into().unwrap(), fall: fall.try_into().unwrap() }
@@ -176,6 +180,8 @@ mod tests {
             (up(0, 0, 2), 100, Timeout, down(1, 2_100, 0)),
             (up(0, 0, 2), 100, Refused, down(1, 2_100, 0)),
             (up(0, 0, 2), 100, Wrong, down(1, 2_100, 0)),
+            (up(0, 0, 2), 100, Closed, down(1, 2_100, 0)),
+            (up(0, 0, 2), 100, Certificate, down(1, 2_100, 0)),
             // Up after a fall: half a minute clears the past.
             (up(1, 0, 0), 29_999, Answered, up(1, 0, 0)),
             (up(1, 0, 0), 30_000, Answered, up(0, 0, 0)),
@@ -187,6 +193,8 @@ mod tests {
             (down(1, 2_000, 1), 1, Timeout, down(1, 2_000, 0)),
             (down(1, 2_000, 1), 1, Refused, down(1, 2_000, 0)),
             (down(1, 2_000, 1), 1, Wrong, down(1, 2_000, 0)),
+            (down(1, 2_000, 1), 1, Closed, down(1, 2_000, 0)),
+            (down(1, 2_000, 1), 1, Certificate, down(1, 2_000, 0)),
             (down(1, 2_000, 1), 1, Unsent, down(1, 2_000, 1)),
             (down(2, 4_000, 1), 3_999, Answered, down(2, 4_000, 2)),
             (down(2, 4_000, 2), 3_999, Answered, down(2, 4_000, 3)),

@@ -36,7 +36,8 @@ pub(crate) struct CheckTarget {
     pub(crate) address: SocketAddr,
     /// Where questions leave from, if that is not left to the kernel.
     pub(crate) source: Option<IpAddr>,
-    pub(crate) check: HealthCheck,
+    /// That of its pool.
+    pub(crate) check: Arc<HealthCheck>,
 }
 
 impl ControlPlane {
@@ -48,7 +49,7 @@ impl ControlPlane {
             // It may have moved, or be no more.
             let watched = watched.filter(|watched| watched.address == target.backend);
             let Some(watched) = watched else { continue };
-            let HealthCheck { rise, fall, .. } = target.check;
+            let HealthCheck { rise, fall, .. } = *target.check;
             let before = watched.states();
             let Some(checked) = &mut watched.checked else { continue };
             *checked = checked.on_result(now, *result, Thresholds { rise, fall });
@@ -64,7 +65,7 @@ impl ControlPlane {
     /// The backends that are to be checked.
     pub(crate) fn check_targets(&self) -> Vec<CheckTarget> {
         let checked = |pool: &'_ Pool| {
-            let check = pool.health_check?;
+            let check = Arc::new(pool.health_check.clone()?);
             Some(
                 pool.backends
                     .iter()
@@ -79,7 +80,7 @@ impl ControlPlane {
                             backend: address,
                             address: checked_at,
                             source,
-                            check,
+                            check: Arc::clone(&check),
                         }
                     })
                     .collect::<Vec<_>>(),
@@ -148,7 +149,7 @@ pub(super) fn panics(
     backends: &BTreeMap<Name, Watched>,
 ) -> BTreeMap<String, Left> {
     let of = |pool: &Pool| {
-        let threshold = usize::from(pool.health_check?.panic_below);
+        let threshold = usize::from(pool.health_check.as_ref()?.panic_below);
         let (mut all, mut left, mut failing) = (0, 0, 0);
         for backend in &pool.backends {
             let name = (pool.name.clone(), backend.name.clone());

@@ -172,7 +172,8 @@ fn failed_checks_take_a_backend_down_and_passed_ones_bring_it_back() {
     assert_eq!(bench.state("b"), BackendState::Active);
     let view = bench.view("a").check.unwrap();
     assert_eq!((view.passes, view.last), (Some(false), Some(Wrong)));
-    assert_eq!(view.counts.iter().map(|(_, n)| n).collect::<Vec<_>>(), [1, 1, 0, 1, 0]);
+    let counts: Vec<_> = view.counts.iter().filter(|(_, n)| *n > 0).collect();
+    assert_eq!(counts, [(Answered, 1), (Timeout, 1), (Wrong, 1)]);
     assert_eq!(bench.check("a", &[Answered]), BackendState::Down);
     assert_eq!(bench.check("a", &[Answered]), BackendState::Active);
     // A draining one is checked too, and stays what the operator wants.

@@ -1,0 +1,289 @@
+//! A check that begins a connection: it takes all that a client needs of a server, from its certificate to its
+//! randomness.
+//!
+//! The transport has no sockets of its own, so that what is read, and for how long, is decided here: a server
+//! that floods or says half of what it should ends its own check, and no more of it is read. A check has passed
+//! when the handshake is done, whatever the server's application makes of the connection: it may well close
+//! one that asks for nothing. When the server's transport objects, clients get no further either.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use quic::{
+    header::Version,
+    transport::{
+        AnyCertificate, ClientConfig, Code, ConnectionError, ConnectionHandle, Endpoint,
+        EndpointConfig, Event, PeerClose, Received, TransportConfig,
+    },
+};
+use quic_lb_config::{CertificatePolicy, Handshake};
+use rustls::{RootCertStore, client::Resumption, crypto::aws_lc_rs};
+use tokio::{
+    net::UdpSocket,
+    time::{sleep_until, timeout},
+};
+use tracing::debug;
+
+use super::ask::{connect, failure};
+use crate::{check::CheckResult, control::plane::backends::CheckTarget};
+
+/// Datagrams that are read: several times what the longest chain of certificates takes.
+const READS: usize = 64;
+
+/// The most octets of a datagram; we announce less.
+const DATAGRAM_LEN: usize = 2048;
+
+/// All datagrams fit a path that carries QUIC at all.
+const MAX_UDP_PAYLOAD: u16 = 1200;
+
+/// What the handshakes with the servers of a pool have in common.
+#[derive(Debug)]
+pub(super) struct Client {
+    config: ClientConfig,
+    /// `None` for the address.
+    server_name: Option<String>,
+}
+
+impl Client {
+    /// A client that connects as `handshake` says, with `limit` of time for each.
+    pub(super) fn new(handshake: &Handshake, limit: Duration) -> Result<Self, rustls::Error> {
+        let Handshake { alpn, server_name, certificate } = handshake;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let any = AnyCertificate::new(&provider);
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?;
+        let builder = match certificate {
+            CertificatePolicy::Verified(of) => {
+                builder.with_root_certificates(RootCertStore { roots: of.anchors.as_ref().clone() })
+            }
+            CertificatePolicy::Ignored => {
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(any))
+            }
+        };
+        let mut tls = builder.with_no_client_auth();
+        tls.alpn_protocols = vec![alpn.clone().into_bytes()];
+        // Each check is to see all of a handshake.
+        tls.resumption = Resumption::disabled();
+        let transport = TransportConfig {
+            handshake_timeout: limit,
+            // What is lost is sent again within the limit, twice.
+            initial_rtt: limit / 20,
+            max_udp_payload: MAX_UDP_PAYLOAD,
+            ecn: false,
+            ..TransportConfig::default()
+        };
+        let transport = Arc::new(transport);
+        let config = ClientConfig { tls: Arc::new(tls), transport, version: Version::V1 };
+        Ok(Self { config, server_name: server_name.clone() })
+    }
+}
+
+/// Begins a connection, and ends it as soon as it is known to work.
+pub(super) async fn try_out(
+    target: &CheckTarget,
+    client: &Result<Client, rustls::Error>,
+) -> CheckResult {
+    let begun = match client {
+        Ok(client) => Attempt::begin(target, client),
+        Err(error) => Err(io::Error::other(error.to_string())),
+    };
+    let mut attempt = match begun {
+        Ok(attempt) => attempt,
+        Err(error) => return failure(target, &error),
+    };
+    let result = match timeout(target.check.timeout, attempt.run()).await {
+        Ok(Ok(End::Passed)) => CheckResult::Answered,
+        Ok(Ok(End::Flooded)) => attempt.result_so_far(CheckResult::Wrong),
+        Ok(Ok(End::Closed(error))) => {
+            let (pool, backend) = &target.name;
+            debug!(pool, backend, address = %target.address, %error, "check");
+            of_end(attempt.connected, &error)
+        }
+        Ok(Err(error)) => failure(target, &error),
+        Err(_) => attempt.result_so_far(CheckResult::Timeout),
+    };
+    attempt.close();
+    result
+}
+
+/// A connection that is tried out.
+struct Attempt<'a> {
+    target: &'a CheckTarget,
+    socket: UdpSocket,
+    endpoint: Endpoint,
+    connection: ConnectionHandle,
+    connected: bool,
+}
+
+/// How a connection ends before its time does.
+enum End {
+    /// The server has confirmed the handshake.
+    Passed,
+    Closed(ConnectionError),
+    /// More came than belongs to a handshake.
+    Flooded,
+}
+
+impl<'a> Attempt<'a> {
+    fn begin(target: &'a CheckTarget, client: &Client) -> io::Result<Self> {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(io::Error::other)?;
+        let socket = connect(target)?;
+        let now = Instant::now();
+        let mut endpoint = Endpoint::new(EndpointConfig::client(seed), now, SystemTime::now());
+        let address = target.address;
+        let name = client.server_name.clone().unwrap_or_else(|| address.ip().to_string());
+        let connection = endpoint.connect(now, &client.config, address, &name);
+        let connection = connection.map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(Self { target, socket, endpoint, connection, connected: false })
+    }
+
+    async fn run(&mut self) -> io::Result<End> {
+        let mut datagram = vec![0; DATAGRAM_LEN];
+        let mut reads = 0;
+        loop {
+            if let Some(end) = self.settle().await? {
+                return Ok(end);
+            }
+            let deadline = self.endpoint.deadline();
+            let due = async {
+                match deadline {
+                    Some(deadline) => sleep_until(deadline.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                len = self.socket.recv(&mut datagram) => {
+                    let from = Received { remote: self.target.address, local: None, ecn: None };
+                    let octets = &mut datagram[..len?];
+                    self.endpoint.handle_datagram(Instant::now(), from, octets);
+                    reads += 1;
+                    if reads == READS {
+                        return Ok(End::Flooded);
+                    }
+                }
+                () = due => self.endpoint.handle_deadline(Instant::now()),
+            }
+        }
+    }
+
+    /// Sends what there is to be sent, and looks what has become of the connection.
+    async fn settle(&mut self) -> io::Result<Option<End>> {
+        let mut datagram = Vec::with_capacity(DATAGRAM_LEN);
+        while self.endpoint.poll_transmit(Instant::now(), 1, &mut datagram).is_some() {
+            self.socket.send(&datagram).await?;
+            datagram.clear();
+        }
+        while let Some((_, event)) = self.endpoint.poll_event() {
+            match event {
+                Event::Connected => self.connected = true,
+                Event::Closed(error) => return Ok(Some(End::Closed(error))),
+                _ => {}
+            }
+        }
+        let connection = self.endpoint.connection(self.connection);
+        Ok(connection.is_some_and(|connection| connection.is_confirmed()).then_some(End::Passed))
+    }
+
+    /// What it comes to when no more is waited for.
+    const fn result_so_far(&self, otherwise: CheckResult) -> CheckResult {
+        if self.connected { CheckResult::Answered } else { otherwise }
+    }
+
+    /// Tells the server that nothing follows, so that it keeps nothing.
+    fn close(mut self) {
+        let now = Instant::now();
+        if let Some(mut connection) = self.endpoint.connection_mut(self.connection) {
+            connection.close(now, 0, Default::default());
+        }
+        let mut datagram = Vec::with_capacity(DATAGRAM_LEN);
+        if self.endpoint.poll_transmit(now, 1, &mut datagram).is_some() {
+            // If it is lost, the server finds out by itself.
+            let _ = self.socket.try_send(&datagram);
+        }
+    }
+}
+
+/// What it means that a connection, which had been `connected` or not, is over.
+fn of_end(connected: bool, error: &ConnectionError) -> CheckResult {
+    match error {
+        ConnectionError::PeerClosed(close) if connected && is_of_application(close) => {
+            CheckResult::Answered
+        }
+        ConnectionError::PeerClosed(_) => CheckResult::Closed,
+        ConnectionError::Tls { error: rustls::Error::InvalidCertificate(_), .. } => {
+            CheckResult::Certificate
+        }
+        ConnectionError::IdleTimeout | ConnectionError::HandshakeTimeout { .. } if !connected => {
+            CheckResult::Timeout
+        }
+        ConnectionError::IdleTimeout | ConnectionError::HandshakeTimeout { .. } => {
+            CheckResult::Answered
+        }
+        ConnectionError::Internal(_) | ConnectionError::ClosedLocally => CheckResult::Unsent,
+        ConnectionError::Tls { .. }
+        | ConnectionError::Peer(_)
+        | ConnectionError::Reset
+        | ConnectionError::VersionMismatch(_) => CheckResult::Wrong,
+    }
+}
+
+/// Whether the server's application wants no more of a connection that works. Before the handshake is confirmed,
+/// the code of the application is not shown (<https://www.rfc-editor.org/rfc/rfc9000.html#section-10.2.3>).
+fn is_of_application(close: &PeerClose) -> bool {
+    match close {
+        PeerClose::Application { .. } => true,
+        PeerClose::Transport { code, .. } => {
+            [Code::NO_ERROR, Code::APPLICATION_ERROR].contains(code)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quic::transport::TransportError;
+    use rustls::CertificateError;
+
+    use super::*;
+    use CheckResult::{Answered, Certificate, Closed, Timeout, Unsent, Wrong};
+
+    /// Every end of a connection, before the handshake was done and after it.
+    #[test]
+    fn an_application_may_close_a_connection_that_works_and_nobody_else() {
+        let application = |code| PeerClose::Application { code, reason: Default::default() };
+        let transport =
+            |code| PeerClose::Transport { code, frame_type: 0, reason: Default::default() };
+        let closed = ConnectionError::PeerClosed;
+        let tls = |error| ConnectionError::Tls { error, code: Code::crypto(42) };
+        let broken =
+            TransportError { code: Code::PROTOCOL_VIOLATION, frame_type: 0, reason: "".into() };
+        for (error, before, after) in [
+            (closed(application(0)), Closed, Answered),
+            (closed(application(0x10c)), Closed, Answered),
+            (closed(transport(Code::NO_ERROR)), Closed, Answered),
+            (closed(transport(Code::APPLICATION_ERROR)), Closed, Answered),
+            (closed(transport(Code::CONNECTION_REFUSED)), Closed, Closed),
+            // The client has no certificate, and is told so when it is done.
+            (closed(transport(Code::crypto(116))), Closed, Closed),
+            (
+                tls(rustls::Error::InvalidCertificate(CertificateError::Expired)),
+                Certificate,
+                Certificate,
+            ),
+            (tls(rustls::Error::NoApplicationProtocol), Wrong, Wrong),
+            (ConnectionError::Peer(broken), Wrong, Wrong),
+            (ConnectionError::Reset, Wrong, Wrong),
+            (ConnectionError::VersionMismatch(vec![2]), Wrong, Wrong),
+            (ConnectionError::IdleTimeout, Timeout, Answered),
+            (ConnectionError::HandshakeTimeout { answered: true }, Timeout, Answered),
+            (ConnectionError::ClosedLocally, Unsent, Unsent),
+            (ConnectionError::Internal("no"), Unsent, Unsent),
+        ] {
+            let ends = (of_end(false, &error), of_end(true, &error));
+            assert_eq!(ends, (before, after), "{error:?}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Real servers of QUIC, on our own stack.
+
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use quic::{
+    driver::{Cids, Endpoint, Options},
+    routable::{CidConfig, ConfigId, Key, ServerId},
+    transport::{ResetKey, ServerConfig},
+};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use tokio::runtime::Runtime;
+
+/// A certificate, and who trusts it.
+pub(crate) struct Certificate(rcgen::CertifiedKey<rcgen::KeyPair>);
+
+impl Certificate {
+    /// A self-signed one.
+    pub(crate) fn new(name: &str) -> Self {
+        Self(rcgen::generate_simple_self_signed([name.to_owned()]).unwrap())
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.0.cert.pem()
+    }
+
+    fn server(&self, alpn: &str) -> rustls::ServerConfig {
+        let key = PrivatePkcs8KeyDer::from(self.0.signing_key.serialize_der());
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let mut tls = rustls::ServerConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![self.0.cert.der().clone()], key.into())
+            .unwrap();
+        tls.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+        tls
+    }
+}
+
+/// What a server's application does with a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Application {
+    Keeps,
+    /// Closes it at once, with a code of its own.
+    Closes,
+}
+
+/// A server. Lives until dropped.
+pub(crate) struct Origin {
+    endpoint: Endpoint,
+    runtime: Option<Runtime>,
+}
+
+impl Origin {
+    pub(crate) fn start(
+        address: SocketAddr,
+        certificate: &Certificate,
+        alpn: &str,
+        cids: Cids,
+        application: Application,
+    ) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let server = ServerConfig::new(Arc::new(certificate.server(alpn)));
+        let options = Options { cids, ..Options::server(server, address) };
+        let endpoint = runtime.block_on(async { Endpoint::new(options).unwrap() });
+        let accepting = endpoint.clone();
+        runtime.spawn(async move {
+            while let Some(incoming) = accepting.accept().await {
+                let Ok(connection) = incoming.await else { continue };
+                if application == Application::Closes {
+                    connection.close(7, b"nothing to say");
+                }
+                tokio::spawn(async move { connection.closed().await });
+            }
+        });
+        Self { endpoint, runtime: Some(runtime) }
+    }
+
+    /// Goes on with other connection IDs.
+    pub(crate) fn set_cids(&self, cids: Cids) {
+        let _entered = self.runtime.as_ref().map(Runtime::enter);
+        self.endpoint.set_cid_config(cids).unwrap();
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Connection IDs of the backend whose server ID has this last octet, as the balancer is configured to read
+/// them.
+pub(crate) fn routable(server_id: u8) -> Cids {
+    let key = super::KEY.as_bytes();
+    let octet = |at: usize| {
+        let digits = std::str::from_utf8(&key[2 * at..2 * at + 2]).unwrap();
+        u8::from_str_radix(digits, 16).unwrap()
+    };
+    let key = Key::new(std::array::from_fn(octet));
+    let config = CidConfig::new(ConfigId::new(0).unwrap(), 2, 6, Some(&key)).unwrap();
+    let server_id = ServerId::new(&[0, server_id]).unwrap();
+    Cids::Routable { config, server_id, reset_key: ResetKey::new([server_id.as_slice()[1]; 32]) }
+}
+
+/// Writes `certificate` where the configuration in this folder looks for it.
+pub(crate) fn trust(folder: &Path, certificate: &Certificate) {
+    let new = folder.join("ca.pem.new");
+    std::fs::write(&new, certificate.pem()).unwrap();
+    std::fs::rename(new, folder.join("ca.pem")).unwrap();
+}
