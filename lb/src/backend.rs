@@ -53,7 +53,7 @@ pub enum BackendState {
     Draining,
     /// Does not answer.
     Down,
-    /// Answers under connection IDs that lead to another backend.
+    /// Answers under connection IDs that do not lead to it.
     Miswired,
 }
 

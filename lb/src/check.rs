@@ -1,5 +1,7 @@
 //! What an active check of a backend comes to, by the words of the metrics.
 
+use quic::connection_id::ConnectionId;
+
 /// The outcome of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckResult {
@@ -15,19 +17,22 @@ pub enum CheckResult {
     Closed,
     /// Its certificate is not good: too old, for another name, or of nobody who is trusted.
     Certificate,
+    /// It answered as it should, under connection IDs that do not lead to it.
+    Miswired,
     /// Nothing could be asked, for a reason that has nothing to do with the backend.
     Unsent,
 }
 
 impl CheckResult {
     /// Every outcome.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Answered,
         Self::Timeout,
         Self::Refused,
         Self::Wrong,
         Self::Closed,
         Self::Certificate,
+        Self::Miswired,
         Self::Unsent,
     ];
 
@@ -41,8 +46,24 @@ impl CheckResult {
             Self::Wrong => "wrong",
             Self::Closed => "closed",
             Self::Certificate => "certificate",
+            Self::Miswired => "miswired",
             Self::Unsent => "unsent",
         }
+    }
+}
+
+/// What a check has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Its outcome. That connection IDs are wrong is not known yet.
+    pub result: CheckResult,
+    /// The connection IDs that the backend has chosen; empty where the check shows none.
+    pub cids: Vec<ConnectionId>,
+}
+
+impl From<CheckResult> for Finding {
+    fn from(result: CheckResult) -> Self {
+        Self { result, cids: Vec::new() }
     }
 }
 

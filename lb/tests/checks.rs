@@ -13,6 +13,7 @@ use std::{
     thread,
 };
 
+use quic::{driver::Cids, transport::ResetKey};
 use serde_json::json;
 use support::{
     Folder,
@@ -357,6 +358,55 @@ fn connections_that_nobody_answers_or_that_bring_a_flood_delay_nobody_else() {
     balancer.wait("refusals", |balancer| results(balancer, "a", "refused") > 0);
     let _a = Origin::start(host.at(5001), &certificate, "h3", routable(1), Application::Keeps);
     wait_for_state(&mut balancer, "a", "active");
+}
+
+#[test]
+fn a_server_under_anothers_ids_is_miswired_until_it_is_right_again() {
+    const SAYS: &str =
+        "backend answers under connection IDs that do not lead to it, and gets no new connections";
+    let host = Host::new();
+    let certificate = Certificate::new("origin.test");
+    let keeps = Application::Keeps;
+    let a = Origin::start(host.at(5001), &certificate, "h3", routable(1), keeps);
+    let b = Origin::start(host.at(5002), &certificate, "h3", routable(1), keeps);
+    let mut balancer = connecting_balancer(host, "", &certificate);
+    wait_for_state(&mut balancer, "b", "miswired");
+    let view = balancer.backend("b")["check"].clone();
+    assert_eq!((&view["passes"], &view["last"]), (&json!(true), &json!("miswired")));
+    assert_eq!(view["connection_ids"]["expected"], "server ID 0002 in configuration 0");
+    let found = view["connection_ids"]["found"].as_str().unwrap();
+    assert!(found.starts_with("server ID 0001 in configuration 0, which is backend a"), "{found}");
+    let ready = balancer.get("/readyz").json();
+    assert_eq!((&ready["ready"], &ready["miswired"]), (&json!(true), &json!(["web/b"])));
+    assert!(ready["detail"].as_str().unwrap().contains("/api/v1/backends"), "{ready}");
+    let checks = "quic_lb_backend_checks_total{backend=\"b\",pool=\"web\",result=\"miswired\"}";
+    assert!(balancer.metric(checks) >= 2.0);
+    // No new connections.
+    let forwarded = |balancer: &Balancer, name: &str| {
+        let count = &balancer.backend(name)["datagrams_forwarded"];
+        count.as_u64().unwrap()
+    };
+    let client = balancer.client();
+    (0..50).for_each(|nonce| client.send(&initial(nonce)));
+    balancer.wait("new connections", |balancer| forwarded(balancer, "a") >= 50);
+    assert_eq!(forwarded(&balancer, "b"), 0);
+
+    b.set_cids(routable(2));
+    wait_for_state(&mut balancer, "b", "active");
+    assert_eq!(balancer.backend("b")["check"]["connection_ids"], json!(null));
+    assert_eq!(balancer.get("/readyz").json(), json!({ "ready": true }));
+    // Told once.
+    let records = balancer.records(SAYS);
+    let [record] = &records[..] else { panic!("{records:?}") };
+    assert_eq!((&record["backend"], &record["level"]), (&json!("b"), &json!("WARN")));
+    assert_eq!(record["expected"], "server ID 0002 in configuration 0");
+    assert!(record["found"].as_str().unwrap().contains("server ID 0001"), "{record}");
+
+    // Connection IDs that lead nowhere.
+    a.set_cids(Cids::Unroutable { len: 8, reset_key: ResetKey::new([7; 32]) });
+    wait_for_state(&mut balancer, "a", "miswired");
+    let found = balancer.backend("a")["check"]["connection_ids"]["found"].clone();
+    assert!(found.as_str().unwrap().starts_with("the config bits are 0b111"), "{found}");
 }
 
 #[test]

@@ -16,6 +16,7 @@ use anyhow::ensure;
 use quic::routable::Key;
 use quic_lb_tests::{
     balancer::Reload,
+    certificate::ALPN,
     client::{Client, download, each, echo, who},
     document::{Pool, Scheme},
     nat::Nat,
@@ -111,6 +112,38 @@ async fn connections_of_a_server_that_ignores_its_configuration_survive_a_nat_th
     let opaque = |_: &_, _: &str, _: &str| Ok(Cids::Opaque(OPAQUE_CID_LEN));
     let site = Site::of(vec![(LOCAL, web(Scheme::FOUR_PASS))], opaque).await?;
     rebound_downloads(site).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checks_tell_quinn_servers_whose_connection_ids_lead_to_them() -> anyhow::Result<()> {
+    // The first does as it should, the second ignores its configuration, the third has another's key.
+    let cids = |config: &_, pool: &str, backend: &str| match backend {
+        "web-a" => Cids::of(config, pool, backend, None),
+        "web-b" => Ok(Cids::Opaque(OPAQUE_CID_LEN)),
+        _ => Cids::with_key(config, pool, backend, &Key::new([9; 16])),
+    };
+    let site = Site::of(vec![(LOCAL, web(Scheme::SINGLE_PASS))], cids).await?;
+    let alpn = str::from_utf8(ALPN)?;
+    let check =
+        format!("{{ kind: quic, interval: 1s, timeout: 1s, alpn: {alpn}, certificate: ignored }}");
+    let text = site.document.to_string();
+    let checked =
+        text.replace("    backends:\n", &format!("    health_check: {check}\n    backends:\n"));
+    site.balancer.write_config(&checked)?;
+    let state = |name: &'static str, wanted: &'static str| {
+        site.balancer.wait_for(wanted, move |metrics| metrics.backend_state(name) == Some(wanted))
+    };
+    state("web-b", "miswired").await?;
+    state("web-c", "miswired").await?;
+    let labels = [("backend", "web-a"), ("result", "answered")];
+    let metrics = site
+        .balancer
+        .wait_for("checks", |metrics| metrics.sum("backend_checks_total", &labels) > 2)
+        .await?;
+    ensure!(metrics.backend_state("web-a") == Some("active"), "{}", site.balancer.log());
+    let checks = metrics.sum("backend_checks_total", &[("backend", "web-a")]);
+    ensure!(checks == metrics.sum("backend_checks_total", &labels), "all of them are passed");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -30,6 +30,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     answers::error,
+    checks::contract::Breach,
     connections, explain,
     guard::{self, Guard},
     page,
@@ -93,18 +94,24 @@ async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
 /// Whether this process should be sent anything new. One whose workers panic again and again should: what does it here
 /// would do it to the next one.
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
-    let reason = match shared.plane().stage() {
+    let plane = shared.plane();
+    let reason = match plane.stage() {
         Stage::Running => {
+            let (mut answer, mut details) = (json!({ "ready": true }), vec![]);
             let restless = shared.panics().restless(Instant::now());
-            return Json(match &restless[..] {
-                [] => json!({ "ready": true }),
-                workers => json!({
-                    "ready": true,
-                    "detail": "workers panic again and again: see /api/v1/panics",
-                    "workers": workers,
-                }),
-            })
-            .into_response();
+            if !restless.is_empty() {
+                details.push("workers panic again and again: see /api/v1/panics");
+                answer["workers"] = json!(restless);
+            }
+            let miswired = plane.miswired();
+            if !miswired.is_empty() {
+                details.push("backends answer under connection IDs that do not lead to them: see /api/v1/backends");
+                answer["miswired"] = json!(miswired);
+            }
+            if !details.is_empty() {
+                answer["detail"] = json!(details.join("; "));
+            }
+            return Json(answer).into_response();
         }
         Stage::Draining => "draining",
         Stage::Broken => "a worker has ended",
@@ -185,12 +192,15 @@ fn unknown_backend(pool: &str, name: &str) -> Response {
 
 fn backend_json(view: &BackendView) -> Value {
     let BackendView { pool, backend, state, wanted, commanded, totals, half_open, check } = view;
-    let check = check.map(|CheckView { passes, last, counts }| {
+    let check = check.as_ref().map(|CheckView { passes, last, counts, breach }| {
         let results = counts.iter().map(|(result, n)| (result.label().to_owned(), n.into()));
         json!({
             "passes": passes,
             "last": last.map(CheckResult::label),
             "results": results.collect::<Map<_, _>>(),
+            "connection_ids": breach.as_ref().map(|Breach { expected, found }| {
+                json!({ "expected": expected, "found": found.to_string() })
+            }),
         })
     });
     let server_ids = backend.server_ids.iter();

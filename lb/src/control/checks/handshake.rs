@@ -5,6 +5,9 @@
 //! that floods or says half of what it should ends its own check, and no more of it is read. A check has passed
 //! when the handshake is done, whatever the server's application makes of the connection: it may well close
 //! one that asks for nothing. When the server's transport objects, clients get no further either.
+//!
+//! The connection IDs that the server has chosen come out too: the first one, and those that it gives right behind
+//! the handshake.
 
 use std::{
     io,
@@ -13,6 +16,7 @@ use std::{
 };
 
 use quic::{
+    connection_id::ConnectionId,
     header::Version,
     transport::{
         AnyCertificate, ClientConfig, Code, ConnectionError, ConnectionHandle, Endpoint,
@@ -28,13 +32,23 @@ use tokio::{
 use tracing::debug;
 
 use super::ask::{connect, failure};
-use crate::{check::CheckResult, control::plane::backends::CheckTarget};
+use crate::{
+    check::{CheckResult, Finding},
+    control::plane::backends::CheckTarget,
+};
 
 /// Datagrams that are read: several times what the longest chain of certificates takes.
 const READS: usize = 64;
 
 /// The most octets of a datagram; we announce less.
 const DATAGRAM_LEN: usize = 2048;
+
+/// Connection IDs of a server that are looked at; we announce fewer.
+const CIDS: usize = 16;
+
+/// How long a server may take to give connection IDs after it has confirmed the handshake. It does both at once,
+/// or with the next flight.
+const CIDS_FOLLOW: Duration = Duration::from_millis(25);
 
 /// All datagrams fit a path that carries QUIC at all.
 const MAX_UDP_PAYLOAD: u16 = 1200;
@@ -73,6 +87,7 @@ impl Client {
             initial_rtt: limit / 20,
             max_udp_payload: MAX_UDP_PAYLOAD,
             ecn: false,
+            follow_preferred_address: false,
             ..TransportConfig::default()
         };
         let transport = Arc::new(transport);
@@ -85,14 +100,14 @@ impl Client {
 pub(super) async fn try_out(
     target: &CheckTarget,
     client: &Result<Client, rustls::Error>,
-) -> CheckResult {
+) -> Finding {
     let begun = match client {
         Ok(client) => Attempt::begin(target, client),
         Err(error) => Err(io::Error::other(error.to_string())),
     };
     let mut attempt = match begun {
         Ok(attempt) => attempt,
-        Err(error) => return failure(target, &error),
+        Err(error) => return failure(target, &error).into(),
     };
     let result = match timeout(target.check.timeout, attempt.run()).await {
         Ok(Ok(End::Passed)) => CheckResult::Answered,
@@ -105,8 +120,8 @@ pub(super) async fn try_out(
         Ok(Err(error)) => failure(target, &error),
         Err(_) => attempt.result_so_far(CheckResult::Timeout),
     };
-    attempt.close();
-    result
+    let cids = attempt.close();
+    Finding { result, cids }
 }
 
 /// A connection that is tried out.
@@ -116,6 +131,10 @@ struct Attempt<'a> {
     endpoint: Endpoint,
     connection: ConnectionHandle,
     connected: bool,
+    /// Those that the server has chosen, once it is connected.
+    cids: Vec<ConnectionId>,
+    /// When no more of them are waited for.
+    enough: Option<Instant>,
 }
 
 /// How a connection ends before its time does.
@@ -138,7 +157,8 @@ impl<'a> Attempt<'a> {
         let name = client.server_name.clone().unwrap_or_else(|| address.ip().to_string());
         let connection = endpoint.connect(now, &client.config, address, &name);
         let connection = connection.map_err(|error| io::Error::other(error.to_string()))?;
-        Ok(Self { target, socket, endpoint, connection, connected: false })
+        let (connected, cids, enough) = (false, vec![], None);
+        Ok(Self { target, socket, endpoint, connection, connected, cids, enough })
     }
 
     async fn run(&mut self) -> io::Result<End> {
@@ -148,7 +168,7 @@ impl<'a> Attempt<'a> {
             if let Some(end) = self.settle().await? {
                 return Ok(end);
             }
-            let deadline = self.endpoint.deadline();
+            let deadline = self.endpoint.deadline().into_iter().chain(self.enough).min();
             let due = async {
                 match deadline {
                     Some(deadline) => sleep_until(deadline.into()).await,
@@ -177,15 +197,27 @@ impl<'a> Attempt<'a> {
             self.socket.send(&datagram).await?;
             datagram.clear();
         }
-        while let Some((_, event)) = self.endpoint.poll_event() {
-            match event {
-                Event::Connected => self.connected = true,
-                Event::Closed(error) => return Ok(Some(End::Closed(error))),
-                _ => {}
+        if let Some(connection) = self.endpoint.connection(self.connection)
+            && connection.is_connected()
+        {
+            self.connected = true;
+            for cid in connection.remote_cids() {
+                if self.cids.len() < CIDS && !self.cids.contains(&cid) {
+                    self.cids.push(cid);
+                }
+            }
+            if connection.is_confirmed() && self.enough.is_none() {
+                self.enough = Some(Instant::now() + CIDS_FOLLOW);
             }
         }
-        let connection = self.endpoint.connection(self.connection);
-        Ok(connection.is_some_and(|connection| connection.is_confirmed()).then_some(End::Passed))
+        while let Some((_, event)) = self.endpoint.poll_event() {
+            if let Event::Closed(error) = event {
+                return Ok(Some(End::Closed(error)));
+            }
+        }
+        let Some(enough) = self.enough else { return Ok(None) };
+        let passed = self.cids.len() > 1 || Instant::now() >= enough;
+        Ok(passed.then_some(End::Passed))
     }
 
     /// What it comes to when no more is waited for.
@@ -193,8 +225,8 @@ impl<'a> Attempt<'a> {
         if self.connected { CheckResult::Answered } else { otherwise }
     }
 
-    /// Tells the server that nothing follows, so that it keeps nothing.
-    fn close(mut self) {
+    /// Tells the server that nothing follows, so that it keeps nothing; the connection IDs that it chose are left.
+    fn close(mut self) -> Vec<ConnectionId> {
         let now = Instant::now();
         if let Some(mut connection) = self.endpoint.connection_mut(self.connection) {
             connection.close(now, 0, Default::default());
@@ -204,6 +236,7 @@ impl<'a> Attempt<'a> {
             // If it is lost, the server finds out by itself.
             let _ = self.socket.try_send(&datagram);
         }
+        self.cids
     }
 }
 
@@ -244,10 +277,17 @@ fn is_of_application(close: &PeerClose) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use quic::transport::TransportError;
-    use rustls::CertificateError;
+    use std::{collections::BTreeSet, net::SocketAddr};
+
+    use quic::{
+        routable::{CidGenerator, Partition},
+        transport::{CidIssuer, ResetKey, ServerConfig, TransportError},
+    };
+    use quic_lb_config::{CheckKind, HealthCheck};
+    use rustls::{CertificateError, pki_types::PrivatePkcs8KeyDer};
 
     use super::*;
+    use crate::{control::plane::ControlPlane, fixtures, memory::Memory};
     use CheckResult::{Answered, Certificate, Closed, Timeout, Unsent, Wrong};
 
     /// Every end of a connection, before the handshake was done and after it.
@@ -285,5 +325,77 @@ mod tests {
             let ends = (of_end(false, &error), of_end(true, &error));
             assert_eq!(ends, (before, after), "{error:?}");
         }
+    }
+
+    /// Serves from `socket`: the connection ID of the handshake names server 1, those that follow name server 2.
+    async fn serve_as_two(socket: UdpSocket) {
+        let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let tls =
+            rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+        let tls = tls.with_protocol_versions(&[&rustls::version::TLS13]).unwrap();
+        let tls = tls.with_no_client_auth().with_single_cert(vec![made.cert.into()], key.into());
+        let mut tls = tls.unwrap();
+        tls.alpn_protocols = vec![b"h3".to_vec()];
+        let issuer = |n| {
+            let (config, server_id) = (fixtures::cid_config(), fixtures::server_id(n));
+            let generator =
+                CidGenerator::new(config, server_id, Partition::Whole, [n; 32]).unwrap();
+            CidIssuer::routable(generator, ResetKey::new([n; 32]))
+        };
+        let config = EndpointConfig::server(ServerConfig::new(Arc::new(tls)), issuer(1), [3; 32]);
+        let mut server = Endpoint::new(config, Instant::now(), SystemTime::now());
+        let (mut datagram, mut first) = (vec![0; DATAGRAM_LEN], true);
+        while let Ok((len, remote)) = socket.recv_from(&mut datagram).await {
+            let now = Instant::now();
+            let from = Received { remote, local: None, ecn: None };
+            server.handle_datagram(now, from, &mut datagram[..len]);
+            if std::mem::take(&mut first) {
+                server.set_cid_config(issuer(2));
+            }
+            let mut out = vec![];
+            while server.poll_transmit(now, 1, &mut out).is_some() {
+                socket.send_to(&out, remote).await.unwrap();
+                out.clear();
+            }
+        }
+    }
+
+    fn target(address: SocketAddr) -> CheckTarget {
+        let handshake = Handshake {
+            alpn: "h3".into(),
+            server_name: None,
+            certificate: CertificatePolicy::Ignored,
+        };
+        let mut config = fixtures::config(true);
+        config.pools[0].backends[0].address = address;
+        config.pools[0].health_check = Some(HealthCheck {
+            kind: CheckKind::Quic(handshake),
+            interval: Duration::from_secs(60),
+            timeout: Duration::from_secs(60),
+            rise: 1.try_into().unwrap(),
+            fall: 1.try_into().unwrap(),
+            port: None,
+            panic_below: 0,
+        });
+        let memory = Arc::new(Memory::new(10, Instant::now(), [0; 4]));
+        ControlPlane::new(config, memory, [1, 2]).check_targets().remove(0)
+    }
+
+    #[tokio::test]
+    async fn the_connection_ids_that_follow_a_handshake_are_seen_too() {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let target = target(socket.local_addr().unwrap());
+        let server = tokio::spawn(serve_as_two(socket));
+        let CheckKind::Quic(handshake) = &target.check.kind else { unreachable!() };
+        let client = Client::new(handshake, target.check.timeout);
+        let found = try_out(&target, &client).await;
+        server.abort();
+        assert_eq!(found.result, Answered);
+        assert!(found.cids.len() > 2, "{found:?}");
+        let config = fixtures::cid_config();
+        let ids: BTreeSet<_> =
+            found.cids.iter().map(|cid| config.decode(cid.as_slice()).unwrap()).collect();
+        assert!(ids.contains(&fixtures::server_id(2)), "{ids:?}");
     }
 }

@@ -21,6 +21,7 @@
 )]
 
 mod ask;
+pub(super) mod contract;
 mod handshake;
 mod probe;
 pub(super) mod state;
@@ -46,7 +47,10 @@ use tokio::{
 use tracing::{error, warn};
 
 use super::{plane::backends::CheckTarget, shared::Shared};
-use crate::{backend::MAX_BACKENDS, check::CheckResult};
+use crate::{
+    backend::MAX_BACKENDS,
+    check::{CheckResult, Finding},
+};
 
 /// Connections to backends that are begun at once: some 50 KiB each.
 const CONNECTIONS: usize = 512;
@@ -63,8 +67,8 @@ const UNSENT_SAID_EVERY: Duration = Duration::from_secs(60);
 /// From one look whether all tasks live to the next.
 const REVIVAL: Duration = Duration::from_secs(1);
 
-/// A result, and whose it is.
-type Told = (Arc<CheckTarget>, CheckResult);
+/// What was found, and of whom.
+type Told = (Arc<CheckTarget>, Finding);
 
 /// The thread of the checks. It ends with this.
 pub(super) struct Checks(
@@ -109,7 +113,7 @@ async fn check(shared: Arc<Shared>) {
             _ = results.recv_many(&mut batch, MAX_BACKENDS) => {
                 let now = Instant::now();
                 shared.change(|plane| plane.on_checks(now, &batch));
-                let unsent = batch.drain(..).filter(|(_, result)| *result == CheckResult::Unsent);
+                let unsent = batch.drain(..).filter(|(_, of)| of.result == CheckResult::Unsent);
                 let unsent = unsent.count();
                 let lately = |said| now.saturating_duration_since(said) < UNSENT_SAID_EVERY;
                 if unsent > 0 && !unsent_said.is_some_and(lately) {
@@ -234,10 +238,10 @@ impl Checker {
         let mut socket = None;
         let mut failed = false;
         loop {
-            let (asked, result) = match &method {
+            let (asked, finding) = match &method {
                 Method::Versions => {
                     let asked = tokio::time::Instant::now();
-                    (asked, ask_for_versions(&target, &mut socket).await)
+                    (asked, ask_for_versions(&target, &mut socket).await.into())
                 }
                 Method::Connection(client) => {
                     let places = if failed { &places.failing } else { &places.all };
@@ -247,11 +251,11 @@ impl Checker {
                     (asked, handshake::try_out(&target, client).await)
                 }
             };
-            failed = result != CheckResult::Answered;
+            failed = finding.result != CheckResult::Answered;
             if failed {
                 socket = None;
             }
-            if tell.send((Arc::clone(&target), result)).await.is_err() {
+            if tell.send((Arc::clone(&target), finding)).await.is_err() {
                 return;
             }
             let interval = target.check.interval;
@@ -303,6 +307,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         tasks.revive();
-        assert_eq!(results.recv().await.map(|(_, result)| result), Some(CheckResult::Refused));
+        let found = results.recv().await.map(|(_, finding)| finding.result);
+        assert_eq!(found, Some(CheckResult::Refused));
     }
 }

@@ -67,7 +67,7 @@ impl Checked {
         Thresholds { rise, fall }: Thresholds,
     ) -> Self {
         let passes = match result {
-            CheckResult::Answered => true,
+            CheckResult::Answered | CheckResult::Miswired => true,
             CheckResult::Timeout
             | CheckResult::Refused
             | CheckResult::Wrong
@@ -146,7 +146,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use CheckResult::{Answered, Certificate, Closed, Refused, Timeout, Unsent, Wrong};
+    use CheckResult::{Answered, Certificate, Closed, Miswired, Refused, Timeout, Unsent, Wrong};
 
     fn thresholds(rise: u32, fall: u32) -> Thresholds {
         Thresholds { rise: rise.try_into().unwrap(), fall: fall.try_into().unwrap() }
@@ -164,6 +164,7 @@ mod tests {
             // The first result decides, whether it was trusted or not.
             (unknown(true), 5, Answered, up(0, 5, 0)),
             (unknown(false), 5, Answered, up(0, 5, 0)),
+            (unknown(false), 5, Miswired, up(0, 5, 0)),
             (unknown(true), 0, Timeout, down(1, 2_000, 0)),
             (unknown(false), 0, Timeout, down(1, 2_000, 0)),
             (unknown(true), 0, Refused, down(1, 2_000, 0)),

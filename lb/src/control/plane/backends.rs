@@ -8,18 +8,21 @@ use std::{
     time::Instant,
 };
 
-use quic_lb_config::{Admission, Config, HealthCheck, Pool};
+use quic_lb_config::{Admission, CheckKind, Config, HealthCheck, Pool};
 use tracing::{info, warn};
 
 use super::{
-    ControlPlane,
+    ControlPlane, find,
     watched::{Name, Watched},
 };
 use crate::{
     backend::BackendState,
-    check::{CheckCounts, CheckResult},
+    check::{CheckCounts, CheckResult, Finding},
     control::{
-        checks::state::{Checked, Thresholds},
+        checks::{
+            contract::{Contract, breach},
+            state::{Checked, Thresholds},
+        },
         health::Health,
     },
     refusal::Refusal,
@@ -41,10 +44,11 @@ pub(crate) struct CheckTarget {
 }
 
 impl ControlPlane {
-    /// Takes note of what active checks have come to.
-    pub(crate) fn on_checks(&mut self, now: Instant, results: &[(Arc<CheckTarget>, CheckResult)]) {
+    /// Takes note of what active checks have found.
+    pub(crate) fn on_checks(&mut self, now: Instant, findings: &[(Arc<CheckTarget>, Finding)]) {
+        let config = Arc::clone(&self.config);
         let mut changed = false;
-        for (target, result) in results {
+        for (target, Finding { result, cids }) in findings {
             let watched = self.backends.get_mut(&target.name);
             // It may have moved, or be no more.
             let watched = watched.filter(|watched| watched.address == target.backend);
@@ -53,8 +57,22 @@ impl ControlPlane {
             let before = watched.states();
             let Some(checked) = &mut watched.checked else { continue };
             *checked = checked.on_result(now, *result, Thresholds { rise, fall });
-            watched.checks.add(*result);
-            watched.last_check = Some(*result);
+            let mut result = *result;
+            if result == CheckResult::Answered {
+                let (pool, name) = &target.name;
+                match find(&config, pool, name) {
+                    Some((pool, backend)) if shows_cids(target) && !pool.cid_configs.is_empty() => {
+                        let breach = breach(pool, backend, cids);
+                        if breach.is_some() {
+                            result = CheckResult::Miswired;
+                        }
+                        watched.on_cids(breach);
+                    }
+                    _ => watched.forget_cids(),
+                }
+            }
+            watched.checks.add(result);
+            watched.last_check = Some(result);
             changed |= watched.states() != before;
         }
         if changed {
@@ -105,6 +123,8 @@ impl ControlPlane {
                         health: Health::default(),
                         wiring: Health::default(),
                         checked: None,
+                        contract: Contract::default(),
+                        breach: None,
                         last_check: None,
                         checks: CheckCounts::default(),
                         refusal: None,
@@ -131,6 +151,14 @@ impl ControlPlane {
             info!(pool, "enough backends pass their checks: these decide again");
         }
         self.panics = panics;
+    }
+}
+
+/// Whether a check of this kind shows connection IDs of the server when it has passed.
+fn shows_cids(target: &CheckTarget) -> bool {
+    match target.check.kind {
+        CheckKind::Quic(_) => true,
+        CheckKind::VersionNegotiation => false,
     }
 }
 
@@ -201,9 +229,11 @@ pub(super) fn report(
         }
         BackendState::Miswired => {
             let names = named.map(|named| &named.name);
-            let says =
-                "backend answers under connection IDs of another, and gets no new connections";
-            warn!(pool, backend, %address, was, state, names, "{says}");
+            let breach = watched.and_then(|watched| watched.breach.as_ref());
+            let expected = breach.map(|breach| &breach.expected);
+            let found = breach.map(|breach| breach.found.to_string());
+            let says = "backend answers under connection IDs that do not lead to it, and gets no new connections";
+            warn!(pool, backend, %address, was, state, names, expected, found, "{says}");
         }
     }
 }

@@ -33,7 +33,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use backends::{Left, established, panics, report};
-use quic_lb_config::{Admission, Backend, Config};
+use quic_lb_config::{Admission, Backend, Config, Pool};
 use tracing::{debug, info, warn};
 use watched::{Name, Watched};
 
@@ -284,7 +284,7 @@ impl ControlPlane {
     /// Does what the operator says about a backend. It holds over reloads until the operator says
     /// otherwise, or the process ends. `false` when there is no such backend.
     pub(crate) fn command(&mut self, pool: &str, name: &str, wanted: Admission) -> bool {
-        let Some(backend) = find(&self.config, pool, name) else { return false };
+        let Some((_, backend)) = find(&self.config, pool, name) else { return false };
         let key = (pool.to_owned(), name.to_owned());
         // What the file says already needs no command, unless one is to be taken back; a command to
         // drain stays even then, so that an edit of the file does not end it by accident.
@@ -420,7 +420,10 @@ impl ControlPlane {
         commands.retain(|name, _| named.contains_key(name));
         backends.retain(|name, watched| {
             let (address, is_checked) = named.get(name).copied().unzip();
-            watched.checked = watched.checked.filter(|_| is_checked == Some(true));
+            if is_checked != Some(true) {
+                watched.checked = None;
+                watched.forget_cids();
+            }
             address == Some(watched.address)
         });
         let panics = panics(config, commands, backends);
@@ -442,7 +445,8 @@ impl ControlPlane {
     }
 }
 
-fn find<'a>(config: &'a Config, pool: &str, name: &str) -> Option<&'a Backend> {
+fn find<'a>(config: &'a Config, pool: &str, name: &str) -> Option<(&'a Pool, &'a Backend)> {
     let pool = config.pools.iter().find(|candidate| candidate.name == pool)?;
-    pool.backends.iter().find(|backend| backend.name == name)
+    let backend = pool.backends.iter().find(|backend| backend.name == name)?;
+    Some((pool, backend))
 }

@@ -4,7 +4,11 @@ use quic_lb_config::HealthCheck;
 
 use super::{alarms::LOOP_WARNINGS, backends::CheckTarget, views::BackendView, *};
 use crate::{
-    check::CheckResult, counters::WorkerCounters, fixtures, refusal::Refusal, verdict::DropReason,
+    check::{CheckResult, Finding},
+    counters::WorkerCounters,
+    fixtures,
+    refusal::Refusal,
+    verdict::DropReason,
 };
 
 const TICK: Duration = Duration::from_millis(200);
@@ -154,7 +158,7 @@ impl Bench {
 
     fn check(&mut self, backend: &str, results: &[CheckResult]) -> BackendState {
         for result in results {
-            let told = [(self.target(backend), *result)];
+            let told = [(self.target(backend), (*result).into())];
             self.plane.on_checks(self.now, &told);
         }
         self.build();
@@ -270,7 +274,7 @@ fn checks_that_the_file_does_not_name_any_more_mean_nothing() {
     assert_eq!(bench.reload(|_| {}), Applied::Changed);
     assert!(bench.plane.check_targets().is_empty());
     assert_eq!(bench.state("a"), BackendState::Active);
-    bench.plane.on_checks(bench.now, &[(Arc::clone(&before), CheckResult::Timeout)]);
+    bench.plane.on_checks(bench.now, &[(Arc::clone(&before), CheckResult::Timeout.into())]);
     bench.build();
     assert_eq!(bench.state("a"), BackendState::Active);
     assert!(bench.view("a").check.is_none());
@@ -280,7 +284,7 @@ fn checks_that_the_file_does_not_name_any_more_mean_nothing() {
         config.pools[0].backends[0].address.set_port(6001);
     };
     bench.reload(move_away);
-    bench.plane.on_checks(bench.now, &[(before, CheckResult::Timeout)]);
+    bench.plane.on_checks(bench.now, &[(before, CheckResult::Timeout.into())]);
     bench.build();
     assert_eq!(bench.state("a"), BackendState::Active);
 }
@@ -341,6 +345,108 @@ fn a_miswired_backend_is_tried_again_and_a_reload_forgives_it() {
     let mend = |config: &mut Config| config.pools[0].backends[0].weight = 7.try_into().unwrap();
     assert_eq!(bench.reload(mend), Applied::Changed);
     assert_eq!(bench.state("a"), BackendState::Active);
+}
+
+/// A bench of which the pool is checked by connections.
+fn connected() -> Bench {
+    let mut config = fixtures::config(true);
+    config.pools[0].health_check = Some(connecting());
+    Bench::of(config)
+}
+
+fn connecting() -> HealthCheck {
+    let handshake = quic_lb_config::Handshake {
+        alpn: "h3".into(),
+        server_name: None,
+        certificate: quic_lb_config::CertificatePolicy::Ignored,
+    };
+    HealthCheck { kind: quic_lb_config::CheckKind::Quic(handshake), ..health_check() }
+}
+
+impl Bench {
+    /// A check that was passed, of a server whose connection IDs say that it is the `n`th backend.
+    fn answer_as(&mut self, backend: &str, n: u8) -> BackendState {
+        let cid = |nonce| fixtures::cid_config().encode(&fixtures::server_id(n), &[nonce; 6]);
+        let cids = vec![cid(1).unwrap(), cid(2).unwrap()];
+        let finding = Finding { result: CheckResult::Answered, cids };
+        let told = [(self.target(backend), finding)];
+        self.plane.on_checks(self.now, &told);
+        self.build();
+        self.state(backend)
+    }
+}
+
+#[test]
+fn checks_show_who_answers_under_connection_ids_that_do_not_lead_to_it() {
+    use BackendState::{Active, Down, Draining, Miswired};
+    let mut bench = connected();
+    assert_eq!(bench.answer_as("a", 1), Active);
+    assert_eq!(bench.answer_as("a", 2), Active, "once");
+    assert_eq!(bench.answer_as("a", 1), Active);
+    assert!(bench.view("a").check.unwrap().breach.is_none());
+    assert_eq!(bench.answer_as("a", 2), Active);
+    assert_eq!(bench.answer_as("a", 2), Miswired, "twice in a row");
+    assert_eq!(bench.plane.miswired(), ["web/a"]);
+    let view = bench.view("a").check.unwrap();
+    assert_eq!((view.passes, view.last), (Some(true), Some(CheckResult::Miswired)));
+    let breach = view.breach.unwrap();
+    assert_eq!(breach.expected, "server ID 0001 in configuration 0");
+    let found = breach.found.to_string();
+    assert!(found.starts_with("server ID 0002 in configuration 0, which is backend b"), "{found}");
+    // A check that fails says nothing about connection IDs, and what is worse goes before them.
+    assert_eq!(bench.check("a", &[CheckResult::Timeout; 2]), Down);
+    assert_eq!(bench.answer_as("a", 2), Down);
+    assert_eq!(bench.answer_as("a", 2), Miswired);
+    bench.command("a", Admission::Draining);
+    assert_eq!(bench.state("a"), Draining);
+    bench.command("a", Admission::Active);
+    // Others are none the worse for it.
+    assert_eq!(bench.answer_as("b", 2), Active);
+    assert_eq!(bench.answer_as("a", 1), Miswired, "once");
+    assert!(bench.view("a").check.unwrap().breach.is_some());
+    assert_eq!(bench.answer_as("a", 1), Active, "twice in a row");
+    assert!(bench.view("a").check.unwrap().breach.is_none());
+}
+
+#[test]
+fn a_breach_is_judged_by_the_newest_configuration_and_ends_with_the_checks_that_show_it() {
+    let mut bench = connected();
+    let checked = |config: &mut Config| config.pools[0].health_check = Some(connecting());
+    let swap = |config: &mut Config| {
+        checked(config);
+        let [a, b, ..] = &mut config.pools[0].backends[..] else { unreachable!() };
+        std::mem::swap(&mut a.server_ids, &mut b.server_ids);
+    };
+    bench.answer_as("a", 2);
+    assert_eq!(bench.answer_as("a", 2), BackendState::Miswired);
+    // It was the balancer that was wrong.
+    assert_eq!(bench.reload(swap), Applied::Changed);
+    assert_eq!(bench.state("a"), BackendState::Miswired, "as far as is known");
+    bench.answer_as("a", 2);
+    assert_eq!(bench.answer_as("a", 2), BackendState::Active);
+    // Checks that show no connection IDs, and no checks at all.
+    let others = |config: &mut Config| config.pools[0].health_check = Some(health_check());
+    let none = |_: &mut Config| {};
+    for (change, answers) in [(&others as &dyn Fn(&mut Config), true), (&none, false)] {
+        bench.reload(checked);
+        bench.answer_as("a", 3);
+        assert_eq!(bench.answer_as("a", 3), BackendState::Miswired);
+        bench.reload(change);
+        if answers {
+            bench.check("a", &[CheckResult::Answered]);
+        }
+        assert_eq!(bench.state("a"), BackendState::Active);
+    }
+}
+
+#[test]
+fn a_pool_without_routable_connection_ids_has_none_that_are_wrong() {
+    let mut config = fixtures::config(false);
+    config.pools[0].health_check = Some(connecting());
+    let mut bench = Bench::of(config);
+    for _ in 0..3 {
+        assert_eq!(bench.answer_as("a", 2), BackendState::Active);
+    }
 }
 
 #[test]

@@ -73,6 +73,13 @@ impl ControlPlane {
         }
     }
 
+    /// The backends in force that answer under connection IDs that do not lead to them, as `pool/backend`.
+    pub(crate) fn miswired(&self) -> Vec<String> {
+        let routing = self.routing.load();
+        let miswired = routing.backends().filter(|of| of.state == BackendState::Miswired);
+        miswired.map(|of| format!("{}/{}", routing.pool(of.pool).name, of.name)).collect()
+    }
+
     /// Every backend, in the order of the configuration.
     pub(crate) fn views(&self, now: Instant) -> Vec<BackendView> {
         let Self { in_force, routing, totals, commands, backends, baselines, .. } = self;

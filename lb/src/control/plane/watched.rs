@@ -8,7 +8,13 @@ use std::{
 use crate::{
     backend::{BackendId, BackendState},
     check::{CheckCounts, CheckResult},
-    control::{checks::state::Checked, health::Health},
+    control::{
+        checks::{
+            contract::{Breach, Contract},
+            state::Checked,
+        },
+        health::Health,
+    },
     refusal::Refusal,
     totals::BackendTotals,
 };
@@ -27,6 +33,10 @@ pub(super) struct Watched {
     pub(super) wiring: Health,
     /// What its active checks have shown, if there are any.
     pub(super) checked: Option<Checked>,
+    /// Whether its checks show connection IDs that lead to it.
+    pub(super) contract: Contract,
+    /// What was wrong with them when they did not, as long as it is so.
+    pub(super) breach: Option<Breach>,
     pub(super) last_check: Option<CheckResult>,
     pub(super) checks: CheckCounts,
     /// What the kernel said lately instead of sending to it, if it ever did.
@@ -38,12 +48,14 @@ pub(super) struct Watched {
 }
 
 /// How the active checks of a backend go.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct CheckView {
     /// `None` while nothing is known.
     pub(crate) passes: Option<bool>,
     pub(crate) last: Option<CheckResult>,
     pub(crate) counts: CheckCounts,
+    /// What is wrong with its connection IDs, if they are known and something is.
+    pub(crate) breach: Option<Breach>,
 }
 
 /// How long a report of half-open connections is believed: a server that has stopped reporting has
@@ -59,9 +71,10 @@ impl Watched {
         self.state_of_traffic()
     }
 
-    /// What is known of it without checks.
+    /// What is known of it, but for checks that it has failed.
     pub(super) fn state_of_traffic(&self) -> BackendState {
-        match (self.health.is_down(), self.wiring.is_down()) {
+        let miswired = self.wiring.is_down() || self.contract.is_broken();
+        match (self.health.is_down(), miswired) {
             (true, _) => BackendState::Down,
             (false, true) => BackendState::Miswired,
             (false, false) => BackendState::Active,
@@ -75,7 +88,22 @@ impl Watched {
 
     pub(super) fn check(&self) -> Option<CheckView> {
         let passes = self.checked?.passes();
-        Some(CheckView { passes, last: self.last_check, counts: self.checks })
+        let breach = self.breach.clone();
+        Some(CheckView { passes, last: self.last_check, counts: self.checks, breach })
+    }
+
+    /// Takes note of a check that showed connection IDs, and of what was wrong with them.
+    pub(super) fn on_cids(&mut self, breach: Option<Breach>) {
+        self.contract = self.contract.on_check(breach.is_none());
+        // While it counts as miswired it has to be known why.
+        if breach.is_some() || !self.contract.is_broken() {
+            self.breach = breach;
+        }
+    }
+
+    /// Nothing is known of its connection IDs any more.
+    pub(super) fn forget_cids(&mut self) {
+        (self.contract, self.breach) = (Contract::default(), None);
     }
 
     pub(super) fn half_open(&self, now: Instant) -> Option<u64> {

@@ -144,6 +144,11 @@ impl Remote {
         Some(*fresh)
     }
 
+    /// All that may be used.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &RemoteCid> {
+        self.active.iter()
+    }
+
     /// Any that may be used.
     pub(crate) fn any(&self) -> Option<&RemoteCid> {
         self.active.first()

@@ -567,6 +567,13 @@ impl Connection {
         self.remote_cids.get(self.paths[0].cid).map(|cid| cid.id).unwrap_or_default()
     }
 
+    /// The connection IDs of the peer that may be used: the one that it chose in the handshake, as long as it
+    /// is not retired, and those that it gave since. Until a packet of the peer has come, a client's own
+    /// choice.
+    pub fn remote_cids(&self) -> impl Iterator<Item = ConnectionId> {
+        self.remote_cids.iter().map(|cid| cid.id)
+    }
+
     // What the endpoint does.
 
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
