@@ -20,6 +20,7 @@
 //! | [`random`] | octets from a seed |
 //! | [`bucket`] | how often something may be done that anybody can ask for |
 //! | [`routable`] | routable connection IDs (QUIC-LB): encode, decode, generate |
+//! | [`qpack`] | encoded field sections of HTTP/3, as far as they need no table |
 //! | `wiped` | ciphers whose keys end with them |
 #![cfg_attr(feature = "transport", doc = "| [`transport`] | endpoint and connections |")]
 #![cfg_attr(feature = "driver", doc = "| [`driver`] | the transport on tokio and UDP sockets |")]
@@ -49,6 +50,7 @@ pub mod h3;
 pub mod header;
 pub mod initial;
 pub mod invariants;
+pub mod qpack;
 pub mod random;
 pub mod retry;
 pub mod routable;

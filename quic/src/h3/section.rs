@@ -3,6 +3,8 @@
 //! `h3` decodes sections into its own words, in which the second `:path` takes the place of the first. Nothing is decoded here: fields
 //! are recognized by their index in the static table, or by the octets of their name, of which the Huffman code allows one form.
 
+use crate::qpack::{self, Lines, Text};
+
 /// Why a section is not that of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BadSection {
@@ -35,6 +37,16 @@ enum Name {
     Regular,
 }
 
+impl Name {
+    /// `None` for an entry that the static table does not have.
+    fn of(name: qpack::Name<'_>) -> Option<Self> {
+        match name {
+            qpack::Name::Static(index) => of_static(index),
+            qpack::Name::Literal(text) => Some(of_literal(text)),
+        }
+    }
+}
+
 /// The pseudo-header fields by name, and their names in Huffman code (RFC 7541, appendix B).
 const NAMES: [(Pseudo, &[u8], &[u8]); 4] = [
     (Pseudo::Method, b":method", &[0xb9, 0x49, 0x53, 0x39, 0xe4]),
@@ -54,12 +66,12 @@ pub(super) type Counts = [u32; 4];
 /// <https://www.rfc-editor.org/rfc/rfc9114.html#section-4.3>
 pub(super) fn count(section: &[u8]) -> Result<Counts, BadSection> {
     let mut counts = Counts::default();
-    let mut fields = Fields { rest: section };
-    fields.skip_prefix().ok_or(BadSection::Unreadable)?;
+    let mut lines = Lines::of(section).ok_or(BadSection::Unreadable)?;
     let mut late = false;
-    while !fields.rest.is_empty() {
-        let (name, is_empty) = fields.next().ok_or(BadSection::Unreadable)?;
-        match name {
+    while !lines.is_empty() {
+        let line = lines.read().ok_or(BadSection::Unreadable)?;
+        let is_empty = line.value.is_some_and(|value| value.octets.is_empty());
+        match Name::of(line.name).ok_or(BadSection::Unreadable)? {
             Name::Regular => late = true,
             Name::Foreign => return Err(BadSection::Unknown),
             Name::Pseudo(_) if late => return Err(BadSection::Late),
@@ -78,11 +90,8 @@ pub(super) fn count(section: &[u8]) -> Result<Counts, BadSection> {
 
 /// Whether there are pseudo-header fields, of whatever kind, in `section`, as far as it can be read.
 pub(super) fn has_pseudo_fields(section: &[u8]) -> bool {
-    let mut fields = Fields { rest: section };
-    if fields.skip_prefix().is_none() {
-        return false;
-    }
-    while let Some((name, _)) = fields.next() {
+    let Some(mut lines) = Lines::of(section) else { return false };
+    while let Some(name) = lines.read().and_then(|line| Name::of(line.name)) {
         if !matches!(name, Name::Regular) {
             return true;
         }
@@ -99,76 +108,6 @@ pub(super) fn is_complete(counts: &Counts, is_connect: bool) -> bool {
     let named = has(Pseudo::Scheme) && has(Pseudo::Path);
     let unnamed = !has(Pseudo::Scheme) && !has(Pseudo::Path) && has(Pseudo::Authority);
     has(Pseudo::Method) && if is_connect { unnamed } else { named }
-}
-
-/// The fields of a section that are still to be read.
-struct Fields<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Fields<'a> {
-    /// The prefix, which has to say that no dynamic table is needed.
-    fn skip_prefix(&mut self) -> Option<()> {
-        let (_, required_inserts) = self.integer(8)?;
-        self.integer(7)?;
-        (required_inserts == 0).then_some(())
-    }
-
-    /// The name of the next field, and whether its value is a literal and empty.
-    ///
-    /// <https://www.rfc-editor.org/rfc/rfc9204.html#section-4.5>
-    fn next(&mut self) -> Option<(Name, bool)> {
-        match self.rest.first()? {
-            // Indexed, static.
-            first if first & 0b1100_0000 == 0b1100_0000 => {
-                Some((of_static(self.integer(6)?.1)?, false))
-            }
-            // Literal with a name of the static table.
-            first if first & 0b1101_0000 == 0b0101_0000 => {
-                let name = of_static(self.integer(4)?.1)?;
-                Some((name, self.string(7)?.1.is_empty()))
-            }
-            // Literal with a literal name.
-            first if first & 0b1110_0000 == 0b0010_0000 => {
-                let name = of_literal(self.string(3)?);
-                Some((name, self.string(7)?.1.is_empty()))
-            }
-            // All others are of the dynamic table.
-            _ => None,
-        }
-    }
-
-    /// An integer with a prefix of so many bits: what stands in front of them, and its value.
-    ///
-    /// <https://www.rfc-editor.org/rfc/rfc7541.html#section-5.1>
-    fn integer(&mut self, prefix: u32) -> Option<(u8, usize)> {
-        let (&first, mut rest) = self.rest.split_first()?;
-        let mask = u8::try_from((1u32 << prefix) - 1).ok()?;
-        let mut value = usize::from(first & mask);
-        if first & mask == mask {
-            // Nothing here is longer than a section, of which four octets of seven bits say enough.
-            for shift in [0, 7, 14, 21] {
-                let (&octet, behind) = rest.split_first()?;
-                rest = behind;
-                value += usize::from(octet & 0x7f) << shift;
-                if octet & 0x80 == 0 {
-                    self.rest = rest;
-                    return Some((first & !mask, value));
-                }
-            }
-            return None;
-        }
-        self.rest = rest;
-        Some((first & !mask, value))
-    }
-
-    /// A string whose length has a prefix of so many bits: whether it is in Huffman code, and its octets.
-    fn string(&mut self, prefix: u32) -> Option<(bool, &'a [u8])> {
-        let (flags, len) = self.integer(prefix)?;
-        let (octets, rest) = self.rest.split_at_checked(len)?;
-        self.rest = rest;
-        Some((flags & 1 << prefix != 0, octets))
-    }
 }
 
 /// The last entry of the static table.
@@ -188,7 +127,7 @@ fn of_static(index: usize) -> Option<Name> {
     })
 }
 
-fn of_literal((is_huffman, octets): (bool, &[u8])) -> Name {
+fn of_literal(Text { is_huffman, octets }: Text<'_>) -> Name {
     let known = NAMES
         .iter()
         .find(|(_, plain, huffman)| octets == if is_huffman { *huffman } else { *plain });
