@@ -107,6 +107,17 @@ pub enum CheckKind {
     VersionNegotiation,
     /// For a connection, as clients do.
     Quic(Handshake),
+    /// For something over HTTP/3.
+    Http3(Handshake, Request),
+}
+
+/// What a check asks for over HTTP/3.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The path, with a query if there is one.
+    pub path: String,
+    /// Answers that are good; at least one.
+    pub expect_status: Vec<u16>,
 }
 
 /// How a check begins its connection.

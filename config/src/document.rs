@@ -168,18 +168,22 @@ mapping! {
 mapping! {
     /// Active checks of the backends of a pool.
     struct HealthCheck {
-        /// What is asked: "quic" begins a connection as clients do, "version_negotiation" sends a datagram of a
+        /// What is asked: "http3" makes a request, "quic" begins a connection as clients do, "version_negotiation" sends a datagram of a
         /// version that nobody has, which any QUIC server answers with those that it has.
         required kind: CheckWord,
         /// The application protocol that "quic" asks for. Left out, "h3".
         optional alpn: Text,
-        /// The name that "quic" asks for, and that certificates have to carry. Left out, the address that is
+        /// The path that "http3" asks for. Left out, "/".
+        optional path: Text,
+        /// The answers to "http3" that are good. Left out, 200.
+        optional expect_status: List<Count<200, 599>>,
+        /// The name that "quic" and "http3" ask for, and that certificates have to carry. Left out, the address that is
         /// checked.
         optional server_name: HostName,
         /// A file of certificates in PEM, relative to this one: what the servers show has to lead to one of
-        /// them. "quic" needs it, or certificate.
+        /// them. "quic" and "http3" need it, or certificate.
         optional ca_file: Text,
-        /// "ignored" where the certificates of the servers do not matter to "quic".
+        /// "ignored" where the certificates of the servers do not matter to "quic" and "http3".
         optional certificate: CertificateWord,
         /// From one check of a backend to the next, less up to a tenth, so that they do not all fall together.
         default interval: Interval<100, HOUR> = "1s",

@@ -351,6 +351,7 @@ inline_schema!(() Percent, |_generator| json_schema!({
 /// What a check asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CheckWord {
+    Http3,
     Quic,
     VersionNegotiation,
 }
@@ -413,7 +414,8 @@ words!(pub HashBy:
     "client_address_and_port" => ClientAddressAndPort,
     "dcid" => Dcid);
 words!(pub Admittance: "allow" => Allow, "deny" => Deny);
-words!(pub(crate) CheckWord: "quic" => Quic, "version_negotiation" => VersionNegotiation);
+words!(pub(crate) CheckWord:
+    "http3" => Http3, "quic" => Quic, "version_negotiation" => VersionNegotiation);
 words!(pub(crate) CertificateWord: "ignored" => Ignored);
 words!(pub UnknownPackets: "forward" => Forward, "refuse" => Refuse);
 

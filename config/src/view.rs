@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     checked::{
         Admin, Backend, CertificatePolicy, CheckKind, Config, Handshake, HashBy, HealthCheck,
-        NewConnections, Pool, Retry, RetryMode,
+        NewConnections, Pool, Request, Retry, RetryMode,
     },
     leaf::{CertificateWord, CheckWord},
     units::display_duration,
@@ -135,6 +135,7 @@ fn health_check(check: &HealthCheck) -> Value {
     let (kind, handshake) = match &check.kind {
         CheckKind::VersionNegotiation => (CheckWord::VersionNegotiation, None),
         CheckKind::Quic(handshake) => (CheckWord::Quic, Some(handshake)),
+        CheckKind::Http3(handshake, _) => (CheckWord::Http3, Some(handshake)),
     };
     let mut value = json!({
         "kind": kind.as_str(),
@@ -148,7 +149,12 @@ fn health_check(check: &HealthCheck) -> Value {
         value["port"] = json!(port);
     }
     if let Some(Handshake { alpn, server_name, certificate }) = handshake {
-        value["alpn"] = json!(alpn);
+        if let CheckKind::Http3(_, Request { path, expect_status }) = &check.kind {
+            value["path"] = json!(path);
+            value["expect_status"] = json!(expect_status);
+        } else {
+            value["alpn"] = json!(alpn);
+        }
         if let Some(server_name) = server_name {
             value["server_name"] = json!(server_name);
         }

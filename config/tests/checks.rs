@@ -6,7 +6,7 @@ use std::fs;
 
 use common::{contract_with, mistakes_at_marks, read};
 use quic_lb_config::{
-    CertificatePolicy, CheckKind, Config, Handshake, Report, Surroundings, from_str,
+    CertificatePolicy, CheckKind, Config, Handshake, Report, Request, Surroundings, from_str,
 };
 
 /// The contract with this check of its pool.
@@ -20,7 +20,7 @@ fn config(text: &str) -> Config {
 
 fn handshake(config: &Config) -> &Handshake {
     match &config.pools[0].health_check.as_ref().expect("a check").kind {
-        CheckKind::Quic(handshake) => handshake,
+        CheckKind::Quic(handshake) | CheckKind::Http3(handshake, _) => handshake,
         CheckKind::VersionNegotiation => panic!("another kind"),
     }
 }
@@ -91,6 +91,48 @@ fn keys_of_connections_are_told_what_would_do() {
 }
 
 #[test]
+fn a_check_over_http3_asks_for_the_root_and_wants_200_unless_it_says_otherwise() {
+    let request = |more: &str| {
+        let config = config(&with(&format!("{{kind: http3, certificate: ignored{more}}}")));
+        let check = config.pools[0].health_check.clone().expect("a check");
+        let CheckKind::Http3(handshake, request) = check.kind else { panic!("another kind") };
+        assert_eq!(handshake.alpn, "h3");
+        request
+    };
+    assert_eq!(request(""), Request { path: "/".into(), expect_status: vec![200] });
+    let expected = Request { path: "/health?all".into(), expect_status: vec![200, 204] };
+    assert_eq!(request(", path: /health?all, expect_status: [200, 204]"), expected);
+    for (check, key, found, expected) in [
+        ("{kind: http3, certificate: ignored, alpn: §h3}", ".alpn", "`alpn` beside", "no `alpn`"),
+        ("{kind: http3, certificate: ignored, path: §health}", ".path", "health", "begins with /"),
+        ("{kind: http3, certificate: ignored, path: §\"/a b\"}", ".path", "/a b", "spaces"),
+        (
+            "{kind: http3, certificate: ignored, expect_status: §[]}",
+            ".expect_status",
+            "no status",
+            "at least one",
+        ),
+        (
+            "{kind: http3, certificate: ignored, expect_status: [200, §100]}",
+            ".expect_status[1]",
+            "100",
+            "from 200 to 599",
+        ),
+        ("{kind: quic, certificate: ignored, path: §/}", ".path", "`path` beside", "http3"),
+        (
+            "{kind: version_negotiation, expect_status: §[200]}",
+            ".expect_status",
+            "`expect_status` beside",
+            "http3",
+        ),
+    ] {
+        let mistakes = mistakes_at_marks(&with(check), &[&format!("pools[0].health_check{key}")]);
+        assert!(mistakes[0].found.contains(found), "{}", mistakes[0]);
+        assert!(mistakes[0].expected.contains(expected), "{}", mistakes[0]);
+    }
+}
+
+#[test]
 fn trust_anchors_are_read_with_the_file_and_each_of_them_has_to_be_of_use() {
     let directory = tempfile::tempdir().expect("a directory");
     let text = with("{kind: quic, ca_file: ca.pem}");
@@ -140,5 +182,8 @@ fn the_masked_document_shows_how_connections_are_begun() {
     assert_eq!((&shown["server_name"], &shown["alpn"]), (&"a.example".into(), &"h3".into()));
     let shown = masked("{kind: quic, certificate: ignored}");
     assert_eq!(shown["certificate"], "ignored");
+    let asks = masked("{kind: http3, certificate: ignored, path: /health}");
+    assert_eq!((&asks["path"], &asks["expect_status"]), (&"/health".into(), &[200].into()));
+    assert!(asks.get("alpn").is_none());
     assert!(shown.get("ca_file").is_none());
 }

@@ -588,7 +588,7 @@ fn a_health_check_is_told_what_would_do() {
     assert_eq!(places(&with(&all)), NONE);
     for (check, key, found, expected) in [
         ("§{}", "", "no key \"kind\"", "version_negotiation"),
-        ("{kind: §tcp}", ".kind", "tcp", "one of \"quic\", \"version_negotiation\""),
+        ("{kind: §tcp}", ".kind", "tcp", "one of \"http3\", \"quic\", \"version_negotiation\""),
         ("{KIND, interval: §50ms}", ".interval", "50ms", "from \"100ms\" to \"1h\""),
         ("{KIND, interval: 1s, timeout: §1001ms}", ".timeout", "longer", "at most `interval`"),
         ("{KIND, rise: §0}", ".rise", "0", "from 1 to 100"),

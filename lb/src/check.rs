@@ -17,6 +17,8 @@ pub enum CheckResult {
     Closed,
     /// Its certificate is not good: too old, for another name, or of nobody who is trusted.
     Certificate,
+    /// It answered a request with another status than it should.
+    Status,
     /// It answered as it should, under connection IDs that do not lead to it.
     Miswired,
     /// Nothing could be asked, for a reason that has nothing to do with the backend.
@@ -25,13 +27,14 @@ pub enum CheckResult {
 
 impl CheckResult {
     /// Every outcome.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Answered,
         Self::Timeout,
         Self::Refused,
         Self::Wrong,
         Self::Closed,
         Self::Certificate,
+        Self::Status,
         Self::Miswired,
         Self::Unsent,
     ];
@@ -46,6 +49,7 @@ impl CheckResult {
             Self::Wrong => "wrong",
             Self::Closed => "closed",
             Self::Certificate => "certificate",
+            Self::Status => "status",
             Self::Miswired => "miswired",
             Self::Unsent => "unsent",
         }

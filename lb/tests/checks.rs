@@ -141,7 +141,11 @@ fn connecting(host: Host, more: &str) -> String {
 /// A balancer that begins connections with its backends, and believes `certificate`.
 fn connecting_balancer(host: Host, more: &str, certificate: &Certificate) -> Balancer {
     let text = connecting(host, &format!(", ca_file: ca.pem, server_name: origin.test{more}"));
-    let folder = Folder::with(&text);
+    balancer_that_trusts(host, &text, certificate)
+}
+
+fn balancer_that_trusts(host: Host, text: &str, certificate: &Certificate) -> Balancer {
+    let folder = Folder::with(text);
     trust(folder.path(), certificate);
     let path = folder.config();
     Balancer::start_at(host, folder, path)
@@ -407,6 +411,41 @@ fn a_server_under_anothers_ids_is_miswired_until_it_is_right_again() {
     wait_for_state(&mut balancer, "a", "miswired");
     let found = balancer.backend("a")["check"]["connection_ids"]["found"].clone();
     assert!(found.as_str().unwrap().starts_with("the config bits are 0b111"), "{found}");
+}
+
+#[test]
+fn a_request_over_http3_has_to_be_answered_with_the_status_that_is_expected() {
+    let host = Host::new();
+    let certificate = Certificate::new("origin.test");
+    let asking = |more: &str| {
+        let usual = format!(", ca_file: ca.pem, server_name: origin.test, path: /health{more}");
+        connecting(host, &usual).replace("kind: quic", "kind: http3")
+    };
+    let answers = Application::Answers;
+    let a = Origin::start(host.at(5001), &certificate, "h3", routable(1), answers);
+    let b = Origin::start(host.at(5002), &certificate, "h3", routable(1), answers);
+    b.set_status(503);
+    let mut balancer = balancer_that_trusts(host, &asking(", panic_below: 0%"), &certificate);
+    wait_for_state(&mut balancer, "b", "down");
+    assert_eq!(balancer.backend("b")["check"]["last"], "status");
+    balancer.wait("answers", |balancer| results(balancer, "a", "answered") > 1);
+    assert_eq!(state(&balancer, "a"), "active");
+    // One that is not in the static table of HTTP/3.
+    b.set_status(299);
+    let expects = ", panic_below: 0%, expect_status: [299, 200]";
+    balancer.rewrite(&asking(expects));
+    // Its connection IDs are looked at as well.
+    wait_for_state(&mut balancer, "b", "miswired");
+    b.set_cids(routable(2));
+    wait_for_state(&mut balancer, "b", "active");
+    // What it does not answer to, it has not passed.
+    balancer.rewrite(&asking(expects).replace("/health", "/other"));
+    wait_for_state(&mut balancer, "a", "down");
+    let last = balancer.backend("a")["check"]["last"].clone();
+    assert!(["wrong", "timeout"].contains(&last.as_str().unwrap()), "{last}");
+    drop(a);
+    let _a = Origin::start(host.at(5001), &certificate, "h3", routable(1), Application::Closes);
+    balancer.wait("ends", |balancer| results(balancer, "a", "closed") > 1);
 }
 
 #[test]

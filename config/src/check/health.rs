@@ -8,7 +8,7 @@ use rustls::{
 };
 
 use crate::{
-    checked::{self, CertificatePolicy, CheckKind, Handshake, TrustAnchors},
+    checked::{self, CertificatePolicy, CheckKind, Handshake, Request, TrustAnchors},
     document::{HealthCheck, Pool},
     file,
     leaf::{CertificateWord, CheckWord, Text},
@@ -26,6 +26,9 @@ const DEFAULT_ALPN: &str = "h3";
 ///
 /// <https://www.rfc-editor.org/rfc/rfc7301.html#section-3.1>
 const MAX_ALPN_LEN: usize = 255;
+
+/// The most octets of a path that is asked for.
+const MAX_PATH_LEN: usize = 1024;
 
 /// How a pool is checked; `None` also where that could not be read.
 pub(super) fn check(
@@ -52,10 +55,26 @@ pub(super) fn check(
     }
     let kind = match health_check.kind.as_ref()?.value {
         CheckWord::VersionNegotiation => {
-            refuse_handshake(health_check, mistakes);
+            let HealthCheck { alpn, server_name, ca_file, certificate, .. } = health_check;
+            let kind = "version_negotiation";
+            refuse("alpn", alpn, kind, "`kind: quic`", mistakes);
+            refuse("server_name", server_name, kind, "`kind: quic`", mistakes);
+            refuse("ca_file", ca_file, kind, "`kind: quic`", mistakes);
+            refuse("certificate", certificate, kind, "`kind: quic`", mistakes);
+            refuse_request(health_check, kind, mistakes);
             CheckKind::VersionNegotiation
         }
-        CheckWord::Quic => CheckKind::Quic(handshake(health_check, place, surroundings, mistakes)?),
+        CheckWord::Quic => {
+            refuse_request(health_check, "quic", mistakes);
+            CheckKind::Quic(handshake(health_check, place, surroundings, mistakes)?)
+        }
+        CheckWord::Http3 => {
+            let expected = "no `alpn`: it is that of HTTP/3";
+            refuse("alpn", &health_check.alpn, "http3", expected, mistakes);
+            let request = request(health_check, mistakes);
+            let handshake = handshake(health_check, place, surroundings, mistakes);
+            CheckKind::Http3(handshake?, request?)
+        }
     };
     Some(checked::HealthCheck {
         kind,
@@ -68,21 +87,51 @@ pub(super) fn check(
     })
 }
 
-/// Reports keys that mean nothing where no connection is begun: whoever wrote them relies on them.
-fn refuse_handshake(health_check: &HealthCheck, mistakes: &mut Mistakes) {
-    let HealthCheck { alpn, server_name, ca_file, certificate, .. } = health_check;
-    let given = [
-        ("alpn", alpn.here().map(|at| &at.place)),
-        ("server_name", server_name.here().map(|at| &at.place)),
-        ("ca_file", ca_file.here().map(|at| &at.place)),
-        ("certificate", certificate.here().map(|at| &at.place)),
-    ];
-    for (key, place) in given {
-        let Some(place) = place else { continue };
-        let found =
-            format!("`{key}` beside `kind: version_negotiation`, which begins no connection");
-        mistakes.error(place, found, "`kind: quic`");
+/// Reports a key that means nothing to this kind of checks: whoever wrote it relies on it.
+fn refuse<T>(key: &str, given: &Given<T>, kind: &str, expected: &str, mistakes: &mut Mistakes) {
+    if let Given::Here(At { place, .. }) = given {
+        let found = format!("`{key}` beside `kind: {kind}`, to which it means nothing");
+        mistakes.error(place, found, expected);
     }
+}
+
+fn refuse_request(health_check: &HealthCheck, kind: &str, mistakes: &mut Mistakes) {
+    let HealthCheck { path, expect_status, .. } = health_check;
+    refuse("path", path, kind, "`kind: http3`", mistakes);
+    refuse("expect_status", expect_status, kind, "`kind: http3`", mistakes);
+}
+
+fn request(health_check: &HealthCheck, mistakes: &mut Mistakes) -> Option<Request> {
+    let HealthCheck { path, expect_status, .. } = health_check;
+    let path = match path {
+        Given::Here(At { value: Text(path), place }) => {
+            let fits = path.starts_with('/')
+                && path.len() <= MAX_PATH_LEN
+                && path.bytes().all(|octet| octet.is_ascii_graphic() && octet != b'#');
+            if !fits {
+                let found = format!("\"{}\"", shown(path));
+                let expected = format!(
+                    "a path that begins with /, of {MAX_PATH_LEN} bytes at most, without spaces"
+                );
+                mistakes.error(place, found, expected);
+            }
+            fits.then(|| path.clone())
+        }
+        Given::Absent => Some("/".to_owned()),
+        Given::Wrong => None,
+    };
+    let expect_status = match expect_status {
+        Given::Here(At { value: statuses, place }) => {
+            if statuses.is_empty() {
+                mistakes.error(place, "no status", "at least one, such as 200");
+            }
+            let all = statuses.items.iter().filter_map(|at| u16::try_from(at.value.0).ok());
+            Some(all.collect()).filter(|all: &Vec<u16>| !all.is_empty() && !statuses.incomplete)
+        }
+        Given::Absent => Some(vec![200]),
+        Given::Wrong => None,
+    };
+    Some(Request { path: path?, expect_status: expect_status? })
 }
 
 fn handshake(

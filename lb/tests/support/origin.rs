@@ -1,9 +1,18 @@
 //! Real servers of QUIC, on our own stack.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+};
 
+use bytes::Bytes;
+use http::Response;
 use quic::{
-    driver::{Cids, Endpoint, Options},
+    driver::{Cids, Connection, Endpoint, Options},
     routable::{CidConfig, ConfigId, Key, ServerId},
     transport::{ResetKey, ServerConfig},
 };
@@ -43,10 +52,13 @@ pub(crate) enum Application {
     Keeps,
     /// Closes it at once, with a code of its own.
     Closes,
+    /// Answers each request over HTTP/3 with a status, which is 200 at first.
+    Answers,
 }
 
 /// A server. Lives until dropped.
 pub(crate) struct Origin {
+    status: Arc<AtomicU16>,
     endpoint: Endpoint,
     runtime: Option<Runtime>,
 }
@@ -67,17 +79,27 @@ impl Origin {
         let server = ServerConfig::new(Arc::new(certificate.server(alpn)));
         let options = Options { cids, ..Options::server(server, address) };
         let endpoint = runtime.block_on(async { Endpoint::new(options).unwrap() });
-        let accepting = endpoint.clone();
+        let (accepting, status) = (endpoint.clone(), Arc::new(AtomicU16::new(200)));
+        let answered = Arc::clone(&status);
         runtime.spawn(async move {
             while let Some(incoming) = accepting.accept().await {
                 let Ok(connection) = incoming.await else { continue };
-                if application == Application::Closes {
-                    connection.close(7, b"nothing to say");
+                match application {
+                    Application::Closes => connection.close(7, b"nothing to say"),
+                    Application::Keeps => {}
+                    Application::Answers => {
+                        tokio::spawn(answer(connection.clone(), Arc::clone(&answered)));
+                    }
                 }
                 tokio::spawn(async move { connection.closed().await });
             }
         });
-        Self { endpoint, runtime: Some(runtime) }
+        Self { status, endpoint, runtime: Some(runtime) }
+    }
+
+    /// Answers with this status from now on.
+    pub(crate) fn set_status(&self, status: u16) {
+        self.status.store(status, Ordering::SeqCst);
     }
 
     /// Goes on with other connection IDs.
@@ -91,6 +113,22 @@ impl Drop for Origin {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
+        }
+    }
+}
+
+/// Answers requests for `/health` until the connection ends, others not at all.
+async fn answer(connection: Connection, status: Arc<AtomicU16>) {
+    let transport = quic::h3::Connection::from(connection);
+    let Ok(mut http) = h3::server::Connection::<_, Bytes>::new(transport).await else { return };
+    while let Ok(Some(resolver)) = http.accept().await {
+        let Ok((request, mut stream)) = resolver.resolve_request().await else { continue };
+        if request.uri().path() == "/health" && request.uri().host() == Some("origin.test") {
+            let answer =
+                Response::builder().status(status.load(Ordering::SeqCst)).body(()).unwrap();
+            let _ = stream.send_response(answer).await;
+            let _ = stream.send_data(Bytes::from_static(b"well\n")).await;
+            let _ = stream.finish().await;
         }
     }
 }

@@ -6,8 +6,8 @@
 //! when the handshake is done, whatever the server's application makes of the connection: it may well close
 //! one that asks for nothing. When the server's transport objects, clients get no further either.
 //!
-//! The connection IDs that the server has chosen come out too: the first one, and those that it gives right behind
-//! the handshake.
+//! Where something is asked over HTTP/3, it takes the answer too. The connection IDs that the server has chosen come
+//! out in either case: the first one, and those that it gives right behind the handshake.
 
 use std::{
     io,
@@ -19,11 +19,11 @@ use quic::{
     connection_id::ConnectionId,
     header::Version,
     transport::{
-        AnyCertificate, ClientConfig, Code, ConnectionError, ConnectionHandle, Endpoint,
-        EndpointConfig, Event, PeerClose, Received, TransportConfig,
+        AnyCertificate, ClientConfig, Code, Connection, ConnectionError, ConnectionHandle, Dir,
+        Endpoint, EndpointConfig, Event, PeerClose, Read, Received, StreamId, TransportConfig,
     },
 };
-use quic_lb_config::{CertificatePolicy, Handshake};
+use quic_lb_config::{CertificatePolicy, Handshake, Request};
 use rustls::{RootCertStore, client::Resumption, crypto::aws_lc_rs};
 use tokio::{
     net::UdpSocket,
@@ -31,7 +31,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::ask::{connect, failure};
+use super::{
+    ask::{connect, failure},
+    http3::{self, Answer, Said},
+};
 use crate::{
     check::{CheckResult, Finding},
     control::plane::backends::CheckTarget,
@@ -59,11 +62,17 @@ pub(super) struct Client {
     config: ClientConfig,
     /// `None` for the address.
     server_name: Option<String>,
+    /// What is asked over HTTP/3, if anything is.
+    request: Option<Request>,
 }
 
 impl Client {
-    /// A client that connects as `handshake` says, with `limit` of time for each.
-    pub(super) fn new(handshake: &Handshake, limit: Duration) -> Result<Self, rustls::Error> {
+    /// A client that connects as `handshake` says, with `limit` of time for each, and makes this request.
+    pub(super) fn new(
+        handshake: &Handshake,
+        request: Option<&Request>,
+        limit: Duration,
+    ) -> Result<Self, rustls::Error> {
         let Handshake { alpn, server_name, certificate } = handshake;
         let provider = Arc::new(aws_lc_rs::default_provider());
         let any = AnyCertificate::new(&provider);
@@ -92,7 +101,7 @@ impl Client {
         };
         let transport = Arc::new(transport);
         let config = ClientConfig { tls: Arc::new(tls), transport, version: Version::V1 };
-        Ok(Self { config, server_name: server_name.clone() })
+        Ok(Self { config, server_name: server_name.clone(), request: request.cloned() })
     }
 }
 
@@ -115,8 +124,14 @@ pub(super) async fn try_out(
         Ok(Ok(End::Closed(error))) => {
             let (pool, backend) = &target.name;
             debug!(pool, backend, address = %target.address, %error, "check");
-            of_end(attempt.connected, &error)
+            of_end(attempt.is_content(), &error)
         }
+        Ok(Ok(End::Answered(Said::Status(status)))) => {
+            let (pool, backend) = &target.name;
+            debug!(pool, backend, address = %target.address, status, "check");
+            CheckResult::Status
+        }
+        Ok(Ok(End::Answered(Said::Nothing | Said::Nonsense))) => CheckResult::Wrong,
         Ok(Err(error)) => failure(target, &error),
         Err(_) => attempt.result_so_far(CheckResult::Timeout),
     };
@@ -135,19 +150,33 @@ struct Attempt<'a> {
     cids: Vec<ConnectionId>,
     /// When no more of them are waited for.
     enough: Option<Instant>,
+    exchange: Option<Exchange<'a>>,
+}
+
+/// A request over HTTP/3, and its answer.
+struct Exchange<'a> {
+    expect_status: &'a [u16],
+    control: Option<StreamId>,
+    stream: Option<StreamId>,
+    /// What is left to be sent of the request.
+    request: Vec<u8>,
+    answer: Answer,
+    said: Said,
 }
 
 /// How a connection ends before its time does.
 enum End {
-    /// The server has confirmed the handshake.
+    /// The server has confirmed the handshake, and answered as it should if it was asked.
     Passed,
+    /// It answered something else.
+    Answered(Said),
     Closed(ConnectionError),
     /// More came than belongs to a handshake.
     Flooded,
 }
 
 impl<'a> Attempt<'a> {
-    fn begin(target: &'a CheckTarget, client: &Client) -> io::Result<Self> {
+    fn begin(target: &'a CheckTarget, client: &'a Client) -> io::Result<Self> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
         let socket = connect(target)?;
@@ -157,8 +186,16 @@ impl<'a> Attempt<'a> {
         let name = client.server_name.clone().unwrap_or_else(|| address.ip().to_string());
         let connection = endpoint.connect(now, &client.config, address, &name);
         let connection = connection.map_err(|error| io::Error::other(error.to_string()))?;
+        let exchange = client.request.as_ref().map(|Request { path, expect_status }| Exchange {
+            expect_status,
+            control: None,
+            stream: None,
+            request: http3::request(client.server_name.as_deref(), address, path),
+            answer: Answer::default(),
+            said: Said::Nothing,
+        });
         let (connected, cids, enough) = (false, vec![], None);
-        Ok(Self { target, socket, endpoint, connection, connected, cids, enough })
+        Ok(Self { target, socket, endpoint, connection, connected, cids, enough, exchange })
     }
 
     async fn run(&mut self) -> io::Result<End> {
@@ -192,6 +229,12 @@ impl<'a> Attempt<'a> {
 
     /// Sends what there is to be sent, and looks what has become of the connection.
     async fn settle(&mut self) -> io::Result<Option<End>> {
+        if let Some(exchange) = &mut self.exchange
+            && self.connected
+            && let Some(mut connection) = self.endpoint.connection_mut(self.connection)
+        {
+            exchange.go_on(&mut connection);
+        }
         let mut datagram = Vec::with_capacity(DATAGRAM_LEN);
         while self.endpoint.poll_transmit(Instant::now(), 1, &mut datagram).is_some() {
             self.socket.send(&datagram).await?;
@@ -215,21 +258,37 @@ impl<'a> Attempt<'a> {
                 return Ok(Some(End::Closed(error)));
             }
         }
+        match self.exchange.as_ref().map(|exchange| (exchange.said, exchange.expect_status)) {
+            None => {}
+            Some((Said::Nothing, _)) => return Ok(None),
+            Some((Said::Status(status), expected)) if expected.contains(&status) => {}
+            Some((said, _)) => return Ok(Some(End::Answered(said))),
+        }
         let Some(enough) = self.enough else { return Ok(None) };
         let passed = self.cids.len() > 1 || Instant::now() >= enough;
         Ok(passed.then_some(End::Passed))
     }
 
     /// What it comes to when no more is waited for.
-    const fn result_so_far(&self, otherwise: CheckResult) -> CheckResult {
-        if self.connected { CheckResult::Answered } else { otherwise }
+    fn result_so_far(&self, otherwise: CheckResult) -> CheckResult {
+        if self.is_content() { CheckResult::Answered } else { otherwise }
+    }
+
+    /// Whether all that was asked of the server is known to be well.
+    fn is_content(&self) -> bool {
+        let exchange = self.exchange.as_ref();
+        let answered = exchange.is_none_or(|Exchange { said, expect_status, .. }| {
+            matches!(said, Said::Status(status) if expect_status.contains(status))
+        });
+        self.connected && answered
     }
 
     /// Tells the server that nothing follows, so that it keeps nothing; the connection IDs that it chose are left.
     fn close(mut self) -> Vec<ConnectionId> {
         let now = Instant::now();
         if let Some(mut connection) = self.endpoint.connection_mut(self.connection) {
-            connection.close(now, 0, Default::default());
+            let code = if self.exchange.is_some() { http3::NO_ERROR } else { 0 };
+            connection.close(now, code, Default::default());
         }
         let mut datagram = Vec::with_capacity(DATAGRAM_LEN);
         if self.endpoint.poll_transmit(now, 1, &mut datagram).is_some() {
@@ -240,17 +299,49 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// What it means that a connection, which had been `connected` or not, is over.
-fn of_end(connected: bool, error: &ConnectionError) -> CheckResult {
+impl Exchange<'_> {
+    /// Sends what can be sent, and reads what is there.
+    fn go_on(&mut self, connection: &mut Connection) {
+        // A write is refused, and a read too, when the server wants no more: that is no answer.
+        if self.control.is_none() {
+            self.control = connection.open(Dir::Uni);
+            let written = self.control.map(|id| connection.write(id, &http3::CONTROL));
+            if written.is_some_and(|written| written != Ok(http3::CONTROL.len())) {
+                self.said = Said::Nonsense;
+            }
+        }
+        self.stream = self.stream.or_else(|| connection.open(Dir::Bi));
+        let Some(id) = self.stream else { return };
+        if !self.request.is_empty() {
+            let written = connection.write(id, &self.request);
+            let Ok(written) = written else { return self.said = Said::Nonsense };
+            self.request.drain(..written);
+            if self.request.is_empty() && connection.finish(id).is_err() {
+                self.said = Said::Nonsense;
+            }
+        }
+        let mut octets = [0; 1024];
+        while self.said == Said::Nothing {
+            self.said = match connection.read(id, &mut octets) {
+                Ok(Read::Data(len)) => self.answer.take(&octets[..len]),
+                Ok(Read::Blocked) => return,
+                Ok(Read::Finished) | Err(_) => Said::Nonsense,
+            };
+        }
+    }
+}
+
+/// What it means that a connection is over, of which all that was asked had been `content`.
+fn of_end(content: bool, error: &ConnectionError) -> CheckResult {
     match error {
-        ConnectionError::PeerClosed(close) if connected && is_of_application(close) => {
+        ConnectionError::PeerClosed(close) if content && is_of_application(close) => {
             CheckResult::Answered
         }
         ConnectionError::PeerClosed(_) => CheckResult::Closed,
         ConnectionError::Tls { error: rustls::Error::InvalidCertificate(_), .. } => {
             CheckResult::Certificate
         }
-        ConnectionError::IdleTimeout | ConnectionError::HandshakeTimeout { .. } if !connected => {
+        ConnectionError::IdleTimeout | ConnectionError::HandshakeTimeout { .. } if !content => {
             CheckResult::Timeout
         }
         ConnectionError::IdleTimeout | ConnectionError::HandshakeTimeout { .. } => {
@@ -388,7 +479,7 @@ mod tests {
         let target = target(socket.local_addr().unwrap());
         let server = tokio::spawn(serve_as_two(socket));
         let CheckKind::Quic(handshake) = &target.check.kind else { unreachable!() };
-        let client = Client::new(handshake, target.check.timeout);
+        let client = Client::new(handshake, None, target.check.timeout);
         let found = try_out(&target, &client).await;
         server.abort();
         assert_eq!(found.result, Answered);

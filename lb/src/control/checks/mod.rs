@@ -23,6 +23,7 @@
 mod ask;
 pub(super) mod contract;
 mod handshake;
+mod http3;
 mod probe;
 pub(super) mod state;
 
@@ -37,7 +38,7 @@ use std::{
 
 use ask::ask_for_versions;
 use handshake::Client;
-use quic_lb_config::{CheckKind, Config};
+use quic_lb_config::{CheckKind, Config, Handshake, Request};
 use tokio::{
     runtime,
     sync::{Semaphore, mpsc, oneshot},
@@ -208,10 +209,15 @@ impl Method {
     fn of(target: &CheckTarget) -> Self {
         match &target.check.kind {
             CheckKind::VersionNegotiation => Self::Versions,
-            CheckKind::Quic(handshake) => {
-                Self::Connection(Arc::new(Client::new(handshake, target.check.timeout)))
+            CheckKind::Quic(handshake) => Self::connection(target, handshake, None),
+            CheckKind::Http3(handshake, request) => {
+                Self::connection(target, handshake, Some(request))
             }
         }
+    }
+
+    fn connection(target: &CheckTarget, handshake: &Handshake, request: Option<&Request>) -> Self {
+        Self::Connection(Arc::new(Client::new(handshake, request, target.check.timeout)))
     }
 }
 

@@ -72,7 +72,8 @@ impl Checked {
             | CheckResult::Refused
             | CheckResult::Wrong
             | CheckResult::Closed
-            | CheckResult::Certificate => false,
+            | CheckResult::Certificate
+            | CheckResult::Status => false,
             // Where nothing can be asked, nobody can be kept waiting for an answer.
             CheckResult::Unsent => {
                 let waits = matches!(self, Self::Unknown { .. });
@@ -146,7 +147,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use CheckResult::{Answered, Certificate, Closed, Miswired, Refused, Timeout, Unsent, Wrong};
+    use CheckResult::{
+        Answered, Certificate, Closed, Miswired, Refused, Status, Timeout, Unsent, Wrong,
+    };
 
     fn thresholds(rise: u32, fall: u32) -> Thresholds {
         Thresholds { rise: rise.try_into().unwrap(), fall: fall.try_into().unwrap() }
@@ -196,6 +199,7 @@ mod tests {
             (down(1, 2_000, 1), 1, Wrong, down(1, 2_000, 0)),
             (down(1, 2_000, 1), 1, Closed, down(1, 2_000, 0)),
             (down(1, 2_000, 1), 1, Certificate, down(1, 2_000, 0)),
+            (down(1, 2_000, 1), 1, Status, down(1, 2_000, 0)),
             (down(1, 2_000, 1), 1, Unsent, down(1, 2_000, 1)),
             (down(2, 4_000, 1), 3_999, Answered, down(2, 4_000, 2)),
             (down(2, 4_000, 2), 3_999, Answered, down(2, 4_000, 3)),

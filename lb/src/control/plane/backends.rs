@@ -157,7 +157,7 @@ impl ControlPlane {
 /// Whether a check of this kind shows connection IDs of the server when it has passed.
 fn shows_cids(target: &CheckTarget) -> bool {
     match target.check.kind {
-        CheckKind::Quic(_) => true,
+        CheckKind::Quic(_) | CheckKind::Http3(..) => true,
         CheckKind::VersionNegotiation => false,
     }
 }
