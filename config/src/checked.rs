@@ -98,6 +98,8 @@ pub struct HealthCheck {
     pub port: Option<u16>,
     /// Where fewer percent of the backends would be left, failed checks are ignored.
     pub panic_below: u8,
+    /// How long the share of a backend grows that gets new connections again; zero for not at all.
+    pub slow_start: Duration,
 }
 
 /// What a check asks.

@@ -164,6 +164,7 @@ mapping! {
 // interval, timeout and fall: a dead backend is noticed within two and a half seconds.
 // fall, rise: one datagram that is lost, or one that gets through, means little.
 // alpn: what most servers of QUIC speak.
+// slow_start: few servers mind, and with a share that is less others have more.
 // panic_below: where most seem to be gone, it is more likely the checks that fail, and those that are left could not carry all.
 mapping! {
     /// Active checks of the backends of a pool.
@@ -197,6 +198,9 @@ mapping! {
         optional port: Count<1, 65535>,
         /// Where fewer backends of the pool than this would be left, failed checks are ignored: "0%" for never.
         default panic_below: Percent = "50%",
+        /// How long it takes until a backend that gets new connections again has its whole share of them, in ten
+        /// steps. "0s" for at once.
+        default slow_start: Interval<0, HOUR> = "0s",
     }
 }
 

@@ -144,6 +144,7 @@ fn health_check(check: &HealthCheck) -> Value {
         "rise": check.rise,
         "fall": check.fall,
         "panic_below": format!("{}%", check.panic_below),
+        "slow_start": display_duration(check.slow_start),
     });
     if let Some(port) = check.port {
         value["port"] = json!(port);

@@ -582,7 +582,7 @@ fn a_health_check_is_told_what_would_do() {
     };
     let kind = "kind: version_negotiation";
     let all = format!(
-        "{{{kind}, interval: 2s, timeout: 2s, rise: 1, fall: 2, port: 1, panic_below: 0%}}"
+        "{{{kind}, interval: 2s, timeout: 2s, rise: 1, fall: 2, port: 1, panic_below: 0%, slow_start: 30s}}"
     );
     assert_eq!(places(&with(&format!("{{{kind}}}"))), NONE);
     assert_eq!(places(&with(&all)), NONE);
@@ -595,6 +595,7 @@ fn a_health_check_is_told_what_would_do() {
         ("{KIND, fall: §101}", ".fall", "101", "from 1 to 100"),
         ("{KIND, port: §65536}", ".port", "65536", "from 1 to 65535"),
         ("{KIND, port: §4433}", ".port", "port 4433, where a listener is", "a port of the servers"),
+        ("{KIND, slow_start: §61m}", ".slow_start", "61m", "from \"0ms\" to \"1h\""),
         ("{KIND, panic_below: §50}", ".panic_below", "50, which has no %", "\"0%\" to \"100%\""),
         ("{KIND, panic_below: §101%}", ".panic_below", "101%", "\"0%\" to \"100%\""),
         ("{KIND, panic_below: §+5%}", ".panic_below", "+5%", "\"0%\" to \"100%\""),

@@ -98,7 +98,7 @@ pub struct PoolRoute {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Choice {
     name: String,
-    weight: NonZeroU32,
+    share: NonZeroU32,
     id: BackendId,
 }
 
@@ -303,12 +303,13 @@ impl PoolRoute {
         before: Option<&Self>,
     ) -> Self {
         let choices = choices(backends);
+        // By what the file says: another size moves almost everything.
         let size = Size::of(backends.iter().map(|backend| backend.weight.get()));
         let is_same = |before: &&Self| before.size == size && *before.choices == *choices;
         let (choices, table) = match before.filter(is_same) {
             Some(before) => (Arc::clone(&before.choices), before.table.clone()),
             None => {
-                let entries = choices.iter().map(|of| (of.name.as_str(), of.weight.get(), of.id));
+                let entries = choices.iter().map(|of| (of.name.as_str(), of.share.get(), of.id));
                 let table = Maglev::new(size, entries);
                 (choices.into(), table)
             }
@@ -354,9 +355,9 @@ impl PoolRoute {
 fn choices(backends: &[WantedBackend]) -> Vec<Choice> {
     let in_state = |wanted: BackendState| {
         let backends = backends.iter().filter(|backend| backend.state == wanted);
-        let choices = backends.map(|WantedBackend { name, weight, id, .. }| Choice {
+        let choices = backends.map(|WantedBackend { name, share, id, .. }| Choice {
             name: name.clone(),
-            weight: *weight,
+            share: *share,
             id: *id,
         });
         choices.collect::<Vec<_>>()

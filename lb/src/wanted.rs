@@ -49,8 +49,10 @@ pub struct WantedBackend {
     pub address: BackendAddr,
     /// What its connection IDs carry, one for each of the pool's configurations.
     pub server_ids: Vec<(ConfigId, ServerId)>,
-    /// Its share of new connections relative to the others of the pool.
+    /// Its share of new connections relative to the others of the pool, as the file says it.
     pub weight: NonZeroU32,
+    /// That share for now: in proportion to `weight`, but for backends that start slowly.
+    pub share: NonZeroU32,
     /// Whether it gets new connections.
     pub state: BackendState,
 }
@@ -78,12 +80,36 @@ impl Wanted {
                     address: BackendAddr(backend.address),
                     server_ids: backend.server_ids.clone(),
                     weight: backend.weight,
+                    share: backend.weight,
                     state: state(backend.admission, command, health(&pool.name, &backend.name)),
                 })
             });
             wanted.collect()
         });
         Self { pools: pools.collect() }
+    }
+
+    /// The same with less for backends that start slowly: `step` says of a backend (pool name, backend name) how many
+    /// of `steps` it has of its share.
+    #[must_use]
+    pub fn with_slow_starts(
+        mut self,
+        pools: &[Pool],
+        steps: NonZeroU32,
+        step: impl Fn(&str, &str) -> Option<NonZeroU32>,
+    ) -> Self {
+        for (pool, backends) in pools.iter().zip(&mut self.pools) {
+            let found: Vec<_> =
+                backends.iter().map(|backend| step(&pool.name, &backend.name)).collect();
+            if found.iter().all(Option::is_none) {
+                continue;
+            }
+            // Weights are whole numbers, and may be 1: the others get more.
+            for (backend, step) in backends.iter_mut().zip(found) {
+                backend.share = backend.weight.saturating_mul(step.unwrap_or(steps));
+            }
+        }
+        self
     }
 
     /// The backends of each pool, in the order of the configuration.
@@ -162,5 +188,29 @@ mod tests {
             assert_eq!(wanted.weight, backend.weight);
             assert_eq!(wanted.id, again.id, "a number stays with its backend");
         }
+    }
+
+    #[test]
+    fn shares_are_weights_but_for_who_starts_slowly() {
+        let mut config = fixtures::config(true);
+        config.pools.push(Pool { name: "api".into(), ..config.pools[0].clone() });
+        config.pools[0].backends[1].weight = NonZeroU32::new(7).unwrap();
+        let shares = |slow: &[(&str, u32)]| {
+            let slow: Vec<_> = slow.iter().map(|(name, n)| (*name, NonZeroU32::new(*n))).collect();
+            let step = |pool: &str, name: &str| {
+                let found = slow.iter().find(|(slow, _)| pool == "web" && *slow == name);
+                found.and_then(|(_, step)| *step)
+            };
+            let active = |_: &str, _: &str| BackendState::Active;
+            let wanted = Wanted::new(&config.pools, |_, _| None, active, &mut Registry::default());
+            let wanted = wanted.with_slow_starts(&config.pools, NonZeroU32::new(10).unwrap(), step);
+            let shares = |pool: &Vec<WantedBackend>| {
+                pool.iter().map(|backend| backend.share.get()).collect::<Vec<_>>()
+            };
+            wanted.pools().iter().map(shares).collect::<Vec<_>>()
+        };
+        assert_eq!(shares(&[]), [[1, 7, 1], [1, 1, 1]]);
+        assert_eq!(shares(&[("a", 1)]), [[1, 70, 10], [1, 1, 1]]);
+        assert_eq!(shares(&[("b", 3), ("c", 9)]), [[10, 21, 9], [1, 1, 1]]);
     }
 }

@@ -199,6 +199,24 @@ fn a_silent_backend_gets_no_new_connections_until_it_answers_again() {
 }
 
 #[test]
+fn one_that_is_back_gets_few_new_connections_at_first() {
+    let host = Host::new();
+    let a = Checked::start(host.at(5001), "a", Mood::Silent);
+    let _b = Checked::start(host.at(5002), "b", Mood::Answers);
+    let mut balancer = Balancer::start_with(host, &config(host, ", slow_start: 1h"));
+    wait_for_state(&mut balancer, "a", "down");
+    a.set(Mood::Answers);
+    wait_for_state(&mut balancer, "a", "active");
+    let percent = |name| balancer.backend(name)["weight_percent"].clone();
+    assert_eq!((percent("a"), percent("b")), (json!(10), json!(100)));
+    let client = balancer.client();
+    let is_of_a = |nonce: &u32| client.ask(&initial(*nonce)).starts_with("a ");
+    // A third of them is its share, and it gets a tenth of that.
+    let some = (0..300).filter(is_of_a).count();
+    assert!((1..=30).contains(&some), "{some} of 300");
+}
+
+#[test]
 fn one_that_lies_or_floods_harms_nobody_but_itself() {
     let host = Host::new();
     let a = Checked::start(host.at(5001), "a", Mood::Lies);

@@ -198,6 +198,7 @@ fn the_admin_interface_answers_each_path_and_refuses_the_rest_clearly() {
             "wanted": "active",
             "wanted_by": "file",
             "weight": 2,
+            "weight_percent": 100,
             "server_ids": { "0": "0002" },
             "datagrams_forwarded": 0,
             "datagrams_returned": 0,

@@ -37,7 +37,8 @@ pub(super) fn check(
     mistakes: &mut Mistakes,
 ) -> Option<checked::HealthCheck> {
     let At { value: health_check, place } = pool.health_check.here()?;
-    let HealthCheck { interval, timeout, rise, fall, port, panic_below, .. } = health_check;
+    let HealthCheck { interval, timeout, rise, fall, port, panic_below, slow_start, .. } =
+        health_check;
     if let Given::Here(timeout) = timeout
         && timeout.value.0 > interval.value.0
     {
@@ -84,6 +85,7 @@ pub(super) fn check(
         fall: NonZeroU32::new(fall.value.0)?,
         port: port.here().and_then(|port| u16::try_from(port.value.0).ok()),
         panic_below: panic_below.value.0,
+        slow_start: slow_start.value.0,
     })
 }
 

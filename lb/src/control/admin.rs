@@ -30,7 +30,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     answers::error,
-    checks::contract::Breach,
+    checks::{contract::Breach, slow_start::STEPS},
     connections, explain,
     guard::{self, Guard},
     page,
@@ -191,7 +191,9 @@ fn unknown_backend(pool: &str, name: &str) -> Response {
 }
 
 fn backend_json(view: &BackendView) -> Value {
-    let BackendView { pool, backend, state, wanted, commanded, totals, half_open, check } = view;
+    let BackendView { pool, backend, state, wanted, commanded, totals, half_open, .. } = view;
+    let BackendView { starting, check, .. } = view;
+    let percent = starting.map_or(100, |starting| 100 * starting.step() / STEPS);
     let check = check.as_ref().map(|CheckView { passes, last, counts, breach }| {
         let results = counts.iter().map(|(result, n)| (result.label().to_owned(), n.into()));
         json!({
@@ -216,6 +218,7 @@ fn backend_json(view: &BackendView) -> Value {
         "wanted": wanted.as_str(),
         "wanted_by": if *commanded { "operator" } else { "file" },
         "weight": backend.weight,
+        "weight_percent": percent,
         "server_ids": server_ids,
         "datagrams_forwarded": totals.forwarded,
         "datagrams_returned": totals.returned,

@@ -67,6 +67,17 @@ impl Contract {
     }
 }
 
+/// What a passed check shows of connection IDs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// Nothing, or nothing that is known how to read.
+    Nothing,
+    /// They lead to the server that has chosen them.
+    Good,
+    /// One of them does not.
+    Breach(Breach),
+}
+
 /// What a server's connection IDs should say, and what one of them said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Breach {

@@ -468,6 +468,7 @@ mod tests {
             fall: 1.try_into().unwrap(),
             port: None,
             panic_below: 0,
+            slow_start: Duration::ZERO,
         });
         let memory = Arc::new(Memory::new(10, Instant::now(), [0; 4]));
         ControlPlane::new(config, memory, [1, 2]).check_targets().remove(0)

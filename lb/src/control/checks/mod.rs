@@ -25,6 +25,7 @@ pub(super) mod contract;
 mod handshake;
 mod http3;
 mod probe;
+pub(super) mod slow_start;
 pub(super) mod state;
 
 use std::{
@@ -296,6 +297,7 @@ mod tests {
             fall: 1.try_into().unwrap(),
             port: Some(1),
             panic_below: 0,
+            slow_start: Duration::ZERO,
         });
         let memory = Arc::new(Memory::new(10, Instant::now(), [0; 4]));
         let target = ControlPlane::new(config, memory, [1, 2]).check_targets().remove(0);

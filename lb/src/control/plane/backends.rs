@@ -5,9 +5,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use quic::connection_id::ConnectionId;
 use quic_lb_config::{Admission, CheckKind, Config, HealthCheck, Pool};
 use tracing::{info, warn};
 
@@ -20,7 +21,7 @@ use crate::{
     check::{CheckCounts, CheckResult, Finding},
     control::{
         checks::{
-            contract::{Contract, breach},
+            contract::{Contract, Shown, breach},
             state::{Checked, Thresholds},
         },
         health::Health,
@@ -43,6 +44,9 @@ pub(crate) struct CheckTarget {
     pub(crate) check: Arc<HealthCheck>,
 }
 
+/// From one growth of the shares of a pool's backends to the next, at least: each fills its table anew.
+pub(super) const GROWTH: Duration = Duration::from_secs(1);
+
 impl ControlPlane {
     /// Takes note of what active checks have found.
     pub(crate) fn on_checks(&mut self, now: Instant, findings: &[(Arc<CheckTarget>, Finding)]) {
@@ -54,30 +58,43 @@ impl ControlPlane {
             let watched = watched.filter(|watched| watched.address == target.backend);
             let Some(watched) = watched else { continue };
             let HealthCheck { rise, fall, .. } = *target.check;
-            let before = watched.states();
-            let Some(checked) = &mut watched.checked else { continue };
-            *checked = checked.on_result(now, *result, Thresholds { rise, fall });
-            let mut result = *result;
-            if result == CheckResult::Answered {
-                let (pool, name) = &target.name;
-                match find(&config, pool, name) {
-                    Some((pool, backend)) if shows_cids(target) && !pool.cid_configs.is_empty() => {
-                        let breach = breach(pool, backend, cids);
-                        if breach.is_some() {
-                            result = CheckResult::Miswired;
-                        }
-                        watched.on_cids(breach);
-                    }
-                    _ => watched.forget_cids(),
-                }
-            }
-            watched.checks.add(result);
-            watched.last_check = Some(result);
-            changed |= watched.states() != before;
+            let (thresholds, shown) = (Thresholds { rise, fall }, shown(&config, target, cids));
+            let on_check =
+                |watched: &mut Watched| watched.on_check(now, thresholds, *result, shown);
+            changed |= watched.change(now, on_check);
         }
         if changed {
             self.want();
         }
+    }
+
+    /// Has the shares of backends that start slowly grow; says whether any did. Each growth fills the table of a pool
+    /// anew, so that those of a pool grow together.
+    pub(super) fn grow_shares(&mut self, now: Instant) -> bool {
+        let Self { backends, grown, .. } = self;
+        let starting = backends.iter_mut().filter(|(_, watched)| watched.starting.is_some());
+        let mut of_pools: BTreeMap<&str, Vec<&mut Watched>> = BTreeMap::new();
+        for ((pool, _), watched) in starting {
+            of_pools.entry(pool).or_default().push(watched);
+        }
+        grown.retain(|pool, _| of_pools.contains_key(pool.as_str()));
+        let mut any = false;
+        for (pool, watched) in of_pools {
+            // That it has begun has filled the table too.
+            let last = *grown.entry(pool.to_owned()).or_insert(now);
+            if now.saturating_duration_since(last) < GROWTH {
+                continue;
+            }
+            for watched in watched {
+                let before = watched.starting;
+                watched.starting = before.and_then(|of| of.on_time(now, watched.slow_start));
+                if watched.starting != before {
+                    any = true;
+                    grown.insert(pool.to_owned(), now);
+                }
+            }
+        }
+        any
     }
 
     /// The backends that are to be checked.
@@ -122,6 +139,8 @@ impl ControlPlane {
                         address: backend.address.0,
                         health: Health::default(),
                         wiring: Health::default(),
+                        slow_start: Duration::ZERO,
+                        starting: None,
                         checked: None,
                         contract: Contract::default(),
                         breach: None,
@@ -132,6 +151,8 @@ impl ControlPlane {
                         half_open: None,
                     }
                 });
+                let slow_start = pool.health_check.as_ref().map(|check| check.slow_start);
+                watched.slow_start = slow_start.unwrap_or_default();
                 if pool.health_check.is_some() && watched.checked.is_none() {
                     watched.checked = Some(Checked::Unknown { trusted });
                 }
@@ -151,6 +172,16 @@ impl ControlPlane {
             info!(pool, "enough backends pass their checks: these decide again");
         }
         self.panics = panics;
+    }
+}
+
+/// What a passed check shows of connection IDs.
+fn shown(config: &Config, target: &CheckTarget, cids: &[ConnectionId]) -> Shown {
+    match find(config, &target.name.0, &target.name.1) {
+        Some((pool, backend)) if shows_cids(target) && !pool.cid_configs.is_empty() => {
+            breach(pool, backend, cids).map_or(Shown::Good, Shown::Breach)
+        }
+        _ => Shown::Nothing,
     }
 }
 

@@ -27,6 +27,7 @@ pub(super) mod watched;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    num::NonZeroU32,
     sync::Arc,
     time::Instant,
 };
@@ -38,7 +39,8 @@ use tracing::{debug, info, warn};
 use watched::{Name, Watched};
 
 use super::{
-    health::{Health, Signal},
+    checks::slow_start::STEPS,
+    health::Health,
     restart::{is_same, needs_restart},
     validation::Validation,
 };
@@ -73,6 +75,8 @@ pub(crate) struct ControlPlane {
     /// What the operator wants instead of what the file says.
     commands: BTreeMap<Name, Admission>,
     backends: BTreeMap<Name, Watched>,
+    /// When the shares of a pool's backends, some of which start slowly, have grown last.
+    grown: BTreeMap<String, Instant>,
     /// Pools of which so few backends pass their checks that these are ignored.
     panics: BTreeSet<String>,
     baselines: Baselines,
@@ -176,6 +180,7 @@ impl ControlPlane {
             flow_capacity: 0,
             commands: BTreeMap::new(),
             backends: BTreeMap::new(),
+            grown: BTreeMap::new(),
             panics: BTreeSet::new(),
             baselines: Baselines::default(),
             validations,
@@ -306,19 +311,9 @@ impl ControlPlane {
             let totals = self.totals.of_backend(watched.id.slot());
             let seen = totals.since(watched.last);
             watched.last = totals;
-            let before = watched.states();
-            let was_down = watched.health.is_down();
-            let refused: u64 = seen.refused.about_backend().map(|(_, n)| n).sum();
-            watched.health = watched.health.on_tick(now, Signal::new(seen.returned, refused));
-            if watched.health.is_down() && !was_down {
-                watched.checked = watched.checked.map(|checked| checked.on_refused(now));
-            }
-            let most = seen.refused.about_backend().max_by_key(|(_, n)| *n);
-            watched.refusal = most.map(|(refusal, _)| refusal).or(watched.refusal);
-            let names = Signal::of_names(seen.well_named, seen.misnamed);
-            watched.wiring = watched.wiring.on_tick(now, names);
-            changed |= watched.states() != before;
+            changed |= watched.change(now, |watched| watched.on_traffic(now, &seen));
         }
+        changed |= self.grow_shares(now);
         if changed {
             self.want();
         }
@@ -438,7 +433,11 @@ impl ControlPlane {
             None if established.contains(pool) => BackendState::Down,
             None => BackendState::Active,
         };
-        self.wanted = Arc::new(Wanted::new(&config.pools, command, health, registry));
+        let wanted = Wanted::new(&config.pools, command, health, registry);
+        let step = |pool: &str, backend: &str| {
+            NonZeroU32::new(backends.get(&name(pool, backend))?.starting?.step())
+        };
+        self.wanted = Arc::new(wanted.with_slow_starts(&config.pools, STEPS, step));
         self.newest += 1;
         self.watch_wanted(&established);
         self.say_panics(panics.into_keys().collect());

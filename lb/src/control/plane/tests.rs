@@ -147,6 +147,7 @@ fn health_check() -> HealthCheck {
         fall: 2.try_into().unwrap(),
         port: Some(7),
         panic_below: 50,
+        slow_start: Duration::ZERO,
     }
 }
 
@@ -437,6 +438,66 @@ fn a_breach_is_judged_by_the_newest_configuration_and_ends_with_the_checks_that_
         }
         assert_eq!(bench.state("a"), BackendState::Active);
     }
+}
+
+#[test]
+fn a_backend_that_is_back_gets_its_share_in_steps_once_a_second_at_most() {
+    let slow = |config: &mut Config, seconds| {
+        let slow_start = Duration::from_secs(seconds);
+        config.pools[0].health_check = Some(HealthCheck { slow_start, ..health_check() });
+    };
+    let mut config = fixtures::config(true);
+    slow(&mut config, 9);
+    let mut bench = Bench::of(config);
+    let shares = |bench: &Bench| {
+        let of_pool = &bench.plane.wanted.pools()[0];
+        of_pool.iter().map(|backend| backend.share.get()).collect::<Vec<_>>()
+    };
+    // Who was there from the start has all of it.
+    assert_eq!(bench.check("b", &[CheckResult::Answered]), BackendState::Active);
+    assert_eq!(shares(&bench), [1, 1, 1]);
+    bench.check("a", &[CheckResult::Timeout]);
+    assert_eq!(bench.check("a", &[CheckResult::Answered; 2]), BackendState::Active);
+    assert_eq!(shares(&bench), [1, 10, 10]);
+    assert_eq!(bench.view("a").starting.unwrap().step(), 1);
+    let table = bench.plane.routing().load_full();
+    let mut seen = vec![];
+    // Five ticks are a second.
+    for _ in 0..50 {
+        let before = bench.plane.newest();
+        bench.tick();
+        if bench.plane.newest() != before {
+            seen.push(shares(&bench)[0]);
+        }
+    }
+    assert_eq!(seen, [2, 3, 4, 5, 6, 7, 8, 9, 1]);
+    assert_eq!(shares(&bench), [1, 1, 1]);
+    assert!(bench.view("a").starting.is_none());
+    assert_eq!(table.tables_not_in(&bench.plane.routing().load()), 1);
+
+    // It begins again when it falls again, and ends where it is not wanted any more.
+    bench.check("a", &[CheckResult::Timeout; 2]);
+    bench.now += Duration::from_secs(60);
+    bench.check("a", &[CheckResult::Answered; 2]);
+    assert_eq!(shares(&bench), [1, 10, 10]);
+    bench.check("a", &[CheckResult::Timeout; 2]);
+    assert_eq!(shares(&bench), [1, 1, 1]);
+    bench.now += Duration::from_secs(60);
+    bench.check("a", &[CheckResult::Answered; 2]);
+    assert_eq!(bench.reload(|config| slow(config, 0)), Applied::Changed);
+    (0..7).for_each(|_| bench.tick());
+    assert_eq!(shares(&bench), [1, 1, 1]);
+
+    // However short it is, not more than once a second.
+    bench.reload(|config| slow(config, 2));
+    bench.now += Duration::from_secs(60);
+    bench.check("a", &[CheckResult::Timeout; 2]);
+    bench.now += Duration::from_secs(60);
+    bench.check("a", &[CheckResult::Answered; 2]);
+    let before = bench.plane.newest();
+    (0..20).for_each(|_| bench.tick());
+    assert_eq!(bench.plane.newest() - before, 2);
+    assert_eq!(shares(&bench), [1, 1, 1]);
 }
 
 #[test]

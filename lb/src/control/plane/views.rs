@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     backend::BackendState,
+    control::checks::slow_start::SlowStart,
     metrics::{BackendReading, ListenerReading, PoolReading, Reading, Reloads},
     totals::BackendTotals,
 };
@@ -26,6 +27,8 @@ pub(crate) struct BackendView {
     pub(crate) totals: BackendTotals,
     /// Half-open connections, if it has reported any lately.
     pub(crate) half_open: Option<u64>,
+    /// How much of its share of new connections it has, while that grows.
+    pub(crate) starting: Option<SlowStart>,
     /// How its active checks go, if there are any.
     pub(crate) check: Option<CheckView>,
 }
@@ -103,6 +106,7 @@ impl ControlPlane {
                 commanded: command.is_some(),
                 totals: baselines.since_it_appeared(totals, route.id),
                 half_open: backends.get(&name).and_then(|watched| watched.half_open(now)),
+                starting: backends.get(&name).and_then(|watched| watched.starting),
                 check: backends.get(&name).and_then(Watched::check),
             })
         })

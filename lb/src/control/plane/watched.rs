@@ -10,10 +10,11 @@ use crate::{
     check::{CheckCounts, CheckResult},
     control::{
         checks::{
-            contract::{Breach, Contract},
-            state::Checked,
+            contract::{Breach, Contract, Shown},
+            slow_start::SlowStart,
+            state::{Checked, Thresholds},
         },
-        health::Health,
+        health::{Health, Signal},
     },
     refusal::Refusal,
     totals::BackendTotals,
@@ -31,6 +32,10 @@ pub(super) struct Watched {
     pub(super) health: Health,
     /// Whether it answers under its own connection IDs.
     pub(super) wiring: Health,
+    /// How long it takes its share of new connections to grow when it gets them again.
+    pub(super) slow_start: Duration,
+    /// That growth, while it goes on.
+    pub(super) starting: Option<SlowStart>,
     /// What its active checks have shown, if there are any.
     pub(super) checked: Option<Checked>,
     /// Whether its checks show connection IDs that lead to it.
@@ -81,6 +86,19 @@ impl Watched {
         }
     }
 
+    /// Takes note of what `change` shows of it; says whether what is wanted follows.
+    pub(super) fn change(&mut self, now: Instant, change: impl FnOnce(&mut Self)) -> bool {
+        let before = self.states();
+        change(self);
+        let after = self.states();
+        if after.0 != BackendState::Active {
+            self.starting = None;
+        } else if before.0 != BackendState::Active && !self.slow_start.is_zero() {
+            self.starting = Some(SlowStart::begin(now));
+        }
+        after != before
+    }
+
     /// All that what is wanted goes by.
     pub(super) fn states(&self) -> (BackendState, BackendState) {
         (self.state(), self.state_of_traffic())
@@ -92,8 +110,48 @@ impl Watched {
         Some(CheckView { passes, last: self.last_check, counts: self.checks, breach })
     }
 
-    /// Takes note of a check that showed connection IDs, and of what was wrong with them.
-    pub(super) fn on_cids(&mut self, breach: Option<Breach>) {
+    /// Takes note of what the workers have seen of it during a tick.
+    pub(super) fn on_traffic(&mut self, now: Instant, seen: &BackendTotals) {
+        let was_down = self.health.is_down();
+        let refused: u64 = seen.refused.about_backend().map(|(_, n)| n).sum();
+        self.health = self.health.on_tick(now, Signal::new(seen.returned, refused));
+        if self.health.is_down() && !was_down {
+            self.checked = self.checked.map(|checked| checked.on_refused(now));
+        }
+        let most = seen.refused.about_backend().max_by_key(|(_, n)| *n);
+        self.refusal = most.map(|(refusal, _)| refusal).or(self.refusal);
+        let names = Signal::of_names(seen.well_named, seen.misnamed);
+        self.wiring = self.wiring.on_tick(now, names);
+    }
+
+    /// Takes note of a check.
+    pub(super) fn on_check(
+        &mut self,
+        now: Instant,
+        thresholds: Thresholds,
+        result: CheckResult,
+        shown: Shown,
+    ) {
+        // The result may be late.
+        let Some(checked) = self.checked else { return };
+        self.checked = Some(checked.on_result(now, result, thresholds));
+        let mut counted = result;
+        if result == CheckResult::Answered {
+            match shown {
+                Shown::Nothing => self.forget_cids(),
+                Shown::Good => self.on_cids(None),
+                Shown::Breach(breach) => {
+                    counted = CheckResult::Miswired;
+                    self.on_cids(Some(breach));
+                }
+            }
+        }
+        self.checks.add(counted);
+        self.last_check = Some(counted);
+    }
+
+    /// Takes note of connection IDs, and of what is wrong with them.
+    fn on_cids(&mut self, breach: Option<Breach>) {
         self.contract = self.contract.on_check(breach.is_none());
         // While it counts as miswired it has to be known why.
         if breach.is_some() || !self.contract.is_broken() {
