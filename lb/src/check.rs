@@ -1,5 +1,7 @@
 //! What an active check of a backend comes to, by the words of the metrics.
 
+use std::time::Duration;
+
 use quic::connection_id::ConnectionId;
 
 /// The outcome of one check.
@@ -63,11 +65,60 @@ pub struct Finding {
     pub result: CheckResult,
     /// The connection IDs that the backend has chosen; empty where the check shows none.
     pub cids: Vec<ConnectionId>,
+    /// How long it took.
+    pub took: Duration,
 }
 
 impl From<CheckResult> for Finding {
     fn from(result: CheckResult) -> Self {
-        Self { result, cids: Vec::new() }
+        Self { result, cids: Vec::new(), took: Duration::ZERO }
+    }
+}
+
+/// How long the passed checks of a pool took.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct CheckTimes {
+    /// So many took at most this bound and more than the one before; the last one has no bound.
+    counts: [u64; CheckTimes::BOUNDS.len() + 1],
+    sum: Duration,
+}
+
+impl CheckTimes {
+    /// From what takes a rack to what takes the longest of usual timeouts.
+    pub const BOUNDS: [Duration; 11] = [
+        Duration::from_millis(1),
+        Duration::from_millis(2),
+        Duration::from_millis(5),
+        Duration::from_millis(10),
+        Duration::from_millis(20),
+        Duration::from_millis(50),
+        Duration::from_millis(100),
+        Duration::from_millis(200),
+        Duration::from_millis(500),
+        Duration::from_secs(1),
+        Duration::from_secs(5),
+    ];
+
+    /// Adds one.
+    pub fn add(&mut self, took: Duration) {
+        let place = Self::BOUNDS.partition_point(|bound| *bound < took);
+        self.counts[place] += 1;
+        self.sum = self.sum.saturating_add(took);
+    }
+
+    /// How many took at most each bound.
+    pub fn cumulative(&self) -> impl Iterator<Item = (Duration, u64)> {
+        let sums = self.counts.iter().scan(0, |sum, count| {
+            *sum += count;
+            Some(*sum)
+        });
+        Self::BOUNDS.into_iter().zip(sums)
+    }
+
+    /// How many there were, and how long they took together.
+    #[must_use]
+    pub fn total(&self) -> (u64, Duration) {
+        (self.counts.iter().sum(), self.sum)
     }
 }
 
@@ -84,5 +135,21 @@ impl CheckCounts {
     /// All of them, with how often each was seen.
     pub fn iter(self) -> impl Iterator<Item = (CheckResult, u64)> {
         CheckResult::ALL.into_iter().zip(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_fall_at_or_below_their_bounds() {
+        let mut times = CheckTimes::default();
+        for micros in [0, 1_000, 1_001, 2_000, 5_000_000, 5_000_001] {
+            times.add(Duration::from_micros(micros));
+        }
+        let cumulative: Vec<_> = times.cumulative().map(|(_, count)| count).collect();
+        assert_eq!(cumulative, [2, 4, 4, 4, 4, 4, 4, 4, 4, 4, 5]);
+        assert_eq!(times.total(), (6, Duration::from_micros(10_004_002)));
     }
 }

@@ -11,7 +11,7 @@ use prometheus::{
     IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
     core::{Collector, Desc},
     process_collector::ProcessCollector,
-    proto::MetricFamily,
+    proto::{Bucket, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
         tokens::TokensMade,
     },
     backend::BackendState,
-    check::CheckCounts,
+    check::{CheckCounts, CheckTimes},
     memory::Sizes,
     refusal::Refusal,
     totals::{BackendTotals, ListenerTotals},
@@ -179,6 +179,11 @@ const BACKEND_CHECKS: Family = Family::counter(
     &["pool", "backend", "result"],
     "Active checks of the backend: \"answered\", or why they failed; of \"unsent\" the backend knows nothing.",
 );
+const CHECK_SECONDS: Family = Family::histogram(
+    "quic_lb_backend_check_seconds",
+    &["pool"],
+    "How long active checks took that were passed.",
+);
 const POOL_PANIC: Family = Family::gauge(
     "quic_lb_pool_panic",
     &["pool"],
@@ -213,7 +218,7 @@ const WORKER_PANICS: Family = Family::counter(
 );
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 37] = [
+pub const FAMILIES: [Family; 38] = [
     DATAGRAMS_RECEIVED,
     DATAGRAMS_FORWARDED,
     DATAGRAMS_DROPPED,
@@ -237,6 +242,7 @@ pub const FAMILIES: [Family; 37] = [
     BACKEND_MISNAMED,
     BACKEND_HALF_OPEN,
     BACKEND_CHECKS,
+    CHECK_SECONDS,
     POOL_PANIC,
     RETRY_SENT,
     RETRY_TOKENS,
@@ -273,6 +279,8 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
+    /// Counts durations by bounds.
+    Histogram,
 }
 
 /// Everything that is exported, read at one moment.
@@ -328,6 +336,8 @@ pub struct PoolReading {
     pub name: String,
     /// Whether checks are ignored, because too few backends would be left.
     pub panic: bool,
+    /// How long passed checks took.
+    pub times: CheckTimes,
 }
 
 /// One backend.
@@ -413,6 +423,14 @@ impl Family {
         Self { name, kind: Kind::Gauge, labels, help }
     }
 
+    const fn histogram(
+        name: &'static str,
+        labels: &'static [&'static str],
+        help: &'static str,
+    ) -> Self {
+        Self { name, kind: Kind::Histogram, labels, help }
+    }
+
     fn desc(&self) -> Desc {
         let labels = self.labels.iter().map(|&label| label.to_owned()).collect();
         Desc::new(self.name.to_owned(), self.help.to_owned(), labels, Default::default())
@@ -443,7 +461,44 @@ impl Family {
                 }
                 family.collect()
             }
+            Kind::Histogram => {
+                debug_assert!(false, "{} is collected otherwise", self.name);
+                vec![]
+            }
         }
+    }
+
+    /// The family with one histogram for each value of its label.
+    fn collect_times<'a>(
+        &self,
+        samples: impl IntoIterator<Item = (&'a str, &'a CheckTimes)>,
+    ) -> Vec<MetricFamily> {
+        let metric = |(value, times): (&str, &CheckTimes)| {
+            let mut label = LabelPair::default();
+            label.set_name(self.labels.concat());
+            label.set_value(value.to_owned());
+            let buckets = times.cumulative().map(|(bound, count)| {
+                let mut bucket = Bucket::default();
+                bucket.set_upper_bound(bound.as_secs_f64());
+                bucket.set_cumulative_count(count);
+                bucket
+            });
+            let mut histogram = Histogram::default();
+            let (count, sum) = times.total();
+            histogram.set_bucket(buckets.collect());
+            histogram.set_sample_count(count);
+            histogram.set_sample_sum(sum.as_secs_f64());
+            let mut metric = Metric::default();
+            metric.set_label(vec![label]);
+            metric.set_histogram(histogram);
+            metric
+        };
+        let mut family = MetricFamily::default();
+        family.set_name(self.name.to_owned());
+        family.set_help(self.help.to_owned());
+        family.set_field_type(MetricType::HISTOGRAM);
+        family.set_metric(samples.into_iter().map(metric).collect());
+        vec![family]
     }
 }
 
@@ -558,6 +613,7 @@ fn of_backends(reading: &Reading) -> Vec<MetricFamily> {
         BACKEND_MISNAMED.collect(each(|totals| totals.misnamed)),
         BACKEND_HALF_OPEN.collect(half_open),
         BACKEND_CHECKS.collect(checks),
+        CHECK_SECONDS.collect_times(reading.pools.iter().map(|of| (of.name.as_str(), &of.times))),
         POOL_PANIC.collect(panics),
     ]
     .concat()
@@ -605,7 +661,7 @@ fn of_the_process(reading: &Reading) -> Vec<MetricFamily> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, time::Duration};
 
     use super::*;
     use crate::{check::CheckResult, refusal::Refusals};
@@ -651,6 +707,11 @@ mod tests {
             "quic_lb_backend_half_open{backend=\"a\",pool=\"web\"} 12",
             "quic_lb_backend_checks_total{backend=\"a\",pool=\"web\",result=\"answered\"} 0",
             "quic_lb_backend_checks_total{backend=\"a\",pool=\"web\",result=\"timeout\"} 1",
+            "quic_lb_backend_check_seconds_bucket{pool=\"web\",le=\"0.02\"} 0",
+            "quic_lb_backend_check_seconds_bucket{pool=\"web\",le=\"0.05\"} 1",
+            "quic_lb_backend_check_seconds_bucket{pool=\"web\",le=\"+Inf\"} 1",
+            "quic_lb_backend_check_seconds_sum{pool=\"web\"} 0.03",
+            "quic_lb_backend_check_seconds_count{pool=\"web\"} 1",
             "quic_lb_pool_panic{pool=\"web\"} 1",
             "quic_lb_remembered{table=\"connection_ids\"} 9",
             "quic_lb_worker_panics_total{worker=\"1\"} 2",
@@ -682,6 +743,8 @@ mod tests {
         refused.add(Refusal::NotPermitted, 3);
         let mut checks = CheckCounts::default();
         checks.add(CheckResult::Timeout);
+        let mut times = CheckTimes::default();
+        times.add(Duration::from_millis(30));
         Reading {
             listeners: vec![ListenerReading {
                 name: "edge".into(),
@@ -697,7 +760,7 @@ mod tests {
                 half_open: Some(12),
                 checks: Some(checks),
             }],
-            pools: vec![PoolReading { name: "web".into(), panic: true }],
+            pools: vec![PoolReading { name: "web".into(), panic: true, times }],
             remembered: Sizes { handshakes: 8, connections: 7, connection_ids: 9 },
             tokens_made: [(3, 77, Some(99)), (4, 100, None)]
                 .map(|(sequence, made, limit)| TokensMade { sequence, made, limit })

@@ -191,6 +191,9 @@ fn a_silent_backend_gets_no_new_connections_until_it_answers_again() {
     assert!(client.ask(&of_a).starts_with("a "));
     let metric = "quic_lb_backend_checks_total{backend=\"a\",pool=\"web\",result=\"timeout\"}";
     assert!(balancer.metric(metric) >= 2.0);
+    let answered = results(&balancer, "b", "answered");
+    let timed = balancer.metric("quic_lb_backend_check_seconds_count{pool=\"web\"}");
+    assert!(timed >= answered as f64, "{timed} and {answered}");
 
     a.set(Mood::Answers);
     wait_for_state(&mut balancer, "a", "active");

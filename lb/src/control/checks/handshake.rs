@@ -136,7 +136,7 @@ pub(super) async fn try_out(
         Err(_) => attempt.result_so_far(CheckResult::Timeout),
     };
     let cids = attempt.close();
-    Finding { result, cids }
+    Finding { cids, ..result.into() }
 }
 
 /// A connection that is tried out.

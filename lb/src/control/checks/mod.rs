@@ -245,7 +245,7 @@ impl Checker {
         let mut socket = None;
         let mut failed = false;
         loop {
-            let (asked, finding) = match &method {
+            let (asked, mut finding) = match &method {
                 Method::Versions => {
                     let asked = tokio::time::Instant::now();
                     (asked, ask_for_versions(&target, &mut socket).await.into())
@@ -258,6 +258,7 @@ impl Checker {
                     (asked, handshake::try_out(&target, client).await)
                 }
             };
+            finding.took = asked.elapsed();
             failed = finding.result != CheckResult::Answered;
             if failed {
                 socket = None;

@@ -52,7 +52,7 @@ impl ControlPlane {
     pub(crate) fn on_checks(&mut self, now: Instant, findings: &[(Arc<CheckTarget>, Finding)]) {
         let config = Arc::clone(&self.config);
         let mut changed = false;
-        for (target, Finding { result, cids }) in findings {
+        for (target, Finding { result, cids, took }) in findings {
             let watched = self.backends.get_mut(&target.name);
             // It may have moved, or be no more.
             let watched = watched.filter(|watched| watched.address == target.backend);
@@ -62,6 +62,9 @@ impl ControlPlane {
             let on_check =
                 |watched: &mut Watched| watched.on_check(now, thresholds, *result, shown);
             changed |= watched.change(now, on_check);
+            if *result == CheckResult::Answered {
+                self.check_times.entry(target.name.0.clone()).or_default().add(*took);
+            }
         }
         if changed {
             self.want();

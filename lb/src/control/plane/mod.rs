@@ -47,6 +47,7 @@ use super::{
 use crate::{
     admission::{AdmissionState, tokens::TokensMade},
     backend::BackendState,
+    check::CheckTimes,
     memory::Memory,
     metrics::Reloads,
     registry::{Lasting, Registry},
@@ -75,6 +76,8 @@ pub(crate) struct ControlPlane {
     /// What the operator wants instead of what the file says.
     commands: BTreeMap<Name, Admission>,
     backends: BTreeMap<Name, Watched>,
+    /// How long the passed checks of each pool took.
+    check_times: BTreeMap<String, CheckTimes>,
     /// When the shares of a pool's backends, some of which start slowly, have grown last.
     grown: BTreeMap<String, Instant>,
     /// Pools of which so few backends pass their checks that these are ignored.
@@ -180,6 +183,7 @@ impl ControlPlane {
             flow_capacity: 0,
             commands: BTreeMap::new(),
             backends: BTreeMap::new(),
+            check_times: BTreeMap::new(),
             grown: BTreeMap::new(),
             panics: BTreeSet::new(),
             baselines: Baselines::default(),
@@ -402,7 +406,8 @@ impl ControlPlane {
 
     /// Takes note of what is wanted now; a snapshot of it can be ordered.
     fn want(&mut self) {
-        let Self { config, registry, commands, backends, .. } = self;
+        let Self { config, registry, commands, backends, check_times, .. } = self;
+        check_times.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
         let named: BTreeMap<Name, (SocketAddr, bool)> = config
             .pools
             .iter()

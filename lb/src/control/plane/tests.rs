@@ -369,7 +369,7 @@ impl Bench {
     fn answer_as(&mut self, backend: &str, n: u8) -> BackendState {
         let cid = |nonce| fixtures::cid_config().encode(&fixtures::server_id(n), &[nonce; 6]);
         let cids = vec![cid(1).unwrap(), cid(2).unwrap()];
-        let finding = Finding { result: CheckResult::Answered, cids };
+        let finding = Finding { cids, ..CheckResult::Answered.into() };
         let told = [(self.target(backend), finding)];
         self.plane.on_checks(self.now, &told);
         self.build();

@@ -56,6 +56,7 @@ impl ControlPlane {
         let pool = |pool: &Pool| PoolReading {
             name: pool.name.clone(),
             panic: self.panics.contains(&pool.name),
+            times: self.check_times.get(&pool.name).cloned().unwrap_or_default(),
         };
         let routing = self.routing.load();
         Reading {
