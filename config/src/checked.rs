@@ -208,6 +208,8 @@ pub struct Backend {
     pub weight: NonZeroU32,
     /// Whether it gets new connections.
     pub admission: Admission,
+    /// Where it is checked, if that is not where it listens, or another port there.
+    pub check_address: Option<SocketAddr>,
 }
 
 /// What the operator wants of a backend.

@@ -158,6 +158,8 @@ mapping! {
         default weight: Count<1, 1000> = 1,
         /// "active" gets everything, "draining" keeps its connections and gets no new ones.
         default state: Admission = "active",
+        /// "IP:port" that its active checks go to, if not to its address. Goes before health_check.port.
+        optional check_address: Endpoint,
     }
 }
 

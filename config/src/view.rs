@@ -181,6 +181,9 @@ fn backend(backend: &Backend) -> Value {
             backend.server_ids.iter().map(|(id, sid)| (id.to_string(), json!(sid.to_string())));
         value["server_ids"] = ids.collect::<Map<_, _>>().into();
     }
+    if let Some(address) = backend.check_address {
+        value["check_address"] = json!(address);
+    }
     value
 }
 

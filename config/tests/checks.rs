@@ -133,6 +133,36 @@ fn a_check_over_http3_asks_for_the_root_and_wants_200_unless_it_says_otherwise()
 }
 
 #[test]
+fn a_backend_may_be_checked_at_another_address() {
+    let at = |address: &str| {
+        let name = "      - name: a\n";
+        let more = format!("      - check_address: {address}\n        name: a\n");
+        contract_with(name, &more)
+    };
+    let checked = |address: &str| {
+        let check = "  - health_check: {kind: version_negotiation}\n    name: web\n";
+        at(address).replace("  - name: web\n", check)
+    };
+    let config = config(&checked("\"127.0.0.9:80\""));
+    let addresses: Vec<_> = config.pools[0].backends.iter().map(|of| of.check_address).collect();
+    assert_eq!(addresses, ["127.0.0.9:80".parse().ok(), None]);
+    let shown = &config.masked_document()["pools"][0]["backends"];
+    assert_eq!(shown[0]["check_address"], "127.0.0.9:80");
+    assert!(shown[1].get("check_address").is_none());
+    let path = "pools[0].backends[0].check_address";
+    for (text, path, found) in [
+        (checked("§\"127.0.0.9\""), path, "which has no port"),
+        (checked("§\"0.0.0.0:80\""), path, "unspecified"),
+        (checked("§\"127.0.0.1:4433\""), path, "where a listener is"),
+        (checked("§\"[fe80::1]:80\""), path, "without its zone"),
+        (at("§\"127.0.0.9:80\""), &format!("warning {path}"), "in a pool that has none"),
+    ] {
+        let mistakes = mistakes_at_marks(&text, &[path]);
+        assert!(mistakes[0].found.contains(found), "{}", mistakes[0]);
+    }
+}
+
+#[test]
 fn trust_anchors_are_read_with_the_file_and_each_of_them_has_to_be_of_use() {
     let directory = tempfile::tempdir().expect("a directory");
     let text = with("{kind: quic, ca_file: ca.pem}");

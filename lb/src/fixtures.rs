@@ -21,6 +21,7 @@ pub(crate) fn config(routable: bool) -> Config {
         server_ids: if routable { vec![(cid_config().id(), server_id(n))] } else { vec![] },
         weight: NonZeroU32::MIN,
         admission: Admission::Active,
+        check_address: None,
     };
     Config {
         workers: None,

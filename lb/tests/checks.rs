@@ -251,6 +251,13 @@ fn nobody_at_the_address_is_known_at_once_and_another_port_can_be_asked() {
     wait_for_state(&mut balancer, "a", "active");
     wait_for_state(&mut balancer, "b", "active");
     assert!(balancer.client().ask(&short(&balancer.cid("a"))).starts_with("a "));
+    // One of them alone, at another address.
+    let of_a = Checked::start(host.at(7001), "check of a", Mood::Silent);
+    let there = format!("name: a, check_address: \"{}\",", host.at(7001));
+    balancer.rewrite(&text.replace("name: a,", &there));
+    wait_for_state(&mut balancer, "a", "down");
+    assert!(of_a.questions() > 0);
+    assert_eq!(state(&balancer, "b"), "active");
 }
 
 #[test]

@@ -237,6 +237,7 @@ fn config(listener: &str, backends: &[SocketAddr]) -> Config {
         server_ids: vec![(cid_config().id(), server_id(n))],
         weight: NonZeroU32::MIN,
         admission: Admission::Active,
+        check_address: None,
     };
     Config {
         workers: NonZeroUsize::new(1),

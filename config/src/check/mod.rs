@@ -21,7 +21,7 @@ use quic::routable::{CidConfig, ConfigId, ServerId};
 
 use crate::{
     checked::{self, Admission, Config, HashBy, MAX_BACKENDS, MAX_HASH_SLOTS, ResetSecret},
-    document::{Backend, Document, Listener, Pool, StatelessReset},
+    document::{Backend, Document, HealthCheck, Listener, Pool, StatelessReset},
     keys::{self, KeyChoice, KeySource},
     leaf::Endpoint,
     mistake::Mistakes,
@@ -137,6 +137,7 @@ fn check_pool(
     for backend in items() {
         let server_ids = check_server_ids(backend, &layouts, &mut identities, mistakes);
         check_backend_address(&backend.value, sources.as_deref(), mistakes);
+        check_address_of_checks(&backend.value, &pool.health_check, mistakes);
         checked_backends.push(make_backend(&backend.value, server_ids));
     }
     identities.check_clear_against_encrypted(&layouts, mistakes);
@@ -221,6 +222,7 @@ fn make_backend(
         server_ids,
         weight: NonZeroU32::new(backend.weight.value.0)?,
         admission: backend.state.value,
+        check_address: backend.check_address.here().map(|at| at.value.address),
     })
 }
 
@@ -252,6 +254,22 @@ fn check_backend_address(backend: &Backend, sources: Option<&[IpAddr]>, mistakes
     }
 }
 
+fn check_address_of_checks(
+    backend: &Backend,
+    checks: &Given<HealthCheck>,
+    mistakes: &mut Mistakes,
+) {
+    let Given::Here(At { value, place }) = &backend.check_address else { return };
+    if value.address.ip().is_unspecified() {
+        let found = format!("the unspecified address {}", value.address.ip());
+        mistakes.error(place, found, "the address of one host");
+    }
+    if checks.is_absent() {
+        let found = "an address of checks in a pool that has none";
+        mistakes.warning(place, found, "`health_check` in the pool");
+    }
+}
+
 /// A backend at the address of a listener would get its own datagrams back for ever.
 fn check_loops(listeners: &List<Listener>, pools: &List<Pool>, mistakes: &mut Mistakes) {
     let listening: Vec<_> = places(listeners).collect();
@@ -270,11 +288,20 @@ fn check_loops(listeners: &List<Listener>, pools: &List<Pool>, mistakes: &mut Mi
         let mut port = checks.and_then(|checks| checks.value.port.here());
         for backend in pool.value.backends.iter().flat_map(|backends| &backends.value.items) {
             let Some(address) = &backend.value.address else { continue };
+            let checked_at = &backend.value.check_address;
             let backend = address.value.address;
             if let Some(listener) = listener_at(backend) {
                 let found = format!("{backend}, where a listener is");
                 mistakes.error(&address.place, found, "the address of a server");
                 mistakes.see_also(listener);
+            }
+            if let Some(at) = checked_at.here() {
+                if let Some(listener) = listener_at(at.value.address) {
+                    let found = format!("{}, where a listener is", at.value.address);
+                    mistakes.error(&at.place, found, "an address of the server");
+                    mistakes.see_also(listener);
+                }
+                continue;
             }
             let checked = port.and_then(|At { value, .. }| u16::try_from(value.0).ok());
             let checked = checked.map(|port| SocketAddr::new(backend.ip(), port));

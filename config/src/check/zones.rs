@@ -28,7 +28,14 @@ pub(super) fn resolve(
     let pools = document.pools.iter_mut().flat_map(|list| &mut list.value.items);
     let backends = pools.filter_map(|pool| pool.value.backends.as_mut());
     let backends = backends.flat_map(|list| &mut list.value.items);
-    backends.for_each(|backend| judge(&mut backend.value.address));
+    for At { value: backend, .. } in backends {
+        judge(&mut backend.address);
+        if let Given::Here(at) = &backend.check_address {
+            let mut address = Some(at.clone());
+            judge(&mut address);
+            backend.check_address = address.map_or(Given::Wrong, Given::Here);
+        }
+    }
     if let Given::Here(admin) = &mut document.admin {
         judge(&mut admin.value.address);
     }

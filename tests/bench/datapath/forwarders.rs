@@ -232,6 +232,7 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
                 server_ids: vec![(cid_config().id(), server_id())],
                 weight: NonZeroU32::MIN,
                 admission: Admission::Active,
+                check_address: None,
             }],
             source_addresses: if sources == "spread" { spread } else { single },
             reset_secret: None,

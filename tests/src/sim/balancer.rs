@@ -175,6 +175,7 @@ fn config(
         server_ids: ids(server_id),
         weight: NonZeroU32::MIN,
         admission: Admission::Active,
+        check_address: None,
     });
     Config {
         workers: None,

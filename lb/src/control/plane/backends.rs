@@ -108,14 +108,15 @@ impl ControlPlane {
                 pool.backends
                     .iter()
                     .map(move |backend| {
-                        let address = backend.address;
+                        let mut checked_at = backend.address;
+                        checked_at.set_port(check.port.unwrap_or(checked_at.port()));
+                        let checked_at = backend.check_address.unwrap_or(checked_at);
                         let source = pool.source_addresses.iter();
-                        let source = source.copied().find(|ip| ip.is_ipv4() == address.is_ipv4());
-                        let mut checked_at = address;
-                        checked_at.set_port(check.port.unwrap_or(address.port()));
+                        let source =
+                            source.copied().find(|ip| ip.is_ipv4() == checked_at.is_ipv4());
                         CheckTarget {
                             name: (pool.name.clone(), backend.name.clone()),
-                            backend: address,
+                            backend: backend.address,
                             address: checked_at,
                             source,
                             check: Arc::clone(&check),
@@ -188,10 +189,11 @@ fn shown(config: &Config, target: &CheckTarget, cids: &[ConnectionId]) -> Shown 
     }
 }
 
-/// Whether a check of this kind shows connection IDs of the server when it has passed.
+/// Whether a check shows, when it has passed, the connection IDs that clients get from the server. What answers
+/// elsewhere may be another server.
 fn shows_cids(target: &CheckTarget) -> bool {
     match target.check.kind {
-        CheckKind::Quic(_) | CheckKind::Http3(..) => true,
+        CheckKind::Quic(_) | CheckKind::Http3(..) => target.address == target.backend,
         CheckKind::VersionNegotiation => false,
     }
 }

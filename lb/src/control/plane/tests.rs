@@ -361,7 +361,7 @@ fn connecting() -> HealthCheck {
         server_name: None,
         certificate: quic_lb_config::CertificatePolicy::Ignored,
     };
-    HealthCheck { kind: quic_lb_config::CheckKind::Quic(handshake), ..health_check() }
+    HealthCheck { kind: quic_lb_config::CheckKind::Quic(handshake), port: None, ..health_check() }
 }
 
 impl Bench {
@@ -498,6 +498,28 @@ fn a_backend_that_is_back_gets_its_share_in_steps_once_a_second_at_most() {
     (0..20).for_each(|_| bench.tick());
     assert_eq!(bench.plane.newest() - before, 2);
     assert_eq!(shares(&bench), [1, 1, 1]);
+}
+
+#[test]
+fn what_answers_checks_elsewhere_need_not_have_the_connection_ids_of_the_server() {
+    let elsewhere = "127.0.0.9:7".parse().unwrap();
+    let by_port = |config: &mut Config| {
+        config.pools[0].health_check = Some(HealthCheck { port: Some(7), ..connecting() });
+    };
+    let by_address = |config: &mut Config| {
+        config.pools[0].health_check = Some(HealthCheck { port: Some(8), ..connecting() });
+        config.pools[0].backends[0].check_address = Some(elsewhere);
+    };
+    let check = |change: &dyn Fn(&mut Config), at: &str| {
+        let mut bench = Bench::new();
+        assert_eq!(bench.reload(change), Applied::Changed);
+        assert_eq!(bench.target("a").address.to_string(), at);
+        for _ in 0..3 {
+            assert_eq!(bench.answer_as("a", 2), BackendState::Active);
+        }
+    };
+    check(&by_port, "127.0.0.1:7");
+    check(&by_address, "127.0.0.9:7");
 }
 
 #[test]
