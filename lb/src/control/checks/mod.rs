@@ -281,19 +281,19 @@ fn share_of(whole: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use quic_lb_config::HealthCheck;
+    use quic_lb_config::{CertificatePolicy, HealthCheck};
+    use tokio::time::timeout;
 
     use super::*;
     use crate::{control::plane::ControlPlane, fixtures, memory::Memory};
 
-    /// Nobody listens at the address: that is known at once.
-    #[tokio::test]
-    async fn a_check_that_has_ended_begins_anew() {
+    /// A check of an address at which nobody listens, which is known at once.
+    fn target(kind: CheckKind) -> CheckTarget {
         let mut config = fixtures::config(true);
         config.pools[0].health_check = Some(HealthCheck {
-            kind: CheckKind::VersionNegotiation,
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_secs(1),
+            kind,
+            interval: Duration::from_millis(100),
+            timeout: Duration::from_secs(60),
             rise: 1.try_into().unwrap(),
             fall: 1.try_into().unwrap(),
             port: Some(1),
@@ -301,7 +301,12 @@ mod tests {
             slow_start: Duration::ZERO,
         });
         let memory = Arc::new(Memory::new(10, Instant::now(), [0; 4]));
-        let target = ControlPlane::new(config, memory, [1, 2]).check_targets().remove(0);
+        ControlPlane::new(config, memory, [1, 2]).check_targets().remove(0)
+    }
+
+    #[tokio::test]
+    async fn a_check_that_has_ended_begins_anew() {
+        let target = target(CheckKind::VersionNegotiation);
         let (tell, mut results) = mpsc::channel(8);
         let mut tasks = Tasks::new(tell.clone());
         let checker = Checker {
@@ -318,5 +323,46 @@ mod tests {
         tasks.revive();
         let found = results.recv().await.map(|(_, finding)| finding.result);
         assert_eq!(found, Some(CheckResult::Refused));
+    }
+
+    #[tokio::test]
+    async fn connections_have_a_bounded_number_of_places_and_those_that_fail_have_their_own() {
+        let kind = CheckKind::Quic(Handshake {
+            alpn: "h3".into(),
+            server_name: None,
+            certificate: CertificatePolicy::Ignored,
+        });
+        let target = target(kind);
+        let (tell, mut results) = mpsc::channel(1);
+        let places = Tasks::new(tell.clone()).places;
+        assert_eq!(
+            places.all.available_permits() + places.failing.available_permits(),
+            CONNECTIONS
+        );
+        let taken = places.all.acquire_many(384).await.unwrap();
+        let method = Method::of(&target);
+        let checker =
+            Checker { target: Arc::new(target), method, places: Arc::clone(&places), tell };
+        let _task = checker.start();
+        let a_while = Duration::from_millis(300);
+        assert!(timeout(a_while, results.recv()).await.is_err(), "there is no place");
+        drop(taken);
+        let next_is_refused = async |results: &mut mpsc::Receiver<Told>| {
+            let told = timeout(Duration::from_secs(60), results.recv()).await;
+            told.unwrap().unwrap().1.result == CheckResult::Refused
+        };
+        assert!(next_is_refused(&mut results).await);
+        // It has failed: the places of the others are not for it, and it does not need them.
+        let _taken = places.all.acquire_many(384).await.unwrap();
+        for _ in 0..5 {
+            assert!(next_is_refused(&mut results).await);
+        }
+        let _others = places.failing.acquire_many(128).await.unwrap();
+        // What was under way may still come, and what the channel holds.
+        let mut more = 0;
+        while timeout(a_while, results.recv()).await.is_ok() {
+            more += 1;
+            assert!(more <= 3, "there is no place");
+        }
     }
 }
