@@ -47,12 +47,14 @@ impl Logging {
 }
 
 fn filter(level: LogLevel) -> EnvFilter {
-    let level = match level {
+    // The TLS library tells each step of the handshakes of checks at the level debug: with a fleet, nothing else
+    // would be found.
+    let directives = match level {
         LogLevel::Error => "error",
         LogLevel::Warn => "warn",
         LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
+        LogLevel::Debug => "debug,rustls=info",
         LogLevel::Trace => "trace",
     };
-    EnvFilter::try_from_env(OVERRIDE).unwrap_or_else(|_| EnvFilter::new(level))
+    EnvFilter::try_from_env(OVERRIDE).unwrap_or_else(|_| EnvFilter::new(directives))
 }

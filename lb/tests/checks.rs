@@ -331,6 +331,10 @@ fn a_check_that_begins_connections_sees_certificates() {
     // It never was down: that would be in the log.
     let fallen = balancer.records("backend gets no new connections");
     assert!(fallen.iter().all(|record| record["backend"] == "b"), "{fallen:?}");
+    // Why is in the log at the level debug, where the TLS library does not drown it.
+    let log = balancer.log();
+    assert!(log.contains("check the peer's certificate chain"), "{log}");
+    assert!(!log.contains("rustls::"), "{log}");
     // The file of certificates is read again when it has changed, though nothing else has.
     trust(balancer.folder.path(), &other);
     wait_for_state(&mut balancer, "b", "active");
