@@ -1,7 +1,7 @@
 //! The control plane: the life of the process around the workers.
 //!
 //! [`run`] reads the configuration, starts the workers, and then looks after them on one thread of
-//! its own: reloads, health, the admin interface, signals. It shares with the workers a routing
+//! its own: reloads, health, the admin interface, signals; active checks have another beside it. It shares with the workers a routing
 //! snapshot that it swaps, a memory that it sweeps and counters that it reads; it never waits for
 //! them, nor they for it.
 
