@@ -13,7 +13,7 @@ use quic_lb_config::{Admission, CheckKind, Config, HealthCheck, Pool};
 use tracing::{info, warn};
 
 use super::{
-    ControlPlane, find,
+    ControlPlane,
     watched::{Name, Watched},
 };
 use crate::{
@@ -58,12 +58,17 @@ impl ControlPlane {
             let watched = watched.filter(|watched| watched.address == target.backend);
             let Some(watched) = watched else { continue };
             let HealthCheck { rise, fall, .. } = *target.check;
-            let (thresholds, shown) = (Thresholds { rise, fall }, shown(&config, target, cids));
+            let thresholds = Thresholds { rise, fall };
+            let shown = shown(&config, watched.place, target, cids);
             let on_check =
                 |watched: &mut Watched| watched.on_check(now, thresholds, *result, shown);
             changed |= watched.change(now, on_check);
             if *result == CheckResult::Answered {
-                self.check_times.entry(target.name.0.clone()).or_default().add(*took);
+                let pool = &target.name.0;
+                match self.check_times.get_mut(pool) {
+                    Some(times) => times.add(*took),
+                    None => self.check_times.entry(pool.clone()).or_default().add(*took),
+                }
             }
         }
         if changed {
@@ -131,8 +136,12 @@ impl ControlPlane {
     /// Begins to watch the backends that have appeared, and to check where that is new. In pools that are
     /// `established`, others have been checked before.
     pub(super) fn watch_wanted(&mut self, established: &BTreeSet<String>) {
-        for (pool, wanted) in self.config.pools.iter().zip(self.wanted.pools()) {
+        for (nth, (pool, wanted)) in self.config.pools.iter().zip(self.wanted.pools()).enumerate() {
+            let mut places = pool.backends.iter().enumerate();
             for backend in wanted {
+                // In the same order, though one for which there is no number is left out.
+                let place = places.find(|(_, of)| of.name == backend.name);
+                let place = (nth, place.map_or(0, |(place, _)| place));
                 let name = (pool.name.clone(), backend.name.clone());
                 let mut trusted = true;
                 let watched = self.backends.entry(name).or_insert_with(|| {
@@ -141,6 +150,7 @@ impl ControlPlane {
                     Watched {
                         id: backend.id,
                         address: backend.address.0,
+                        place,
                         health: Health::default(),
                         wiring: Health::default(),
                         slow_start: Duration::ZERO,
@@ -155,6 +165,7 @@ impl ControlPlane {
                         half_open: None,
                     }
                 });
+                watched.place = place;
                 let slow_start = pool.health_check.as_ref().map(|check| check.slow_start);
                 watched.slow_start = slow_start.unwrap_or_default();
                 if pool.health_check.is_some() && watched.checked.is_none() {
@@ -179,10 +190,16 @@ impl ControlPlane {
     }
 }
 
-/// What a passed check shows of connection IDs.
-fn shown(config: &Config, target: &CheckTarget, cids: &[ConnectionId]) -> Shown {
-    match find(config, &target.name.0, &target.name.1) {
-        Some((pool, backend)) if shows_cids(target) && !pool.cid_configs.is_empty() => {
+/// What a passed check shows of connection IDs, which are those of the backend at this place.
+fn shown(
+    config: &Config,
+    (pool, backend): (usize, usize),
+    target: &CheckTarget,
+    cids: &[ConnectionId],
+) -> Shown {
+    let Some(pool) = config.pools.get(pool) else { return Shown::Nothing };
+    match pool.backends.get(backend) {
+        Some(backend) if shows_cids(target) && !pool.cid_configs.is_empty() => {
             breach(pool, backend, cids).map_or(Shown::Good, Shown::Breach)
         }
         _ => Shown::Nothing,

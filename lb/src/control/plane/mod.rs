@@ -34,7 +34,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use backends::{Left, established, panics, report};
-use quic_lb_config::{Admission, Backend, Config, Pool};
+use quic_lb_config::{Admission, Backend, Config};
 use tracing::{debug, info, warn};
 use watched::{Name, Watched};
 
@@ -293,7 +293,7 @@ impl ControlPlane {
     /// Does what the operator says about a backend. It holds over reloads until the operator says
     /// otherwise, or the process ends. `false` when there is no such backend.
     pub(crate) fn command(&mut self, pool: &str, name: &str, wanted: Admission) -> bool {
-        let Some((_, backend)) = find(&self.config, pool, name) else { return false };
+        let Some(backend) = find(&self.config, pool, name) else { return false };
         let key = (pool.to_owned(), name.to_owned());
         // What the file says already needs no command, unless one is to be taken back; a command to
         // drain stays even then, so that an edit of the file does not end it by accident.
@@ -449,8 +449,7 @@ impl ControlPlane {
     }
 }
 
-fn find<'a>(config: &'a Config, pool: &str, name: &str) -> Option<(&'a Pool, &'a Backend)> {
+fn find<'a>(config: &'a Config, pool: &str, name: &str) -> Option<&'a Backend> {
     let pool = config.pools.iter().find(|candidate| candidate.name == pool)?;
-    let backend = pool.backends.iter().find(|backend| backend.name == name)?;
-    Some((pool, backend))
+    pool.backends.iter().find(|backend| backend.name == name)
 }

@@ -523,6 +523,26 @@ fn what_answers_checks_elsewhere_need_not_have_the_connection_ids_of_the_server(
 }
 
 #[test]
+fn whose_connection_ids_they_are_follows_the_file() {
+    let mut bench = connected();
+    let turned = |config: &mut Config| {
+        config.pools[0].health_check = Some(connecting());
+        config.pools[0].backends.reverse();
+        let before = quic_lb_config::Pool { name: "api".into(), ..config.pools[0].clone() };
+        config.pools.insert(0, before);
+        config.listeners[0].pool = 1;
+    };
+    assert_eq!(bench.reload(turned), Applied::Changed);
+    let none: [&str; 0] = [];
+    for (backend, n) in [("a", 1), ("b", 2), ("c", 3)] {
+        [(); 2].map(|()| bench.answer_as(backend, n));
+    }
+    assert_eq!(bench.plane.miswired(), none);
+    [(); 2].map(|()| bench.answer_as("c", 1));
+    assert_eq!(bench.plane.miswired(), ["web/c"]);
+}
+
+#[test]
 fn a_pool_without_routable_connection_ids_has_none_that_are_wrong() {
     let mut config = fixtures::config(false);
     config.pools[0].health_check = Some(connecting());

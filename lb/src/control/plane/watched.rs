@@ -28,6 +28,8 @@ pub(crate) type Name = (String, String);
 pub(super) struct Watched {
     pub(super) id: BackendId,
     pub(super) address: SocketAddr,
+    /// Which pool of the newest configuration it is in, and which backend there.
+    pub(super) place: (usize, usize),
     /// Whether it can be sent to.
     pub(super) health: Health,
     /// Whether it answers under its own connection IDs.
