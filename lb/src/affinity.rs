@@ -33,6 +33,8 @@ pub(crate) struct AffinityTable {
     free: Vec<u32>,
     by_path: HashTable<u32>,
     sweep_from: usize,
+    /// How often a path has gone from a backend that had answered on it to another, counted from one.
+    moves: u32,
 }
 
 /// An entry that a flow holds; to be released when the flow ends.
@@ -40,13 +42,11 @@ pub(crate) struct AffinityTable {
 #[must_use]
 pub(crate) struct Held {
     entry: u32,
-    /// The flow's.
-    backend: BackendId,
+    /// [`AffinityTable::moves`] when the path was seen to belong to the backend of the flow; 0 before.
+    settled: u32,
 }
 
-/// Looked at whenever a backend answers: in one cache line.
 #[derive(Debug)]
-#[repr(align(64))]
 struct Entry {
     path: PathKey,
     backend: BackendId,
@@ -69,6 +69,7 @@ impl AffinityTable {
             free: Vec::with_capacity(capacity),
             by_path: HashTable::with_capacity(capacity),
             sweep_from: 0,
+            moves: 1,
         }
     }
 
@@ -85,20 +86,36 @@ impl AffinityTable {
     pub(crate) fn hold(&mut self, path: PathKey, backend: BackendId) -> Option<Held> {
         let index = self.entry(path, backend)?;
         self.entries[index as usize].holders += 1;
-        Some(Held { entry: index, backend })
+        Some(Held { entry: index, settled: 0 })
     }
 
-    /// Takes note that the backend of a flow has answered on the path of an entry. `is_gone` says which
-    /// backends give no answers any more.
+    /// Whether an answer of the flow's backend would change nothing: mostly, and then nothing of the entry has
+    /// to be looked at.
     #[inline]
-    pub(crate) fn answered(&mut self, held: &Held, is_gone: impl Fn(BackendId) -> bool) {
-        let &Held { entry, backend } = held;
-        let entry = &mut self.entries[entry as usize];
-        if entry.backend == backend {
-            entry.answered = true;
-        } else if !entry.answered || is_gone(entry.backend) {
-            (entry.backend, entry.answered) = (backend, true);
+    pub(crate) const fn is_settled(&self, held: &Held) -> bool {
+        held.settled == self.moves
+    }
+
+    /// Takes note that `backend`, that of a flow, has answered on the path of an entry. `is_gone` says which
+    /// backends give no answers any more.
+    pub(crate) fn answered(
+        &mut self,
+        held: &mut Held,
+        backend: BackendId,
+        is_gone: impl Fn(BackendId) -> bool,
+    ) {
+        let entry = &mut self.entries[held.entry as usize];
+        if entry.backend != backend {
+            if entry.answered {
+                if !is_gone(entry.backend) {
+                    return;
+                }
+                self.moves = self.moves.wrapping_add(1).max(1);
+            }
+            entry.backend = backend;
         }
+        entry.answered = true;
+        held.settled = self.moves;
     }
 
     /// Gives up what a flow has held.
@@ -251,6 +268,41 @@ mod tests {
         assert_eq!(table.get(EDGE, &path(50)), Some(a));
         table.release(held);
         assert_eq!(table.get(EDGE, &path(1)), None);
+    }
+
+    /// Each answer of a flow's backend, as the flow table tells it.
+    fn answer(table: &mut AffinityTable, held: &mut Held, backend: BackendId, gone: &[BackendId]) {
+        if !table.is_settled(held) {
+            table.answered(held, backend, |id| gone.contains(&id));
+        }
+    }
+
+    #[test]
+    fn a_path_goes_to_and_fro_between_backends_as_they_go_and_answer() {
+        let [a, b] = fixtures::backend_ids();
+        let (mut table, _) = table(10);
+        let key = PathKey::new(EDGE, &path(1));
+        let mut of_a = table.hold(key, a).unwrap();
+        let mut of_b = table.hold(key, b).unwrap();
+        let owner = |table: &AffinityTable| table.get(EDGE, &path(1));
+        // Who answers first has it, and keeps it.
+        answer(&mut table, &mut of_b, b, &[]);
+        assert_eq!(owner(&table), Some(b));
+        answer(&mut table, &mut of_a, a, &[]);
+        assert_eq!(owner(&table), Some(b));
+        for _ in 0..3 {
+            answer(&mut table, &mut of_a, a, &[b]);
+            assert_eq!(owner(&table), Some(a));
+            assert!(table.is_settled(&of_a));
+            answer(&mut table, &mut of_b, b, &[]);
+            assert_eq!(owner(&table), Some(a));
+            answer(&mut table, &mut of_b, b, &[a]);
+            assert_eq!(owner(&table), Some(b));
+            assert!(table.is_settled(&of_b) && !table.is_settled(&of_a));
+        }
+        table.release(of_a);
+        table.release(of_b);
+        assert_eq!(table.len(), 0);
     }
 
     #[test]

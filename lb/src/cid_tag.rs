@@ -14,4 +14,10 @@ impl CidTag {
             None => Self(cid.iter().fold(1, |tag, &octet| tag << 8 | u64::from(octet))),
         }
     }
+
+    /// One of 64 places, evenly.
+    pub(crate) const fn place(self) -> u32 {
+        // The golden ratio of the range: the upper bits depend on all of them.
+        (self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as u32
+    }
 }

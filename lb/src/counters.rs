@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::{
     backend::{BackendId, MAX_BACKENDS},
+    flows::census::{CONFIGS, Live},
     refusal::Refusal,
     verdict::{DropReason, ReplyKind, Rule, Standing, TokenResult},
 };
@@ -104,6 +105,44 @@ pub struct BackendCounters {
     pub misnamed: Counter,
     /// The slot of that other one, the last time, plus one.
     pub named: Counter,
+    /// Its live connections.
+    pub live: LiveCounters,
+}
+
+/// The live connections of one backend, as of the last sweep.
+#[derive(Debug, Default)]
+pub struct LiveCounters {
+    /// The backend's, of which slot and generation are the name.
+    pub generation: Counter,
+    /// Flows, whatever they have shown.
+    pub flows: Counter,
+    /// By configuration ID; those without one come last.
+    pub by_config: [LiveConfigCounters; CONFIGS],
+}
+
+/// Those with connection IDs of one configuration.
+#[derive(Debug, Default)]
+pub struct LiveConfigCounters {
+    /// How many, about.
+    pub connections: Counter,
+    /// When one of them was heard last, in milliseconds since the process began, plus one; 0 for never.
+    pub last_heard: Counter,
+}
+
+impl LiveCounters {
+    /// Tells of `live`; of instants `millis` says how many milliseconds after the beginning of the process they were.
+    pub(crate) fn publish(&self, live: &Live, millis: impl Fn(std::time::Instant) -> u64) {
+        let is_another = self.generation.get() != u64::from(live.generation);
+        self.generation.set(live.generation.into());
+        self.flows.set(live.flows.into());
+        for (counters, live) in self.by_config.iter().zip(&live.by_config) {
+            counters.connections.set(live.connections.into());
+            // What is over is not forgotten; flows are.
+            let before = if is_another { 0 } else { counters.last_heard.get() };
+            let heard = live.last_heard.map_or(0, |heard| millis(heard) + 1);
+            counters.last_heard.set(before.max(heard));
+        }
+    }
 }
 
 impl BackendCounters {

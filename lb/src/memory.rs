@@ -113,6 +113,11 @@ impl Memory {
         }
     }
 
+    /// When `moment` was, counted from when the process began.
+    pub(crate) fn since_epoch(&self, moment: Instant) -> Duration {
+        moment.saturating_duration_since(self.epoch)
+    }
+
     /// What is looked up at the moment `now`.
     pub(crate) fn lookup(&self, now: Instant, lifetimes: &Lifetimes, usage: Use) -> Lookup {
         Lookup {
@@ -323,8 +328,7 @@ impl Memory {
 
     fn moment(&self, now: Instant, lifetime: Duration) -> Moment {
         let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
-        let since_epoch = now.saturating_duration_since(self.epoch);
-        Moment { now: seconds(since_epoch), lifetime: seconds(lifetime) }
+        Moment { now: seconds(self.since_epoch(now)), lifetime: seconds(lifetime) }
     }
 }
 

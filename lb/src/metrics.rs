@@ -5,7 +5,7 @@
 //! can choose. Verdicts are read before arrivals, so that a scrape in the middle of traffic shows more
 //! verdicts than datagrams by no more than a batch for each worker; at rest they are equal.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use prometheus::{
     IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -13,6 +13,7 @@ use prometheus::{
     process_collector::ProcessCollector,
     proto::{Bucket, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
+use quic::routable::ConfigId;
 
 use crate::{
     admission::{
@@ -23,7 +24,7 @@ use crate::{
     check::{CheckCounts, CheckTimes},
     memory::Sizes,
     refusal::Refusal,
-    totals::{BackendTotals, ListenerTotals},
+    totals::{BackendTotals, ListenerTotals, LiveTotals},
     verdict::{DropReason, ReplyKind, Rule, Standing, TokenResult},
 };
 
@@ -113,6 +114,19 @@ const BACKEND_RETURNED: Family = Family::counter(
     "quic_lb_backend_returned_datagrams_total",
     &["pool", "backend"],
     "Datagrams received from the backend.",
+);
+const LIVE_CIDS: Family = Family::gauge(
+    "quic_lb_live_cids",
+    &["pool", "backend", "config_id"],
+    "Live connections of the backend, by the configuration of their connection IDs (\"none\" without one), as far as \
+     traffic of the last five to ten seconds tells; of client paths with many connections, an estimate.",
+);
+const BACKEND_FLOWS: Family =
+    Family::gauge("quic_lb_backend_flows", &["pool", "backend"], "Flows to the backend.");
+const BACKEND_SILENT: Family = Family::gauge(
+    "quic_lb_backend_silent_seconds",
+    &["pool", "backend"],
+    "For how long no connection of the backend was heard; absent while none ever was.",
 );
 const BACKEND_STATE: Family = Family::gauge(
     "quic_lb_backend_state",
@@ -218,7 +232,7 @@ const WORKER_PANICS: Family = Family::counter(
 );
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 38] = [
+pub const FAMILIES: [Family; 41] = [
     DATAGRAMS_RECEIVED,
     DATAGRAMS_FORWARDED,
     DATAGRAMS_DROPPED,
@@ -238,6 +252,9 @@ pub const FAMILIES: [Family; 38] = [
     BACKEND_DATAGRAMS,
     BACKEND_RETURNED,
     BACKEND_STATE,
+    LIVE_CIDS,
+    BACKEND_FLOWS,
+    BACKEND_SILENT,
     BACKEND_REFUSED,
     BACKEND_MISNAMED,
     BACKEND_HALF_OPEN,
@@ -353,6 +370,12 @@ pub struct BackendReading {
     pub totals: BackendTotals,
     /// Half-open connections, if it has reported any lately.
     pub half_open: Option<u64>,
+    /// Its live connections.
+    pub live: LiveTotals,
+    /// For how long none of them was heard, if any ever was.
+    pub silent: Option<Duration>,
+    /// The configurations that its connection IDs may have.
+    pub config_ids: Vec<ConfigId>,
     /// How its active checks went, if there are any.
     pub checks: Option<CheckCounts>,
 }
@@ -595,6 +618,27 @@ fn of_backends(reading: &Reading) -> Vec<MetricFamily> {
         let others = of.totals.refused.iter();
         [none].into_iter().chain(others.map(move |(refusal, n)| ([pool, name, refusal.label()], n)))
     });
+    let labels: Vec<String> = (0..ConfigId::COUNT).map(|id| id.to_string()).collect();
+    let live = reading.backends.iter().flat_map(|of| {
+        let (pool, name) = (of.pool.as_str(), of.name.as_str());
+        let label = |index: usize| labels.get(index).map_or("none", String::as_str);
+        let of_config = of.live.by_config.iter().enumerate();
+        let shown = of_config.filter(|(index, of_config)| {
+            of_config.connections > 0
+                || of.config_ids.iter().any(|id| usize::from(id.get()) == *index)
+        });
+        let shown = shown.map(|(index, of_config)| (index, of_config.connections));
+        // One sample at least, so that there is one to begin with.
+        let none = of.config_ids.is_empty() && of.live.by_config[labels.len()].connections == 0;
+        let shown = shown.chain(none.then_some((labels.len(), 0))).collect::<Vec<_>>();
+        shown.into_iter().map(move |(index, n)| ([pool, name, label(index)], n)).collect::<Vec<_>>()
+    });
+    let flows =
+        reading.backends.iter().map(|of| ([of.pool.as_str(), of.name.as_str()], of.live.flows));
+    let silent = reading
+        .backends
+        .iter()
+        .filter_map(|of| Some(([of.pool.as_str(), of.name.as_str()], of.silent?.as_secs())));
     let half_open = reading.backends.iter();
     let half_open =
         half_open.filter_map(|of| Some(([of.pool.as_str(), of.name.as_str()], of.half_open?)));
@@ -609,6 +653,9 @@ fn of_backends(reading: &Reading) -> Vec<MetricFamily> {
         BACKEND_DATAGRAMS.collect(each(|totals| totals.forwarded)),
         BACKEND_RETURNED.collect(each(|totals| totals.returned)),
         BACKEND_STATE.collect(states),
+        LIVE_CIDS.collect(live),
+        BACKEND_FLOWS.collect(flows),
+        BACKEND_SILENT.collect(silent),
         BACKEND_REFUSED.collect(refused),
         BACKEND_MISNAMED.collect(each(|totals| totals.misnamed)),
         BACKEND_HALF_OPEN.collect(half_open),
@@ -704,6 +751,10 @@ mod tests {
             "quic_lb_retry_switches_total{listener=\"edge\",reason=\"rate\"} 4",
             "quic_lb_backend_misnamed_total{backend=\"a\",pool=\"web\"} 4",
             "quic_lb_backend_state{backend=\"a\",pool=\"web\",state=\"miswired\"} 0",
+            "quic_lb_live_cids{backend=\"a\",config_id=\"1\",pool=\"web\"} 0",
+            "quic_lb_live_cids{backend=\"a\",config_id=\"2\",pool=\"web\"} 5",
+            "quic_lb_backend_flows{backend=\"a\",pool=\"web\"} 6",
+            "quic_lb_backend_silent_seconds{backend=\"a\",pool=\"web\"} 4",
             "quic_lb_backend_half_open{backend=\"a\",pool=\"web\"} 12",
             "quic_lb_backend_checks_total{backend=\"a\",pool=\"web\",result=\"answered\"} 0",
             "quic_lb_backend_checks_total{backend=\"a\",pool=\"web\",result=\"timeout\"} 1",
@@ -741,6 +792,8 @@ mod tests {
         edge.tokens[TokenResult::Expired as usize] = 2;
         let mut refused = Refusals::default();
         refused.add(Refusal::NotPermitted, 3);
+        let mut live = LiveTotals { flows: 6, ..Default::default() };
+        live.by_config[2].connections = 5;
         let mut checks = CheckCounts::default();
         checks.add(CheckResult::Timeout);
         let mut times = CheckTimes::default();
@@ -758,6 +811,9 @@ mod tests {
                 state: BackendState::Down,
                 totals: BackendTotals { forwarded: 7, refused, misnamed: 4, ..Default::default() },
                 half_open: Some(12),
+                live,
+                silent: Some(Duration::from_millis(4_700)),
+                config_ids: vec![ConfigId::new(1).unwrap()],
                 checks: Some(checks),
             }],
             pools: vec![PoolReading { name: "web".into(), panic: true, times }],

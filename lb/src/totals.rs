@@ -7,11 +7,13 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic},
+    time::Duration,
 };
 
 use crate::{
     backend::BackendId,
-    counters::{BackendCounters, ListenerCounters, WorkerCounters},
+    counters::{BackendCounters, ListenerCounters, LiveCounters, WorkerCounters},
+    flows::census::CONFIGS,
     refusal::{Refusal, Refusals},
     verdict::{DropReason, ReplyKind, Rule, Standing, TokenResult},
 };
@@ -45,6 +47,17 @@ impl Totals {
         for counters in self.sources.iter().filter_map(|source| source.backends.get(slot)) {
             totals.add(counters);
         }
+        totals
+    }
+
+    /// The live connections of a backend, as of the last sweep of each source.
+    #[must_use]
+    pub fn live(&self, id: BackendId) -> LiveTotals {
+        let mut totals = LiveTotals::default();
+        let live =
+            self.sources.iter().filter_map(|source| Some(&source.backends.get(id.slot())?.live));
+        live.filter(|live| live.generation.get() == u64::from(id.generation()))
+            .for_each(|live| totals.add(live));
         totals
     }
 
@@ -145,6 +158,55 @@ pub struct BackendTotals {
     pub named: u64,
 }
 
+/// [`LiveCounters`] of all sources: added up, and the latest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct LiveTotals {
+    /// Flows, whatever they have shown.
+    pub flows: u64,
+    /// By configuration ID; those without one come last.
+    pub by_config: [LiveConfigTotals; CONFIGS],
+}
+
+/// Those with connection IDs of one configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct LiveConfigTotals {
+    /// How many, about.
+    pub connections: u64,
+    /// When one of them was heard last, as time since the process began.
+    pub last_heard: Option<Duration>,
+}
+
+impl LiveTotals {
+    /// How many, about.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.by_config.iter().map(|config| config.connections).sum()
+    }
+
+    /// When any of them was heard last.
+    #[must_use]
+    pub fn last_heard(&self) -> Option<Duration> {
+        self.by_config.iter().filter_map(|config| config.last_heard).max()
+    }
+
+    /// For how long nothing was heard of any, of a backend that gets no new connections since then. Both moments
+    /// are counted from the beginning of the process.
+    #[must_use]
+    pub fn silence(&self, since: Duration, now: Duration) -> Duration {
+        now.saturating_sub(self.last_heard().map_or(since, |heard| heard.max(since)))
+    }
+
+    fn add(&mut self, counters: &LiveCounters) {
+        let LiveCounters { generation: _, flows, by_config } = counters;
+        self.flows += flows.get();
+        for (totals, counters) in self.by_config.iter_mut().zip(by_config) {
+            totals.connections += counters.connections.get();
+            let heard = counters.last_heard.get().checked_sub(1).map(Duration::from_millis);
+            totals.last_heard = totals.last_heard.max(heard);
+        }
+    }
+}
+
 impl BackendTotals {
     /// What has been added since `earlier`.
     #[must_use]
@@ -160,7 +222,7 @@ impl BackendTotals {
     }
 
     fn add(&mut self, counters: &BackendCounters) {
-        let BackendCounters { forwarded, returned, refused, well_named, misnamed, named } =
+        let BackendCounters { forwarded, returned, refused, well_named, misnamed, named, live: _ } =
             counters;
         self.forwarded += forwarded.get();
         self.returned += returned.get();

@@ -7,7 +7,9 @@ mod support;
 use std::{
     io::Write,
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    process::Command,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use quic_lb::verdict::DropReason;
@@ -15,6 +17,7 @@ use serde_json::{Value, json};
 use support::{
     Folder, KEY,
     balancer::{Balancer, Host, PATIENCE, Server, initial, run_in_vain, short},
+    command, quic_lb,
 };
 
 const APPLIED: &str = "quic_lb_config_reloads_total{result=\"applied\"}";
@@ -108,7 +111,7 @@ fn scrapes_during_traffic_add_up() {
     let _b = Server::start(host.at(5002), "b");
     let mut balancer = Balancer::start(host);
     let (client, cid) = (balancer.client(), balancer.cid("b"));
-    let sender = std::thread::spawn(move || {
+    let sender = thread::spawn(move || {
         for nonce in 0..SENT {
             match nonce % 3 {
                 0 => client.send(&short(&cid)),
@@ -194,6 +197,8 @@ fn the_admin_interface_answers_each_path_and_refuses_the_rest_clearly() {
             "name": "b",
             "address": balancer.host.at(5002),
             "check": null,
+            "drain": null,
+            "live": { "connections": 0, "flows": 0, "heard_seconds_ago": null, "by_config_id": {} },
             "state": "active",
             "wanted": "active",
             "wanted_by": "file",
@@ -281,9 +286,11 @@ fn the_running_balancer_explains_by_what_its_workers_remember() {
 fn to_explain_changes_nothing() {
     let host = Host::new();
     let _b = Server::start(host.at(5002), "b");
-    let balancer = Balancer::start(host);
+    let mut balancer = Balancer::start(host);
     let client = balancer.client();
     client.ask(&short(&balancer.cid("b")));
+    let flows = "quic_lb_backend_flows{backend=\"b\",pool=\"web\"}";
+    balancer.wait("the sweep", |balancer| balancer.metric(flows) == 1.0);
     let seen = || {
         let samples = balancer.metrics().into_iter();
         samples.filter(|(name, _)| name.starts_with("quic_lb_")).collect::<Vec<_>>()
@@ -565,6 +572,52 @@ fn a_drained_backend_keeps_its_connections_and_gets_no_new_ones() {
 
     let activated = balancer.post("/api/v1/backends/web/a/activate").json();
     assert_eq!((&activated["state"], &activated["wanted_by"]), (&json!("active"), &json!("file")));
+}
+
+#[test]
+fn drain_waits_for_the_last_connection_and_activate_takes_it_back() {
+    let host = Host::new();
+    let (_a, _b) = (Server::start(host.at(5001), "a"), Server::start(host.at(5002), "b"));
+    let mut balancer = Balancer::start(host);
+    let (client, nonce) = (0..100)
+        .map(|nonce| (balancer.client(), nonce))
+        .find(|(client, nonce)| client.ask(&initial(*nonce)).starts_with("a "))
+        .expect("one of many goes to a");
+    let admin = host.at(9090).to_string();
+    let mut drain = command()
+        .args(["drain", "--wait", "--quiet", "3s", "--admin", &admin, "web/a"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // As long as the connection is heard it lives.
+    for _ in 0..60 {
+        assert!(client.ask(&initial(nonce)).starts_with("a "), "it stays where it is");
+        assert_eq!(drain.try_wait().unwrap(), None, "{}", balancer.backend("a"));
+        thread::sleep(Duration::from_millis(100));
+    }
+    let a = balancer.backend("a");
+    assert_eq!((&a["state"], &a["drain"]["complete"]), (&json!("draining"), &json!(false)));
+    assert_eq!(a["live"]["by_config_id"]["none"]["connections"], 1, "{a}");
+    assert_eq!(balancer.metric("quic_lb_backend_flows{backend=\"a\",pool=\"web\"}"), 1.0);
+    balancer.wait("the end of the drain", |_| drain.try_wait().unwrap().is_some());
+    let ended = drain.wait_with_output().unwrap();
+    assert!(ended.status.success());
+    let told = String::from_utf8(ended.stdout).unwrap();
+    assert_eq!(told, "web/a is drained: silent for 3 s\n");
+
+    let rotation = balancer.get("/api/v1/rotation").json();
+    assert_eq!((&rotation[0]["pool"], &rotation[0]["connections"]), (&json!("web"), &json!(0)));
+
+    let waited =
+        ["drain", "--wait", "--quiet", "1h", "--timeout", "10ms", "--admin", &admin, "web/a"];
+    quic_lb(&waited).failed(3);
+    let told = quic_lb(&["activate", "--admin", &admin, "web/a"]).done();
+    assert_eq!(told, "web/a is active\n");
+    let complaint = quic_lb(&["drain", "--admin", &admin, "web/c"]).failed(1);
+    assert!(complaint.contains("there is no backend \"c\" in a pool \"web\""), "{complaint}");
+    let nobody = host.at(9).to_string();
+    let complaint = quic_lb(&["drain", "--admin", &nobody, "web/a"]).failed(1);
+    assert!(complaint.contains("--admin says where it is"), "{complaint}");
 }
 
 #[test]

@@ -20,6 +20,7 @@ use quic_lb_tests::sim::{
     for_seeds,
     host::Host,
     link::LinkConfig,
+    origin,
     rng::Rng,
 };
 
@@ -171,5 +172,99 @@ fn req_m09_a_rotation_through_the_balancer_loses_nothing() {
             site.world.node::<Balancer>(site.balancer).reload(&new, &fleet::backends(false));
         }
         site.finish();
+    });
+}
+
+#[test]
+fn a_drain_is_over_soon_after_the_last_connection_and_never_before() {
+    const QUIET: Duration = Duration::from_secs(8);
+    const LATEST: Duration = Duration::from_secs(10);
+    const STEP: Duration = Duration::from_millis(100);
+    for_seeds("a_drain_is_over_soon_after", 5, |seed| {
+        let mut rng = Rng::new(seed ^ 0xd7a1);
+        let mut world = World::new(rng.number());
+        let front: SocketAddr = FRONT.parse().unwrap();
+        let balancer = add_balancer(&mut world, front);
+        let servers = (1..=SERVERS).map(|server| {
+            let tls = crypto::server(rng.number(), CertificateSize::Small);
+            let config =
+                EndpointConfig::server(ServerConfig::new(tls), issuer(server, 0), rng.octets());
+            let address = fleet::address(server, false);
+            world.add(&[address], Host::new(address, config, FileServer::default()))
+        });
+        let servers: Vec<_> = servers.collect();
+        // Clients come for a while, behind NATs of their own, some of which move; each goes on saying
+        // something every few seconds, until it closes.
+        let mut ends = Vec::new();
+        let clients = (0..9u8).map(|client| {
+            let tls = crypto::client(rng.number(), CertificateSize::Small, None);
+            let mut config = ClientConfig::new(tls);
+            let keep_alive = Some(Duration::from_millis(500 + rng.number() % 5_500));
+            config.transport =
+                Arc::new(TransportConfig { keep_alive, ..TransportConfig::default() });
+            let files = vec![Fetch { download: 50_000, upload: 5_000 }];
+            let mut app = FileClient::new(config, front, files);
+            app.stay = true;
+            ends.push(Duration::from_millis(3_000 + rng.number() % 30_000));
+            let inside = SocketAddr::from(([172, 16, 0, 1], 5000));
+            let outside = SocketAddr::from(([198, 51, 100, client], 40_000));
+            let every = Duration::from_secs(3);
+            let rebinding = Rebinding { first: every, every, address: false };
+            let nat = Some((outside, client.is_multiple_of(2).then_some(rebinding)));
+            let host = Host::new(inside, EndpointConfig::client(rng.octets()), app);
+            let link = LinkConfig { loss: 10_000, ..LinkConfig::default() };
+            (client, world.add_behind(&[inside], host, link.clone(), link, nat))
+        });
+        let clients: Vec<_> = clients.collect();
+
+        let drained = usize::try_from(rng.number() % u64::from(SERVERS)).unwrap();
+        let drain_at = Duration::from_millis(2_000 + rng.number() % 3_000);
+        let (mut drained_since, mut over_since, mut complete) = (None, None, false);
+        let start = origin();
+        for step in 0..700u32 {
+            let time = STEP * step;
+            world.pass(STEP);
+            let now = world.now();
+            for (&(_, client), &end) in clients.iter().zip(&ends) {
+                let host = world.node::<Host<FileClient>>(client);
+                if time >= end
+                    && let Some(mut connection) =
+                        host.app.current.and_then(|current| host.endpoint.connection_mut(current))
+                {
+                    connection.close(now, 0, bytes::Bytes::new());
+                }
+            }
+            let node = world.node::<Balancer>(balancer);
+            node.sweep(now);
+            if time >= drain_at && drained_since.is_none() {
+                node.drain(drained);
+                drained_since = Some(now);
+            }
+            let live = node.live(drained);
+            let went = node.went.clone();
+            let open = clients.iter().filter(|&&(client, node)| {
+                let outside = [198, 51, 100, client].into();
+                went.get(&outside) == Some(&drained)
+                    && world.node::<Host<FileClient>>(node).app.current.is_some()
+            });
+            let open = open.count();
+            let server = &world.node::<Host<FileServer>>(servers[drained]).app;
+            let held = server.connected.saturating_sub(server.closed.len() as u64);
+            let Some(since) = drained_since else { continue };
+            if open > 0 || held > 0 {
+                over_since = None;
+            } else {
+                over_since.get_or_insert(now);
+            }
+            complete = live.silence(since - start, now - start) >= QUIET;
+            assert!(!complete || open == 0, "{open} connections are left at {time:?}: {live:?}");
+            let over = over_since.unwrap_or(now);
+            assert!(complete || now - over < LATEST, "over since {:?}: {live:?}", now - over);
+        }
+        assert!(complete);
+        for (_, client) in clients {
+            let app = &world.node::<Host<FileClient>>(client).app;
+            assert!(app.failed.is_empty() && app.connected == 1, "{app:?}");
+        }
     });
 }

@@ -67,6 +67,23 @@ Examples:
   quic-lb explain --config lb.yaml --pcap trace.pcapng
   tcpdump -i any -w - -c 100 udp port 4433 | quic-lb explain --config lb.yaml --pcap /dev/stdin")]
     Explain(ExplainArgs),
+    /// Give a backend no new connections, and wait until those that it has are over.
+    ///
+    /// A command to a balancer that runs, by its admin interface. Where several balancers stand in front of the
+    /// backend, each is to be asked. A connection is over when nothing was heard of it for as long as --quiet says: nobody
+    /// can read its end. Clients that keep connections for long without a word need a longer one, up to the idle timeout
+    /// of the servers. Exit 0 if the backend is drained, or without --wait if it gets no new connections; 3 if
+    /// --timeout is over first.
+    #[command(after_help = "\
+Examples:
+  quic-lb drain --wait web/a
+  quic-lb drain --wait --quiet 30s --timeout 1h --admin 127.0.0.1:9464 web/a && ssh a reboot")]
+    Drain(DrainArgs),
+    /// Give a backend new connections again.
+    #[command(after_help = "\
+Examples:
+  quic-lb activate web/a")]
+    Activate(BackendArgs),
     /// Show it all in one process: a balancer, origin servers and clients that move all the time.
     ///
     /// Everything is on loopback, at ports that are free. Clients fetch over HTTP/3, check every byte,
@@ -167,6 +184,47 @@ impl CheckArgs {
     /// All files, whichever way they were given.
     pub(crate) fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.config.iter().chain(&self.files)
+    }
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct BackendArgs {
+    /// Where the balancer's admin interface is.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464")]
+    pub(crate) admin: SocketAddr,
+    /// The backend.
+    #[arg(value_name = "POOL/BACKEND", value_parser = backend_name)]
+    pub(crate) backend: BackendName,
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct DrainArgs {
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    /// Wait until no connection is left.
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// After how long without a word a connection is over.
+    #[arg(long, value_name = "TIME", default_value = "8s", requires = "wait", value_parser = quic_lb_config::units::parse_duration)]
+    pub(crate) quiet: std::time::Duration,
+    /// How long to wait at most; for ever otherwise.
+    #[arg(long, value_name = "TIME", requires = "wait", value_parser = quic_lb_config::units::parse_duration)]
+    pub(crate) timeout: Option<std::time::Duration>,
+}
+
+/// A backend and the pool that it is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BackendName {
+    pub(crate) pool: String,
+    pub(crate) name: String,
+}
+
+fn backend_name(typed: &str) -> Result<BackendName, String> {
+    match typed.split_once('/') {
+        Some((pool, name)) if !pool.is_empty() && !name.is_empty() => {
+            Ok(BackendName { pool: pool.to_owned(), name: name.to_owned() })
+        }
+        _ => Err("a pool and a backend of it are wanted, such as web/a".to_owned()),
     }
 }
 

@@ -9,12 +9,14 @@
     reason = "commands are shells: they give the core time and randomness"
 )]
 
+mod admin;
 mod args;
 mod capture;
 mod check;
 mod cid;
 #[cfg(feature = "demo")]
 mod demo;
+mod drain;
 mod explain;
 mod generate;
 mod joined;
@@ -71,6 +73,8 @@ fn run(command: Command, out: &mut impl Write) -> Result<(), Failure> {
             let explain = args::Explain::from(args);
             explain::explain(&load(&explain.config)?, &explain, out)
         }
+        Command::Drain(args) => drain::drain(&args, out),
+        Command::Activate(args) => drain::activate(&args, out),
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::demo(&args, out),
         Command::Keygen => generate::key(out),

@@ -13,7 +13,7 @@ use std::{
     fmt::Write,
     net::TcpListener,
     sync::Arc,
-    time::{Instant, UNIX_EPOCH},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use axum::{
@@ -24,6 +24,7 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
+use quic::routable::ConfigId;
 use quic_lb_config::{Admission, Listener};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -34,7 +35,11 @@ use super::{
     connections, explain,
     guard::{self, Guard},
     page,
-    plane::{Stage, views::BackendView, watched::CheckView},
+    plane::{
+        Stage,
+        views::{BackendView, RotationView},
+        watched::CheckView,
+    },
     shared::Shared,
 };
 use crate::{
@@ -58,6 +63,8 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/api/v1/explain", get(explain::explain))
         .route("/api/v1/panics", get(panics))
         .route("/api/v1/backends", get(backends))
+        .route("/api/v1/rotation", get(rotation))
+        .route("/api/v1/backends/{pool}/{name}", get(backend))
         .route("/api/v1/backends/{pool}/{name}/drain", post(drain))
         .route("/api/v1/backends/{pool}/{name}/activate", post(activate))
         .route("/api/v1/backends/{pool}/{name}/half_open", post(half_open))
@@ -125,8 +132,38 @@ async fn config(State(shared): State<Arc<Shared>>) -> Json<Value> {
 }
 
 async fn backends(State(shared): State<Arc<Shared>>) -> Json<Vec<Value>> {
-    let views = shared.plane().views(Instant::now());
-    Json(views.iter().map(backend_json).collect())
+    let (now, plane) = (Instant::now(), shared.plane());
+    let views = plane.views(now);
+    Json(views.iter().map(|view| backend_json(view, |moment| plane.ago(now, moment))).collect())
+}
+
+async fn backend(
+    State(shared): State<Arc<Shared>>,
+    Path((pool, name)): Path<(String, String)>,
+) -> Response {
+    show_backend(&shared, &pool, &name).unwrap_or_else(|| unknown_backend(&pool, &name))
+}
+
+fn show_backend(shared: &Shared, pool: &str, name: &str) -> Option<Response> {
+    let (now, plane) = (Instant::now(), shared.plane());
+    let views = plane.views(now);
+    let view = views.iter().find(|view| view.pool == *pool && view.backend.name == *name)?;
+    Some(Json(backend_json(view, |moment| plane.ago(now, moment))).into_response())
+}
+
+/// Which configurations of connection IDs are in use.
+async fn rotation(State(shared): State<Arc<Shared>>) -> Json<Vec<Value>> {
+    let views = shared.plane().rotation(Instant::now());
+    let view = |view: &RotationView| {
+        json!({
+            "pool": view.pool,
+            "config_id": view.config_id.get(),
+            "connections": view.connections,
+            "heard_seconds_ago": view.silent.map(seconds),
+            "unused": view.is_unused,
+        })
+    };
+    Json(views.iter().map(view).collect())
 }
 
 /// The newest panics of workers, with what they were at.
@@ -180,9 +217,7 @@ async fn command(shared: &Shared, (pool, name): &(String, String), wanted: Admis
         let sentence = "the command is taken, and not in force yet: see /api/v1/backends";
         return error(StatusCode::SERVICE_UNAVAILABLE, sentence);
     }
-    let views = shared.plane().views(Instant::now());
-    let named = |view: &&BackendView| view.pool == *pool && view.backend.name == *name;
-    Json(views.iter().find(named).map(backend_json)).into_response()
+    show_backend(shared, pool, name).unwrap_or_else(|| unknown_backend(pool, name))
 }
 
 fn unknown_backend(pool: &str, name: &str) -> Response {
@@ -190,10 +225,27 @@ fn unknown_backend(pool: &str, name: &str) -> Response {
     error(StatusCode::NOT_FOUND, &sentence)
 }
 
-fn backend_json(view: &BackendView) -> Value {
+/// Of moments `ago` says how long ago they were.
+fn backend_json(view: &BackendView, ago: impl Fn(Duration) -> Duration) -> Value {
     let BackendView { pool, backend, state, wanted, commanded, totals, half_open, .. } = view;
-    let BackendView { starting, check, .. } = view;
+    let BackendView { starting, check, live, drain, .. } = view;
     let percent = starting.map_or(100, |starting| 100 * starting.step() / STEPS);
+    let ago = |moment: Option<Duration>| moment.map(|moment| seconds(ago(moment)));
+    let of_config = live.by_config.iter().enumerate();
+    let heard = of_config.filter(|(_, of_config)| of_config.last_heard.is_some());
+    let by_config = heard.map(|(index, of_config)| {
+        let id = if index < ConfigId::COUNT { index.to_string() } else { "none".to_owned() };
+        let connections = of_config.connections;
+        let heard = ago(of_config.last_heard);
+        (id, json!({ "connections": connections, "heard_seconds_ago": heard }))
+    });
+    let drain = drain.map(|drain| {
+        json!({
+            "seconds": seconds(drain.lasts),
+            "silent_seconds": seconds(drain.silent),
+            "complete": drain.is_complete(),
+        })
+    });
     let check = check.as_ref().map(|CheckView { passes, last, counts, breach }| {
         let results = counts.iter().map(|(result, n)| (result.label().to_owned(), n.into()));
         json!({
@@ -227,7 +279,18 @@ fn backend_json(view: &BackendView) -> Value {
         "misnamed": totals.misnamed,
         "half_open": half_open,
         "check": check,
+        "live": {
+            "connections": live.connections(),
+            "flows": live.flows,
+            "heard_seconds_ago": ago(live.last_heard()),
+            "by_config_id": by_config.collect::<Map<_, _>>(),
+        },
+        "drain": drain,
     })
+}
+
+fn seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e3).round() / 1e3
 }
 
 fn panic_json(panic: &Panic, listeners: &[Listener]) -> Value {
@@ -261,7 +324,7 @@ async fn not_found() -> Response {
     error(
         StatusCode::NOT_FOUND,
         "there is /, /metrics, /healthz, /readyz, /api/v1/backends, /api/v1/config, \
-         /api/v1/explain, /api/v1/panics, and POST /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
+         /api/v1/explain, /api/v1/panics, /api/v1/rotation, /api/v1/backends/{pool}/{name}, and POST /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
     )
 }
 
@@ -313,7 +376,7 @@ mod tests {
             octets: [0x40, 7].into(),
         };
         let told = Told { message: "no".to_owned(), place: "lb/src/x.rs:1:2".to_owned() };
-        let time = UNIX_EPOCH + std::time::Duration::from_secs(5);
+        let time = UNIX_EPOCH + Duration::from_secs(5);
         let panic = Panic { time, worker: 1, told, flows: 3, suspect: None };
         for _ in 0..4 {
             panics.add(Instant::now(), panic.clone());

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write};
 
-use super::plane::views::BackendView;
+use super::plane::{views::BackendView, watched::DrainView};
 use crate::{
     metrics::Reading,
     verdict::{DropReason, ReplyKind, Rule},
@@ -60,19 +60,21 @@ fn write(page: &mut String, reading: &Reading, backends: &[BackendView]) -> fmt:
 
     page.push_str("<h2>Backends</h2><table><tr><th>pool</th><th>backend</th><th>address</th>");
     page.push_str("<th>state</th><th>wanted</th><th class=\"n\">weight</th>");
-    page.push_str("<th class=\"n\">to it</th><th class=\"n\">from it</th></tr>");
+    page.push_str("<th class=\"n\">connections</th><th class=\"n\">to it</th><th class=\"n\">from it</th></tr>");
     for view in backends {
         let (pool, name) = (Escaped(&view.pool), Escaped(&view.backend.name));
         let (address, weight, state) =
             (view.backend.address, view.backend.weight, view.state.label());
         let by = if view.commanded { " (operator)" } else { "" };
+        let drained = view.drain.filter(DrainView::is_complete).map_or("", |_| ", drained");
+        let live = view.live.connections();
         let (wanted, to, from) =
             (view.wanted.as_str(), view.totals.forwarded, view.totals.returned);
         write!(
             page,
             "<tr><td>{pool}</td><td>{name}</td><td>{address}</td>\
-             <td class=\"{state}\">{state}</td><td>{wanted}{by}</td><td class=\"n\">{weight}</td>\
-             <td class=\"n\">{to}</td><td class=\"n\">{from}</td></tr>"
+             <td class=\"{state}\">{state}</td><td>{wanted}{by}{drained}</td><td class=\"n\">{weight}</td>\
+             <td class=\"n\">{live}</td><td class=\"n\">{to}</td><td class=\"n\">{from}</td></tr>"
         )?;
     }
 

@@ -16,6 +16,7 @@
 //! that was used at this very moment does not come to mean another flow: datagrams of this moment
 //! may still be waiting to be sent by it.
 
+pub(crate) mod census;
 mod evidence;
 mod lists;
 mod room;
@@ -37,6 +38,7 @@ use crate::{
     routing::Lifetimes,
     verdict::{DropReason, Ended, FlowId, Standing},
 };
+use census::{Census, ConfigIndex, Lately, Live};
 use evidence::{ClientCids, Evidence, InUse};
 use lists::Lists;
 use room::{Room, Scope};
@@ -92,6 +94,8 @@ pub(crate) enum Claim {
 pub(crate) struct Shown<'a> {
     /// The connection ID of the server, if it is known to be one.
     pub(crate) cid: Option<CidTag>,
+    /// Of that one.
+    pub(crate) config: ConfigIndex,
     /// The destination connection ID, with all that follows it in a short header.
     pub(crate) dcid: &'a [u8],
     /// The source connection ID of a long header.
@@ -126,6 +130,7 @@ pub(crate) struct FlowTable {
     sweep_from: usize,
     /// How many have begun with a valid token and come to nothing.
     unfinished: u64,
+    census: Census,
 }
 
 /// In this order, so that what every datagram of a proved flow looks at is in one cache line.
@@ -145,6 +150,7 @@ struct Slot {
     claim: Claim,
     client_cids: ClientCids,
     flow: Flow,
+    lately: Lately,
     /// Whether another flow has made room for its socket already.
     retried: bool,
     opened: Instant,
@@ -166,6 +172,16 @@ impl Slot {
     fn waits(&self) -> bool {
         self.claim == Claim::Validated && self.cid.is_none() && !self.unfinished
     }
+
+    /// Whether a connection lives on it, for all that is known: copies of packets of connections that are over
+    /// are no sign of that, nor is the path that a connection has left.
+    fn is_there(&self) -> bool {
+        match self.standing {
+            Some(Standing::Proven) => true,
+            Some(Standing::Unproven) => self.claim != Claim::Routable,
+            Some(Standing::Superseded) | None => false,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -175,7 +191,7 @@ struct FlowKey {
 }
 
 impl FlowTable {
-    pub(crate) fn new(max_flows: usize, hash: &ahash::RandomState) -> Self {
+    pub(crate) fn new(max_flows: usize, now: Instant, hash: &ahash::RandomState) -> Self {
         let map = || HashMap::with_capacity_and_hasher(max_flows, hash.clone());
         Self {
             max_flows,
@@ -189,6 +205,7 @@ impl FlowTable {
             of_network: Lists::with_capacity(max_flows, max_flows, hash),
             sweep_from: 0,
             unfinished: 0,
+            census: Census::new(now),
         }
     }
 
@@ -236,6 +253,10 @@ impl FlowTable {
         if let Some(scid) = shown.scid {
             client_cids.insert(scid, &self.hash);
         }
+        let mut lately = Lately::default();
+        if shown.cid.is_some() {
+            lately.note(shown.cid, shown.config);
+        }
         let slot = Slot {
             last_used: now,
             cid: shown.cid,
@@ -247,6 +268,7 @@ impl FlowTable {
             claim,
             client_cids,
             flow,
+            lately,
             retried: false,
             opened: now,
             in_use: InUse::default(),
@@ -301,8 +323,8 @@ impl FlowTable {
         OnFailure::Drop(why)
     }
 
-    /// Ends and reports flows that have not been used for too long, and shows the connection IDs of
-    /// proved ones that are in use to `in_use`. Each call looks at a part of the table.
+    /// Ends and reports flows that have not been used for too long, shows the connection IDs of proved ones
+    /// that are in use to `in_use`, and counts live connections. Each call looks at a part of the table.
     pub(crate) fn sweep(
         &mut self,
         now: Instant,
@@ -314,29 +336,57 @@ impl FlowTable {
         let share = self.slots.len().div_ceil(SWEEP_DIVISOR);
         for _ in 0..share {
             let index = self.sweep_from;
-            self.sweep_from = (index + 1) % self.slots.len();
-            let slot = &mut self.slots[index];
-            if slot.standing.is_some()
-                && slot.waits()
-                && now.saturating_duration_since(slot.opened) > HANDSHAKE
-            {
-                slot.unfinished = true;
-                self.unfinished += 1;
+            if index == 0 {
+                self.census.begin(now);
             }
-            let lifetime = match slot.standing {
-                None => continue,
-                Some(_) if slot.answered => lifetimes.flow_idle,
-                Some(_) => lifetimes.flow_unanswered,
-            };
-            if now.saturating_duration_since(slot.last_used) > lifetime {
-                #[expect(clippy::cast_possible_truncation, reason = "slots are numbered by u32")]
-                expired.extend(self.end_and_free(now, index as u32, affinity));
-            } else if slot.standing == Some(Standing::Proven)
-                && let Some(cid) = slot.cid
-            {
-                in_use(slot.flow.backend, cid);
+            self.sweep_from = (index + 1) % self.slots.len();
+            self.sweep_one(now, index, lifetimes, affinity, expired, &mut in_use);
+            if self.sweep_from == 0 {
+                self.census.end();
             }
         }
+    }
+
+    fn sweep_one(
+        &mut self,
+        now: Instant,
+        index: usize,
+        lifetimes: &Lifetimes,
+        affinity: &mut AffinityTable,
+        expired: &mut Vec<Ended>,
+        mut in_use: impl FnMut(BackendId, CidTag),
+    ) {
+        let slot = &mut self.slots[index];
+        if slot.standing.is_some()
+            && slot.waits()
+            && now.saturating_duration_since(slot.opened) > HANDSHAKE
+        {
+            slot.unfinished = true;
+            self.unfinished += 1;
+        }
+        let lifetime = match slot.standing {
+            None => return,
+            Some(_) if slot.answered => lifetimes.flow_idle,
+            Some(_) => lifetimes.flow_unanswered,
+        };
+        if now.saturating_duration_since(slot.last_used) > lifetime {
+            #[expect(clippy::cast_possible_truncation, reason = "slots are numbered by u32")]
+            expired.extend(self.end_and_free(now, index as u32, affinity));
+            return;
+        }
+        if slot.standing == Some(Standing::Proven)
+            && let Some(cid) = slot.cid
+        {
+            in_use(slot.flow.backend, cid);
+        }
+        let is_there = slot.is_there();
+        let Slot { flow, last_used, cid, lately, .. } = slot;
+        self.census.count(now, flow.backend, *last_used, *cid, lately, is_there);
+    }
+
+    /// The live connections of each backend, by its slot, whenever the whole table has been swept once more.
+    pub(crate) fn take_census(&mut self) -> Option<&[Live]> {
+        self.census.take()
     }
 
     /// Notes a datagram from the backend, of `len` octets, or of none if that is a Version Negotiation,
@@ -356,8 +406,10 @@ impl FlowTable {
             slot.evidence.server_was_heard(len);
         }
         slot.server_spoke = true;
-        if let Some(held) = &slot.affinity {
-            affinity.answered(held, is_gone);
+        if let Some(held) = &mut slot.affinity
+            && !affinity.is_settled(held)
+        {
+            affinity.answered(held, slot.flow.backend, is_gone);
         }
     }
 
@@ -457,6 +509,9 @@ impl FlowTable {
         let standing = slot.standing?;
         let known = slot.claim == Claim::Known && (shown.cid.is_none() || shown.cid == slot.cid);
         slot.cid = shown.cid.or(slot.cid);
+        if shown.cid.is_some() {
+            slot.lately.note(shown.cid, shown.config);
+        }
         let dcid = shown.dcid.get(..usize::from(slot.cid_len)).filter(|cid| !cid.is_empty());
         let is_proven = standing == Standing::Proven
             || shown.validated

@@ -93,7 +93,7 @@ impl Model {
         let now = Instant::now();
         let hash = ahash::RandomState::with_seeds(1, 2, 3, 4);
         Self {
-            flows: FlowTable::new(MAX_FLOWS, &hash),
+            flows: FlowTable::new(MAX_FLOWS, now, &hash),
             affinity: AffinityTable::new(PATHS, now, &hash),
             backends: fixtures::backend_ids(),
             start: now,
@@ -131,7 +131,8 @@ impl Model {
         let octets = [cid; 8];
         let cid = (cid > 0).then(|| CidTag::new(&octets));
         let validated = claim == Claim::Validated;
-        let shown = Shown { cid, dcid: &octets, scid: None, validated };
+        let config = ConfigIndex::NONE;
+        let shown = Shown { cid, config, dcid: &octets, scid: None, validated };
         let found = self.flows.find(now, EDGE, &client(path), backend, &shown);
         if let Some(Found { flow, seen: Some(seen) }) = found {
             assert_eq!(Some(seen), self.flows.cid(flow));

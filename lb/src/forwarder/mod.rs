@@ -55,7 +55,8 @@ use crate::{
     bounded::Use,
     cid_tag::CidTag,
     client_path::{ClientAddr, ClientPath, ListenerIndex},
-    flows::{Claim, FlowTable, Found, Shown},
+    counters::WorkerCounters,
+    flows::{Claim, FlowTable, Found, Shown, census::ConfigIndex},
     memory::{Lookup, Memory, NewHandshake},
     routing::{BackendRoute, Forwarding, Routing},
     verdict::{
@@ -153,7 +154,7 @@ impl Forwarder {
         Self {
             routing,
             memory,
-            flows: FlowTable::new(max_flows, &hash),
+            flows: FlowTable::new(max_flows, start.clock.now, &hash),
             affinity: AffinityTable::new(max_flows, start.clock.now, &hash),
             clock: start.clock,
             random,
@@ -310,6 +311,16 @@ impl Forwarder {
         affinity.sweep(now, lifetimes.flow_idle);
     }
 
+    /// Tells `counters` of the live connections of each backend, whenever the sweep has been through.
+    pub fn tell_live(&mut self, counters: &WorkerCounters) {
+        let Self { flows, memory, .. } = self;
+        let millis =
+            |moment| u64::try_from(memory.since_epoch(moment).as_millis()).unwrap_or(u64::MAX - 1);
+        for (counters, live) in counters.backends.iter().zip(flows.take_census().unwrap_or(&[])) {
+            counters.live.publish(live, millis);
+        }
+    }
+
     /// The flow behind a number from a verdict.
     #[must_use]
     pub fn flow(&self, flow: FlowId) -> &Flow {
@@ -421,7 +432,11 @@ impl Forwarder {
         };
         let dcid = question.dcid();
         let cid = dcid.get(..cid_len).filter(|cid| !cid.is_empty());
-        let shown = Shown { cid: cid.map(CidTag::new), dcid, scid, validated };
+        let config = match cid {
+            Some(cid) if rule == Rule::Cid => ConfigIndex::of_routable(cid),
+            _ => ConfigIndex::NONE,
+        };
+        let shown = Shown { cid: cid.map(CidTag::new), config, dcid, scid, validated };
         let forward = |via| Verdict::Forward { backend, rule, via };
         if let Some(Found { flow, seen }) = self.flows.find(now, listener, path, backend, &shown) {
             if let Some(cid) = seen {

@@ -580,6 +580,7 @@ impl Datapath {
             self.upstreams.expire(&self.counters, flow);
         }
         self.expired = expired;
+        self.forwarder.tell_live(&self.counters);
         self.upstreams.sweep(now);
         self.counters.unproven_flows.set(self.forwarder.unproven_flow_count() as u64);
         self.counters.unfinished_flows.set(self.unfinished_before + self.forwarder.unfinished());

@@ -14,11 +14,13 @@ use quic_lb::{
     admission::mode::{Load, Settings, Switch},
     backend::BackendState,
     client_path::{ClientAddr, ClientPath, ListenerIndex},
+    counters::WorkerCounters,
     forwarder::{Clock, Datagram, Forwarder, Returned, Start},
     memory::Memory,
     registry::Registry,
     routing::Routing,
-    verdict::{DropReason, FlowId, Opened, Verdict, Via},
+    totals::{LiveTotals, Totals},
+    verdict::{DropReason, Ended, FlowId, Opened, Verdict, Via},
 };
 use quic_lb_config::{
     Admission, Backend, Config, HashBy, Limits, Listener, Log, Pool, Retry as RetryConfig, Timeouts,
@@ -41,6 +43,10 @@ pub struct Balancer {
     flows: BTreeMap<u16, FlowId>,
     next_port: u16,
     out: Vec<Packet>,
+    counters: Arc<WorkerCounters>,
+    totals: Totals,
+    /// Which backend, by its number, the datagrams of a client's address went to last.
+    pub went: BTreeMap<IpAddr, usize>,
     /// How often a rule decided.
     pub decided: BTreeMap<&'static str, u64>,
     /// How often nothing was sent, and why.
@@ -64,6 +70,9 @@ impl Balancer {
         let clock = Clock { now: origin(), unix: wall() };
         let start = Start { clock, seed: [0xb1; 32] };
         let memory = Arc::new(Memory::new(10_000, origin(), [0xb1; 4]));
+        let counters = Arc::new(WorkerCounters::new(1));
+        let mut totals = Totals::default();
+        totals.add(Arc::clone(&counters));
         Self {
             front,
             inside,
@@ -76,6 +85,9 @@ impl Balancer {
             flows: BTreeMap::new(),
             next_port: 10_000,
             out: Vec::new(),
+            counters,
+            totals,
+            went: BTreeMap::new(),
             decided: BTreeMap::new(),
             dropped: Vec::new(),
         }
@@ -97,9 +109,44 @@ impl Balancer {
         self.apply();
     }
 
+    /// Gives a backend, by its number, no new connections.
+    pub fn drain(&mut self, backend: usize) {
+        self.config.pools[0].backends[backend].admission = Admission::Draining;
+        self.apply();
+    }
+
+    /// What a worker does now and then.
+    pub fn sweep(&mut self, now: Instant) {
+        let mut expired = Vec::new();
+        self.forwarder.sweep(now, &mut expired);
+        for Ended { flow, .. } in expired {
+            if let Some(port) = self.ports.remove(&flow.index()) {
+                self.flows.remove(&port);
+            }
+        }
+        self.forwarder.tell_live(&self.counters);
+    }
+
+    /// The live connections of a backend, by its number, as of the last sweeps.
+    #[must_use]
+    pub fn live(&self, backend: usize) -> LiveTotals {
+        let name = backend.to_string();
+        let id = self.routing.backends().find(|route| route.name == name).map(|route| route.id);
+        id.map(|id| self.totals.live(id)).unwrap_or_default()
+    }
+
     fn apply(&mut self) {
-        let state = |_: &str, _: &str| BackendState::Active;
-        self.routing = Arc::new(Routing::new(&self.config, &mut self.registry, state));
+        let Self { config, registry, .. } = self;
+        let backends = &config.pools[0].backends;
+        let drains = |name: &str| {
+            let mut named = backends.iter().filter(|backend| backend.name == name);
+            named.any(|backend| backend.admission == Admission::Draining)
+        };
+        let state = |_: &str, name: &str| match drains(name) {
+            true => BackendState::Draining,
+            false => BackendState::Active,
+        };
+        self.routing = Arc::new(Routing::new(config, registry, state));
         self.forwarder.set_routing(Arc::clone(&self.routing));
     }
 
@@ -127,6 +174,9 @@ impl Balancer {
                     self.flows.insert(self.next_port, flow);
                 }
                 let Some(backend) = self.routing.backend(backend) else { return };
+                if let Ok(number) = backend.name.parse() {
+                    self.went.insert(packet.from.ip(), number);
+                }
                 let port = via.flow().and_then(|flow| self.ports.get(&flow.index()));
                 let Some(&port) = port else { return };
                 let from = SocketAddr::new(self.inside, port);

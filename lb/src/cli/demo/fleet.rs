@@ -16,9 +16,9 @@ use quic_lb_config::Config;
 use tempfile::TempDir;
 use tokio::time;
 
-use super::admin::{self, Metrics};
+use super::metrics::Metrics;
 use crate::{
-    cli::generate,
+    cli::{admin, generate},
     control::{self, Ending, RunError},
 };
 

@@ -3,8 +3,8 @@
 //! Nothing is arranged for it: the balancer is the one of `run`, with a configuration file of its
 //! own; the drain goes through its admin interface and the rotation through its file.
 
-mod admin;
 mod fleet;
+mod metrics;
 mod screen;
 mod summary;
 
@@ -17,7 +17,7 @@ use std::{
 use backend_sim::load::{Load, Options};
 use tokio::{signal, time};
 
-use self::{fleet::Fleet, screen::Screen, summary::Summary};
+use self::{fleet::Fleet, metrics::Metrics, screen::Screen, summary::Summary};
 use super::{args::DemoArgs, outcome::Failure};
 
 /// From one picture to the next.
@@ -71,7 +71,7 @@ async fn play(args: &DemoArgs) -> Result<Summary, String> {
     }
     screen.end();
     let report = load.report();
-    let rules = admin::Metrics::fetch(fleet.admin()).await.map_err(|error| error.to_string())?;
+    let rules = Metrics::fetch(fleet.admin()).await.map_err(|error| error.to_string())?;
     fleet.check()?;
     Ok(Summary::new(report, rules.by_rule(), fleet.counters(), plot.is_over()))
 }

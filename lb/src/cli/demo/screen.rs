@@ -11,11 +11,8 @@ use backend_sim::load::{ClientView, Load, Report};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
-use super::{
-    admin::{self, Metrics},
-    fleet::Fleet,
-};
-use crate::cli::{args::DemoArgs, outcome::print_to_stderr};
+use super::{fleet::Fleet, metrics::Metrics};
+use crate::cli::{admin, args::DemoArgs, outcome::print_to_stderr};
 
 /// Clients that the table shows.
 const CLIENTS: usize = 12;

@@ -13,7 +13,7 @@ use quic_lb_config::{Admission, CheckKind, Config, HealthCheck, Pool};
 use tracing::{info, warn};
 
 use super::{
-    ControlPlane,
+    ControlPlane, find,
     watched::{Name, Watched},
 };
 use crate::{
@@ -163,6 +163,7 @@ impl ControlPlane {
                         refusal: None,
                         last: self.totals.of_backend(backend.id.slot()),
                         half_open: None,
+                        drains_since: None,
                     }
                 });
                 watched.place = place;
@@ -172,6 +173,22 @@ impl ControlPlane {
                     watched.checked = Some(Checked::Unknown { trusted });
                 }
             }
+        }
+    }
+
+    /// Takes note of which backends drain, since when that is in force.
+    pub(super) fn watch_drains(&mut self, now: Instant) {
+        let time = self.memory.since_epoch(now);
+        let routing = self.routing.load();
+        for (name, watched) in &mut self.backends {
+            let takes_none = routing
+                .backend(watched.id)
+                .is_some_and(|route| route.state != BackendState::Active);
+            let command = self.commands.get(name).copied();
+            let admission =
+                || find(&self.config, &name.0, &name.1).map(|backend| backend.admission);
+            let drains = takes_none && command.or_else(admission) == Some(Admission::Draining);
+            watched.drains_since = drains.then(|| watched.drains_since.unwrap_or(time));
         }
     }
 

@@ -311,6 +311,7 @@ impl ControlPlane {
     /// Looks at what the workers have seen of each backend since the last tick.
     pub(crate) fn on_tick(&mut self, now: Instant) {
         let mut changed = false;
+        self.watch_drains(now);
         for watched in self.backends.values_mut() {
             let totals = self.totals.of_backend(watched.id.slot());
             let seen = totals.since(watched.last);

@@ -1,18 +1,23 @@
 //! What is shown of the state: all that is exported, and each backend as the admin interface has it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use quic_lb_config::{Admission, Backend, Listener, Pool};
+use quic::routable::{CidConfig, ConfigId};
+use quic_lb_config::{Admission, Backend, Config, Listener, Pool};
 
 use super::{
     ControlPlane, Stage,
-    watched::{CheckView, Watched},
+    watched::{CheckView, DrainView, QUIET, Watched},
 };
 use crate::{
-    backend::BackendState,
+    backend::{BackendState, PoolIndex},
     control::checks::slow_start::SlowStart,
     metrics::{BackendReading, ListenerReading, PoolReading, Reading, Reloads},
-    totals::BackendTotals,
+    totals::{BackendTotals, LiveTotals},
 };
 
 /// One backend as the admin interface shows it.
@@ -31,6 +36,23 @@ pub(crate) struct BackendView {
     pub(crate) starting: Option<SlowStart>,
     /// How its active checks go, if there are any.
     pub(crate) check: Option<CheckView>,
+    /// Its live connections, as far as traffic tells.
+    pub(crate) live: LiveTotals,
+    /// If it is to get no new ones.
+    pub(crate) drain: Option<DrainView>,
+}
+
+/// One configuration of connection IDs, and whether it is in use.
+#[derive(Clone, Debug)]
+pub(crate) struct RotationView {
+    pub(crate) pool: String,
+    pub(crate) config_id: ConfigId,
+    /// Connections that use it, about.
+    pub(crate) connections: u64,
+    /// For how long none was heard; `None` when none ever was.
+    pub(crate) silent: Option<Duration>,
+    /// Whether no connection needs it, for all that can be told.
+    pub(crate) is_unused: bool,
 }
 
 impl ControlPlane {
@@ -44,12 +66,16 @@ impl ControlPlane {
             switches: self.validations[index].switches(),
         };
         let listeners = config.listeners.iter().enumerate().map(listener).collect();
+        let time = self.memory.since_epoch(now);
         let backend = |view: BackendView| BackendReading {
+            config_ids: config_ids(&config, &view.pool),
             pool: view.pool,
             name: view.backend.name,
             state: view.state,
             totals: view.totals,
             half_open: view.half_open,
+            live: view.live,
+            silent: view.live.last_heard().map(|heard| time.saturating_sub(heard)),
             checks: view.check.map(|check| check.counts),
         };
         let pools = config.pools.iter().filter(|pool| pool.health_check.is_some());
@@ -93,24 +119,74 @@ impl ControlPlane {
             ((pool.as_str(), route.name.as_str()), route)
         });
         let routes: BTreeMap<_, _> = routes.collect();
+        let time = self.memory.since_epoch(now);
         let pools = in_force.config.pools.iter();
         let all = pools.flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
         all.filter_map(|(pool, backend)| {
             let route = routes.get(&(pool.name.as_str(), backend.name.as_str()))?;
             let name = (pool.name.clone(), backend.name.clone());
             let command = commands.get(&name).copied();
+            let wanted = command.unwrap_or(backend.admission);
+            let live = totals.live(route.id);
+            let drain = (wanted == Admission::Draining).then(|| {
+                let since = backends.get(&name).and_then(|watched| watched.drains_since);
+                // Otherwise it begins about now.
+                let since = since.unwrap_or(time);
+                let (lasts, silent) = (time.saturating_sub(since), live.silence(since, time));
+                DrainView { lasts, silent }
+            });
             Some(BackendView {
                 pool: pool.name.clone(),
                 backend: backend.clone(),
                 state: route.state,
-                wanted: command.unwrap_or(backend.admission),
+                wanted,
                 commanded: command.is_some(),
                 totals: baselines.since_it_appeared(totals, route.id),
                 half_open: backends.get(&name).and_then(|watched| watched.half_open(now)),
                 starting: backends.get(&name).and_then(|watched| watched.starting),
                 check: backends.get(&name).and_then(Watched::check),
+                live,
+                drain,
             })
         })
         .collect()
     }
+
+    /// Moments that totals tell, as how long ago they were.
+    pub(crate) fn ago(&self, now: Instant, moment: Duration) -> Duration {
+        self.memory.since_epoch(now).saturating_sub(moment)
+    }
+
+    /// Every configuration of connection IDs, in the order of the file.
+    pub(crate) fn rotation(&self, now: Instant) -> Vec<RotationView> {
+        let Self { in_force, routing, totals, .. } = self;
+        let routing = routing.load();
+        let of_pool = |(index, pool): (usize, &Pool)| {
+            let backends = routing.backends().filter(|route| route.pool == PoolIndex(index));
+            let live: Vec<_> = backends.map(|route| totals.live(route.id)).collect();
+            let view = |config: &CidConfig| {
+                let of_config =
+                    || live.iter().map(|live| live.by_config[usize::from(config.id().get())]);
+                let heard = of_config().filter_map(|of| of.last_heard).max();
+                let silent = heard.map(|heard| self.ago(now, heard));
+                // Of what was used before this process began it knows nothing until it was heard.
+                let known_for = self.ago(now, Duration::ZERO);
+                RotationView {
+                    pool: pool.name.clone(),
+                    config_id: config.id(),
+                    connections: of_config().map(|of| of.connections).sum(),
+                    silent,
+                    is_unused: silent.unwrap_or(known_for) >= QUIET,
+                }
+            };
+            pool.cid_configs.iter().map(view).collect::<Vec<_>>()
+        };
+        in_force.config.pools.iter().enumerate().flat_map(of_pool).collect()
+    }
+}
+
+/// Those of a pool's configurations.
+fn config_ids(config: &Config, pool: &str) -> Vec<ConfigId> {
+    let pool = config.pools.iter().find(|candidate| candidate.name == pool);
+    pool.map(|pool| pool.cid_configs.iter().map(CidConfig::id).collect()).unwrap_or_default()
 }

@@ -52,7 +52,29 @@ pub(super) struct Watched {
     pub(super) last: BackendTotals,
     /// What it said of its half-open connections, and when.
     pub(super) half_open: Option<(u64, Instant)>,
+    /// Since when it drains, counted from the beginning of the process.
+    pub(super) drains_since: Option<Duration>,
 }
+
+/// A backend that is to get no new connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DrainView {
+    /// For how long it has got none.
+    pub(crate) lasts: Duration,
+    /// For how long nothing was heard of those that it had.
+    pub(crate) silent: Duration,
+}
+
+impl DrainView {
+    /// Whether no connection is left, for all that can be told.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.silent >= QUIET
+    }
+}
+
+/// A connection that was not heard for so long is over, where nobody says otherwise: longer than common clients keep
+/// quiet that keep connections open for requests to come.
+pub(crate) const QUIET: Duration = Duration::from_secs(8);
 
 /// How the active checks of a backend go.
 #[derive(Clone, Debug)]

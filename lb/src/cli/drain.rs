@@ -1,0 +1,147 @@
+//! Commands about a backend, to a balancer that runs: no new connections, and again.
+
+use std::{
+    fmt::{self, Display},
+    io::{self, Write},
+    time::{Duration, Instant},
+};
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+
+use super::{
+    admin,
+    args::{BackendArgs, BackendName, DrainArgs},
+    outcome::{Failure, print_to_stderr},
+};
+
+/// From one look at a backend that drains to the next.
+const LOOK: Duration = Duration::from_millis(250);
+/// From one line about what is left to the next.
+const TELL: Duration = Duration::from_secs(10);
+/// How many looks in a row may fail: a balancer may be restarted meanwhile.
+const FAILURES: u32 = 60;
+
+/// What the admin interface says of a backend.
+#[derive(Debug, Deserialize)]
+struct Told {
+    state: String,
+    live: Live,
+    drain: Option<Drain>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Live {
+    connections: u64,
+    flows: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Drain {
+    silent_seconds: f64,
+}
+
+/// A path of the admin interface about a backend.
+struct About<'a>(&'a BackendName, &'a str);
+
+impl Display for About<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(BackendName { pool, name }, command) = self;
+        let escaped = |name| utf8_percent_encode(name, NON_ALPHANUMERIC);
+        write!(f, "/api/v1/backends/{}/{}{command}", escaped(pool), escaped(name))
+    }
+}
+
+pub(super) fn activate(args: &BackendArgs, out: &mut impl Write) -> Result<(), Failure> {
+    let told = run(command(args, "/activate"))?;
+    Ok(writeln!(out, "{}/{} is {}", args.backend.pool, args.backend.name, told.state)?)
+}
+
+pub(super) fn drain(args: &DrainArgs, out: &mut impl Write) -> Result<(), Failure> {
+    let BackendName { pool, name } = &args.backend.backend;
+    let told = run(async {
+        let told = command(&args.backend, "/drain").await?;
+        if args.wait { until_quiet(args).await } else { Ok(told) }
+    })?;
+    let Live { connections, flows } = told.live;
+    if args.wait {
+        let quiet = args.quiet.as_secs_f64();
+        return Ok(writeln!(out, "{pool}/{name} is drained: silent for {quiet} s")?);
+    }
+    Ok(writeln!(
+        out,
+        "{pool}/{name} gets no new connections; about {connections} are left on {flows} flows"
+    )?)
+}
+
+fn run<T>(task: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::other(format_args!("cannot start: {error}")))?;
+    runtime.block_on(task)
+}
+
+async fn command(args: &BackendArgs, command: &str) -> Result<Told, Failure> {
+    let path = About(&args.backend, command).to_string();
+    let answer = admin::post(args.admin, &path).await;
+    answer.and_then(|body| read(&body)).map_err(|error| refused(args, &error))
+}
+
+/// Looks at the backend until nothing was heard on it for long enough.
+async fn until_quiet(args: &DrainArgs) -> Result<Told, Failure> {
+    let BackendArgs { admin, backend } = &args.backend;
+    let path = About(backend, "").to_string();
+    let begin = Instant::now();
+    let (mut told_at, mut failures) = (begin, 0);
+    loop {
+        match admin::get(*admin, &path).await.and_then(|body| read(&body)) {
+            Ok(told) => {
+                failures = 0;
+                let Some(Drain { silent_seconds }) = told.drain else {
+                    return Err(Failure::other(format_args!(
+                        "{}/{} is {} again: somebody else has said so",
+                        backend.pool, backend.name, told.state
+                    )));
+                };
+                if silent_seconds >= args.quiet.as_secs_f64() {
+                    return Ok(told);
+                }
+                if told_at.elapsed() >= TELL {
+                    told_at = Instant::now();
+                    let Live { connections, flows } = told.live;
+                    print_to_stderr(format_args!(
+                        "{}/{}: about {connections} connections on {flows} flows, the last heard {silent_seconds:.0} s ago",
+                        backend.pool, backend.name
+                    ));
+                }
+            }
+            Err(error) => {
+                failures += 1;
+                if failures == FAILURES {
+                    return Err(refused(&args.backend, &error));
+                }
+            }
+        }
+        if args.timeout.is_some_and(|timeout| begin.elapsed() >= timeout) {
+            print_to_stderr(format_args!(
+                "quic-lb: {}/{} is not drained yet",
+                backend.pool, backend.name
+            ));
+            return Err(Failure::No);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn read(body: &str) -> io::Result<Told> {
+    serde_json::from_str(body).map_err(io::Error::other)
+}
+
+fn refused(args: &BackendArgs, error: &io::Error) -> Failure {
+    let admin = args.admin;
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::TimedOut => Failure::other(format_args!(
+            "no admin interface answers at {admin}: --admin says where it is"
+        )),
+        _ => Failure::other(format_args!("the balancer at {admin}: {error}")),
+    }
+}
