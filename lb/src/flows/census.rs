@@ -14,7 +14,10 @@ use std::time::{Duration, Instant};
 
 use quic::routable::ConfigId;
 
-use crate::{backend::BackendId, cid_tag::CidTag};
+use crate::{
+    backend::{BackendId, MAX_BACKENDS},
+    cid_tag::CidTag,
+};
 
 /// By [`ConfigId`]; connection IDs without one, or that are not known yet, come last.
 pub(crate) const CONFIGS: usize = ConfigId::COUNT + 1;
@@ -121,9 +124,11 @@ impl Lately {
 impl Census {
     /// None of any backend; `now` is when the first window begins.
     pub(super) fn new(now: Instant) -> Self {
+        // Room that costs nothing until there are so many.
+        let room = || Vec::with_capacity(MAX_BACKENDS);
         Self {
-            live: Vec::new(),
-            last: Vec::new(),
+            live: room(),
+            last: room(),
             is_new: false,
             window_ends: now + WINDOW,
             begins_window: false,
