@@ -34,11 +34,12 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    /// Takes note of a datagram of `len` octets from the server.
-    pub(super) fn server_was_heard(&mut self, len: usize) {
+    /// Takes note of `count` datagrams of `len` octets from the server.
+    pub(super) fn server_was_heard(&mut self, len: usize, count: usize) {
         self.server_spoke = true;
         if len > LARGER_THAN_RESET {
-            self.octets = self.octets.saturating_add(u16::try_from(len).unwrap_or(u16::MAX));
+            let octets = u16::try_from(len * count).unwrap_or(u16::MAX);
+            self.octets = self.octets.saturating_add(octets);
         }
     }
 
@@ -127,3 +128,27 @@ impl InUse {
 const EXCHANGES_IN_USE: u8 = 2;
 /// How often one that is still not known is to be learnt: as often as a flow may learn one more.
 const TRY_INTERVAL: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn datagrams_that_arrive_together_prove_as_much_as_one_by_one() {
+        let hash = ahash::RandomState::with_seeds(1, 2, 3, 4);
+        let proves = |len: usize, count: usize, times: usize| {
+            let mut evidence = Evidence::default();
+            (0..times).any(|_| {
+                evidence.server_was_heard(len, count);
+                evidence.client_was_heard(None, false, &hash)
+            })
+        };
+        // Eight exchanges, and 4,096 octets in them.
+        assert!(proves(512, 1, 8) && !proves(512, 1, 7));
+        assert!(!proves(511, 1, 8) && proves(511, 1, 9));
+        assert!(proves(128, 4, 8) && !proves(127, 4, 8));
+        // As small as resets, however many.
+        assert!(!proves(100, 64, 100));
+        assert!(proves(65_000, 64, 8));
+    }
+}

@@ -389,13 +389,14 @@ impl FlowTable {
         self.census.take()
     }
 
-    /// Notes a datagram from the backend, of `len` octets, or of none if that is a Version Negotiation,
+    /// Notes `count` datagrams from the backend, of `len` octets, or of none if that is a Version Negotiation,
     /// which anybody gets; of a flow that has ended it means nothing.
     pub(crate) fn answered(
         &mut self,
         now: Instant,
         id: FlowId,
         len: usize,
+        count: usize,
         affinity: &mut AffinityTable,
         is_gone: impl Fn(BackendId) -> bool,
     ) {
@@ -403,7 +404,7 @@ impl FlowTable {
         slot.last_used = now;
         slot.answered = true;
         if len > 0 {
-            slot.evidence.server_was_heard(len);
+            slot.evidence.server_was_heard(len, count);
         }
         slot.server_spoke = true;
         if let Some(held) = &mut slot.affinity

@@ -253,7 +253,7 @@ impl Model {
                 if flow < self.numbers {
                     let len = if large { 1200 } else { 40 };
                     let id = FlowId(flow);
-                    self.flows.answered(self.now, id, len, &mut self.affinity, |_| false);
+                    self.flows.answered(self.now, id, len, 1, &mut self.affinity, |_| false);
                     if let Some((path, backend, used)) = self.live.get_mut(&flow) {
                         *used = self.now;
                         if let Some(belongs) = self.paths.get_mut(path)

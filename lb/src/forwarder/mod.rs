@@ -287,11 +287,23 @@ impl Forwarder {
                 len = 0;
             }
         }
+        self.answered(now, flow, len, 1);
+        Returned::ForClient(answered_as)
+    }
+
+    /// As [`Self::returned`], of `count` datagrams with short headers, of which `octets` are the first: nothing in
+    /// them is for us, and each has as many octets, or the last one fewer.
+    pub fn returned_short(&mut self, now: Instant, flow: FlowId, octets: &[u8], count: usize) {
+        #[cfg(test)]
+        fixtures::trip(fixtures::AT_RETURN, octets);
+        self.answered(now, flow, octets.len(), count);
+    }
+
+    fn answered(&mut self, now: Instant, flow: FlowId, len: usize, count: usize) {
         let Self { routing, flows, affinity, .. } = self;
-        flows.answered(now, flow, len, affinity, |id| {
+        flows.answered(now, flow, len, count, affinity, |id| {
             routing.backend(id).is_none_or(|backend| backend.state == BackendState::Down)
         });
-        Returned::ForClient(answered_as)
     }
 
     /// Says what to do about `flow`, which the last batch started, whose upstream socket could not be

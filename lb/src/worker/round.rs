@@ -548,7 +548,12 @@ impl Datapath {
         let Some(upstream) = upstreams.get(flow) else { return };
         for slot in back.receive(receiver, upstream, counters, flow, share) {
             let message = receiver.received(slot);
+            let mut short: Option<(Range<usize>, usize)> = None;
             for datagram in Burst::of_message(slot, message, message.marks).datagrams() {
+                if is_short(receiver.octets(slot, datagram.clone())) {
+                    short.get_or_insert((datagram, 0)).1 += 1;
+                    continue;
+                }
                 *at = At::Returned { flow, slot, datagram: datagram.clone() };
                 match forwarder.returned(now, flow, receiver.octets(slot, datagram)) {
                     Returned::Stale => back.withhold(slot),
@@ -561,6 +566,10 @@ impl Datapath {
                         counters.backends[usize::from(upstream.backend)].answer(another);
                     }
                 }
+            }
+            if let Some((datagram, count)) = short {
+                *at = At::Returned { flow, slot, datagram: datagram.clone() };
+                forwarder.returned_short(now, flow, receiver.octets(slot, datagram), count);
             }
         }
     }
@@ -585,6 +594,11 @@ impl Datapath {
         self.counters.unproven_flows.set(self.forwarder.unproven_flow_count() as u64);
         self.counters.unfinished_flows.set(self.unfinished_before + self.forwarder.unfinished());
     }
+}
+
+/// Whether a datagram begins with a short header, or with nothing.
+fn is_short(datagram: &[u8]) -> bool {
+    datagram.first().is_none_or(|first| first & 0x80 == 0)
 }
 
 /// Counts what admission saw of a batch; mostly nothing.
