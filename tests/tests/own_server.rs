@@ -139,7 +139,10 @@ async fn a_server_that_answers_under_anothers_id_gets_no_new_connections_until_i
     ensure!(metrics.sum("backend_misnamed_total", &[("backend", wrong)]) >= 3);
     ensure!(metrics.by_label("backend_misnamed_total", "backend").len() == 1, "others are blamed");
     let log = behind.balancer.log();
-    ensure!(log.contains("under connection IDs of another") && log.contains(other), "{log}");
+    ensure!(
+        log.contains("under connection IDs that do not lead to it") && log.contains(other),
+        "{log}"
+    );
     behind.servers[0].endpoint.set_cid_config(ids(wrong))?;
     // It is tried again after a while, and then answers as itself.
     for _ in 0..POLLS {
