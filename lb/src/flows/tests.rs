@@ -312,3 +312,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn flows_that_anybody_may_have_begun_are_counted_and_hold_no_drain_up() {
+    let now = Instant::now();
+    for (claim, is_there) in [(Claim::Routable, false), (Claim::None, true), (Claim::Known, true)] {
+        let mut model = Model::new();
+        let backend = model.backends[0];
+        let octets = [1; 8];
+        let cid = (claim != Claim::None).then(|| CidTag::new(&octets));
+        let config = ConfigIndex::of_routable(&octets);
+        let shown = Shown { cid, config, dcid: &octets, scid: None, validated: false };
+        let flow = Flow { listener: EDGE, path: client(1), backend };
+        assert!(model.flows.open(now, flow, claim, &shown, &mut model.affinity).is_some());
+        model.flows.sweep(now, &LIFETIMES, &mut model.affinity, &mut vec![], |_, _| {});
+        let live = model.flows.take_census().unwrap()[backend.slot()];
+        let heard = live.by_config.iter().any(|config| config.last_heard.is_some());
+        assert_eq!((live.flows, heard), (1, is_there), "{claim:?}");
+    }
+}
