@@ -61,6 +61,15 @@ impl Totals {
         totals
     }
 
+    /// When a connection of any backend was heard last, as time since the process began.
+    #[must_use]
+    pub fn last_heard(&self) -> Option<Duration> {
+        let live = self.sources.iter().flat_map(|source| &source.backends).map(|of| &of.live);
+        let mut all = LiveTotals::default();
+        live.for_each(|live| all.add(live));
+        all.last_heard()
+    }
+
     /// Flows that have begun with a valid token and come to nothing.
     #[must_use]
     pub fn unfinished_flows(&self) -> u64 {

@@ -671,6 +671,25 @@ fn sigterm_goes_on_forwarding_and_a_second_signal_ends_it() {
 }
 
 #[test]
+fn sigterm_ends_when_no_connection_lives_any_more() {
+    let host = Host::new();
+    let (_a, _b) = (Server::start(host.at(5001), "a"), Server::start(host.at(5002), "b"));
+    let mut balancer = Balancer::start(host);
+    let client = balancer.client();
+    client.ask(&initial(1));
+    balancer.signal("TERM");
+    // Longer than a connection may be silent that lives.
+    for _ in 0..40 {
+        client.ask(&initial(1));
+        assert!(balancer.records("ended").is_empty(), "{}", balancer.log());
+        thread::sleep(Duration::from_millis(250));
+    }
+    assert_eq!(balancer.metric("quic_lb_flows{listener=\"edge\"}"), 1.0);
+    assert_eq!(balancer.exit_code(), Some(0), "{}", balancer.log());
+    assert_eq!(balancer.records("ended")[0]["reason"], "no connection lives");
+}
+
+#[test]
 fn signals_without_a_meaning_do_not_kill() {
     let host = Host::new();
     let _a = Server::start(host.at(5001), "a");

@@ -32,7 +32,7 @@ pub(crate) enum Command {
     ///
     /// SIGHUP or a changed file reloads the configuration; a file with mistakes is refused as a
     /// whole and everything goes on as before. SIGTERM and SIGINT drain: /readyz says no, forwarding
-    /// goes on until no flow is left or timeouts.drain is over, and the exit code is 0. A second signal
+    /// goes on until no connection lives or timeouts.drain is over, and the exit code is 0. A second signal
     /// ends at once, with 4. SIGUSR1 and SIGUSR2 do nothing.
     #[command(after_help = "\
 Examples:

@@ -120,7 +120,7 @@ fn confine(path: &Path) {
 /// How the balancer ended when it was asked to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// No flow was left, or the time to drain was over.
+    /// No connection was left, or the time to drain was over.
     Drained,
     /// A second signal cut the drain short.
     CutShort,
@@ -229,6 +229,10 @@ async fn look_after(
         if let Some(began) = draining {
             if shared.plane().flows() == 0 {
                 end("no flow is left");
+                return Ok(Ending::Drained);
+            }
+            if shared.plane().is_quiet(now, began) {
+                end("no connection lives");
                 return Ok(Ending::Drained);
             }
             if now.saturating_duration_since(began) >= timeouts.drain {

@@ -29,14 +29,14 @@ use std::{
     net::SocketAddr,
     num::NonZeroU32,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use backends::{Left, established, panics, report};
 use quic_lb_config::{Admission, Backend, Config};
 use tracing::{debug, info, warn};
-use watched::{Name, Watched};
+use watched::{Name, QUIET, Watched};
 
 use super::{
     checks::slow_start::STEPS,
@@ -55,6 +55,9 @@ use crate::{
     totals::{Baselines, Totals},
     wanted::Wanted,
 };
+
+/// Within this time the sweep has looked at each flow: sixteen times at a part of them, ten a second.
+const CENSUS: Duration = Duration::from_secs(2);
 
 /// The state of the control plane.
 #[derive(Debug)]
@@ -398,6 +401,13 @@ impl ControlPlane {
     /// Where workers find the current snapshot.
     pub(crate) const fn routing(&self) -> &Arc<ArcSwap<Routing>> {
         &self.routing
+    }
+
+    /// Whether all that was to be seen since `began` says that no connection lives any more. Flows outlive their connections:
+    /// nobody between client and server can read the end of one.
+    pub(crate) fn is_quiet(&self, now: Instant, began: Instant) -> bool {
+        let heard = || self.totals.last_heard().map(|heard| self.ago(now, heard));
+        now.saturating_duration_since(began) >= CENSUS && heard().is_none_or(|ago| ago >= QUIET)
     }
 
     /// Flows of all workers and listeners.
