@@ -131,6 +131,7 @@ fn from_file(
         return None;
     }
     let full = surroundings.directory.join(name);
+    (surroundings.depends_on)(&full);
     let content = match read_file(&full) {
         Ok(content) => content,
         Err(reason) => {

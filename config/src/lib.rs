@@ -63,10 +63,19 @@ pub struct Loaded {
 ///
 /// Every mistake of the file, or the one that it cannot be read.
 pub fn load(path: impl AsRef<Path>) -> Result<Loaded, Report> {
-    let path = path.as_ref();
+    load_telling(path.as_ref(), &|_| ())
+}
+
+/// As [`load`]; `depends_on` is told each file that the outcome depends on, before it is read.
+///
+/// # Errors
+///
+/// As those of [`load`].
+pub fn load_telling(path: &Path, depends_on: &dyn Fn(&Path)) -> Result<Loaded, Report> {
     let file = path.display().to_string();
+    depends_on(path);
     let text = read_text(path)?;
-    from_str(&text, &Surroundings::of_file(&file, path))
+    from_str(&text, &Surroundings { depends_on, ..Surroundings::of_file(&file, path) })
 }
 
 /// Reads the text of the file at `path`.

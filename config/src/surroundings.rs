@@ -1,7 +1,10 @@
 //! What a file refers to beyond itself: the folder of its key files, the environment, the network
 //! interfaces and ports of its host. And what can be known of the file from outside.
 
-use std::{fmt, fs, path::Path};
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
 
 /// What a file refers to.
 #[derive(Clone, Copy)]
@@ -18,6 +21,8 @@ pub struct Surroundings<'a> {
     pub local_ports: Option<usize>,
     /// The permissions of the file, as they are shown in octal.
     pub mode: Option<u32>,
+    /// Is told each file that the configuration depends on, before it is read.
+    pub depends_on: &'a dyn Fn(&Path),
 }
 
 impl<'a> Surroundings<'a> {
@@ -31,6 +36,7 @@ impl<'a> Surroundings<'a> {
             interface: &|_| None,
             local_ports: None,
             mode: None,
+            depends_on: &|_| (),
         }
     }
 
@@ -58,7 +64,7 @@ impl<'a> Surroundings<'a> {
 
 impl fmt::Debug for Surroundings<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, directory, environment: _, interface: _, local_ports, mode } = self;
+        let Self { file, directory, local_ports, mode, .. } = self;
         f.debug_struct("Surroundings")
             .field("file", file)
             .field("directory", directory)
@@ -69,10 +75,14 @@ impl fmt::Debug for Surroundings<'_> {
 }
 
 fn interface(name: &str) -> Option<u32> {
+    fs::read_to_string(interface_file(name)?).ok()?.trim().parse().ok()
+}
+
+/// Where the number of a network interface stands, and nothing while there is none.
+pub(crate) fn interface_file(name: &str) -> Option<PathBuf> {
     // A name that is a path would lead elsewhere.
     let is_name = !name.contains('/') && !matches!(name, "" | "." | "..");
-    let number = is_name.then(|| fs::read_to_string(format!("/sys/class/net/{name}/ifindex")));
-    number?.ok()?.trim().parse().ok()
+    is_name.then(|| PathBuf::from(format!("/sys/class/net/{name}/ifindex")))
 }
 
 fn local_ports() -> Option<usize> {

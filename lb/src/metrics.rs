@@ -213,6 +213,16 @@ const CONFIG_RELOADS: Family = Family::counter(
     &["result"],
     "Changed configurations that were applied, or rejected as a whole; looks at the file that hung.",
 );
+const CONFIG_LAST_SUCCESSFUL: Family = Family::gauge(
+    "quic_lb_config_last_reload_successful",
+    &[],
+    "1 if the configuration was in order when it was read last, at the start or since; 0 while an older one goes on.",
+);
+const CONFIG_LAST_RELOAD: Family = Family::gauge(
+    "quic_lb_config_last_reload_timestamp_seconds",
+    &[],
+    "When the configuration was taken or refused last, since 1970.",
+);
 const CONFIG_INFO: Family = Family::gauge(
     "quic_lb_config_info",
     &["digest"],
@@ -232,7 +242,7 @@ const WORKER_PANICS: Family = Family::counter(
 );
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 41] = [
+pub const FAMILIES: [Family; 43] = [
     DATAGRAMS_RECEIVED,
     DATAGRAMS_FORWARDED,
     DATAGRAMS_DROPPED,
@@ -269,6 +279,8 @@ pub const FAMILIES: [Family; 41] = [
     RETRY_PHASE,
     RETRY_SWITCHES,
     CONFIG_RELOADS,
+    CONFIG_LAST_SUCCESSFUL,
+    CONFIG_LAST_RELOAD,
     CONFIG_INFO,
     BUILD_INFO,
     READY,
@@ -389,6 +401,10 @@ pub struct Reloads {
     pub rejected: u64,
     /// Looks at the file that had no end, or that such a one was in the way of.
     pub hung: u64,
+    /// Those that took back what had been rejected, so that nothing had to change; in `applied` when they are read.
+    pub corrected: u64,
+    /// When the last one ended, since 1970, and whether well.
+    pub last: Option<(Duration, bool)>,
 }
 
 impl Reloads {
@@ -674,7 +690,7 @@ fn of_the_process(reading: &Reading) -> Vec<MetricFamily> {
             (["connection_ids"], connection_ids as u64),
         ]
     };
-    let Reloads { applied, rejected, hung } = reading.reloads;
+    let Reloads { applied, rejected, hung, corrected: _, last } = reading.reloads;
     let reloads = Reloads::RESULTS.into_iter().zip([applied, rejected, hung]);
     let listeners = || reading.listeners.iter().map(|of| &of.totals);
     let keys = reading.tokens_made.iter();
@@ -697,6 +713,9 @@ fn of_the_process(reading: &Reading) -> Vec<MetricFamily> {
         RETRY_KEY_TOKENS.collect(made),
         RETRY_KEY_LIMIT.collect(limits),
         CONFIG_RELOADS.collect(reloads.map(|(result, count)| ([result], count))),
+        CONFIG_LAST_SUCCESSFUL
+            .collect([([], u64::from(last.is_none_or(|(_, ended_well)| ended_well)))]),
+        CONFIG_LAST_RELOAD.collect(last.iter().map(|(time, _)| ([], time.as_secs()))),
         CONFIG_INFO.collect([([reading.digest.as_str()], 1)]),
         BUILD_INFO.collect([([env!("CARGO_PKG_VERSION")], 1)]),
         READY.collect([([], u64::from(reading.ready))]),
@@ -739,6 +758,8 @@ mod tests {
             "quic_lb_backend_refused_total{backend=\"a\",errno=\"ECONNREFUSED\",pool=\"web\"} 0",
             "quic_lb_config_reloads_total{result=\"rejected\"} 2",
             "quic_lb_config_reloads_total{result=\"hung\"} 3",
+            "quic_lb_config_last_reload_successful 0",
+            "quic_lb_config_last_reload_timestamp_seconds 5",
             "quic_lb_config_info{digest=\"0123\"} 1",
             "quic_lb_datagrams_replied_total{kind=\"retry\",listener=\"edge\"} 6",
             "quic_lb_retry_sent_total 8",
@@ -821,7 +842,13 @@ mod tests {
             tokens_made: [(3, 77, Some(99)), (4, 100, None)]
                 .map(|(sequence, made, limit)| TokensMade { sequence, made, limit })
                 .to_vec(),
-            reloads: Reloads { applied: 1, rejected: 2, hung: 3 },
+            reloads: Reloads {
+                applied: 1,
+                rejected: 2,
+                hung: 3,
+                corrected: 4,
+                last: Some((Duration::from_millis(5_700), false)),
+            },
             panics: vec![0, 2],
             digest: "0123".into(),
             ..Default::default()

@@ -21,6 +21,7 @@ use support::{
 };
 
 const APPLIED: &str = "quic_lb_config_reloads_total{result=\"applied\"}";
+const SUCCESSFUL: &str = "quic_lb_config_last_reload_successful";
 const REJECTED: &str = "quic_lb_config_reloads_total{result=\"rejected\"}";
 
 #[test]
@@ -421,14 +422,71 @@ fn a_file_with_mistakes_is_refused_as_a_whole_and_everything_goes_on() {
     assert_eq!(client.ask(&short(&cid)), before, "the flow goes on");
     assert_eq!(balancer.backend("b")["weight"], 2);
 
-    // Whoever asks again is told again; the looks in between say nothing.
+    assert_eq!(balancer.metric(SUCCESSFUL), 0.0);
+
+    // Whoever asks again is told again; it is the same file, and counted once.
     balancer.signal("HUP");
-    balancer.wait("second rejection", |balancer| balancer.metric(REJECTED) == 2.0);
+    balancer.wait("second rejection", |balancer| {
+        balancer.records("configuration rejected, the old one goes on").len() == 2
+    });
+    let rejected = balancer.records("configuration rejected, the old one goes on");
+    assert!(rejected.iter().chain(&mistakes).all(|record| record["level"] == "ERROR"));
 
     balancer.rewrite(&good);
+    balancer.wait("the correction", |balancer| balancer.metric(APPLIED) == 1.0);
+    assert_eq!((balancer.metric(REJECTED), balancer.metric(SUCCESSFUL)), (1.0, 1.0));
     balancer.signal("HUP");
-    balancer.wait_for_record("configuration unchanged");
-    assert_eq!((balancer.metric(APPLIED), balancer.metric(REJECTED)), (0.0, 2.0));
+    balancer.wait("the answer", |balancer| {
+        balancer.records("configuration unchanged").iter().any(|record| record["level"] == "INFO")
+    });
+    assert_eq!(balancer.metric(APPLIED), 1.0, "nothing was wrong in between");
+}
+
+/// The signal does not wait until the writer of the file is done, nor does what it leads to count twice.
+#[test]
+fn a_write_and_a_signal_together_count_once() {
+    let host = Host::new();
+    let mut balancer = Balancer::start(host);
+    let reads = |balancer: &Balancer| balancer.records("configuration unchanged").len();
+    balancer.wait("the first look", |balancer| reads(balancer) == 1);
+    balancer.rewrite(&host.config().replace("weight: 2", "weight: 3"));
+    balancer.signal("HUP");
+    balancer.wait("the reload and the look after the write", |balancer| reads(balancer) == 2);
+    assert_eq!((balancer.metric(APPLIED), balancer.metric(REJECTED)), (1.0, 0.0));
+    let changes = balancer.records("configuration change");
+    let [change] = changes.as_slice() else { panic!("{changes:?}") };
+    assert_eq!(
+        (&change["at"], &change["old"], &change["new"]),
+        (&json!("pools[web].backends[b].weight"), &json!("2"), &json!("3"))
+    );
+}
+
+#[test]
+fn the_command_reload_waits_and_says_what_came_of_it() {
+    let host = Host::new();
+    let mut balancer = Balancer::start(host);
+    let admin = host.at(9090).to_string();
+    let reload = || quic_lb(&["reload", "--admin", &admin]);
+    assert!(reload().done().starts_with("configuration unchanged; digest "));
+    balancer.rewrite(&host.config().replace("weight: 2", "weight: 3"));
+    let told = reload().done();
+    assert!(told.starts_with("pools[web].backends[b].weight: 3, was 2\n"), "{told}");
+    assert!(told.contains("configuration applied: 1 change; digest "), "{told}");
+    assert_eq!(balancer.backend("b")["weight"], 3, "it waits until it is in force");
+
+    balancer.rewrite(&host.config().replace("weight: 2", "weight: 0"));
+    let refused = reload().failed(1);
+    assert!(refused.contains("pools[0].backends[1].weight"), "{refused}");
+    assert!(refused.contains("rejected, the old one goes on"), "{refused}");
+    balancer.rewrite(&host.config().replace("workers: 2", "workers: 1"));
+    let refused = reload().failed(1);
+    assert!(refused.contains("workers changes from 2 to 1, which needs a restart"), "{refused}");
+    assert_eq!((balancer.metric(REJECTED), balancer.metric(SUCCESSFUL)), (2.0, 0.0));
+
+    balancer.signal("TERM");
+    balancer.exit_code();
+    let nobody = reload().failed(1);
+    assert!(nobody.contains("no admin interface answers"), "{nobody}");
 }
 
 /// To open a pipe is to wait for its writer, who never comes.

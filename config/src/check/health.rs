@@ -197,7 +197,9 @@ fn trust_anchors(
     /// Several times what operating systems trust; a wrong file is not read to its end.
     const MAX_OCTETS: u64 = 1 << 20;
     let file = format!("\"{}\"", shown(name));
-    let content = match file::read(&surroundings.directory.join(name), MAX_OCTETS + 1) {
+    let path = surroundings.directory.join(name);
+    (surroundings.depends_on)(&path);
+    let content = match file::read(&path, MAX_OCTETS + 1) {
         Ok(content) if content.len() as u64 > MAX_OCTETS => {
             let found = format!("{file}, which is larger than {MAX_OCTETS} bytes");
             mistakes.error(place, found, "a file with the certificates of few authorities");

@@ -8,7 +8,7 @@ use crate::{
     leaf::{Endpoint, is_link_local},
     mistake::{Mistakes, Place},
     read::{At, Given},
-    surroundings::Surroundings,
+    surroundings::{Surroundings, interface_file},
     yaml::shown,
 };
 
@@ -58,6 +58,9 @@ fn has_its_zone(
         return false;
     }
     if let Some(name) = interface {
+        if let Some(file) = interface_file(name) {
+            (surroundings.depends_on)(&file);
+        }
         return match (surroundings.interface)(name) {
             Some(number) => {
                 v6.set_scope_id(number);

@@ -67,6 +67,15 @@ Examples:
   quic-lb explain --config lb.yaml --pcap trace.pcapng
   tcpdump -i any -w - -c 100 udp port 4433 | quic-lb explain --config lb.yaml --pcap /dev/stdin")]
     Explain(ExplainArgs),
+    /// Have a running balancer read its configuration, and wait until it is in force.
+    ///
+    /// Prints what has changed. Exit 0 if the file is in force, 1 with every mistake if it was refused: the old configuration
+    /// goes on then.
+    #[command(after_help = "\
+Examples:
+  quic-lb reload
+  quic-lb check lb.yaml && quic-lb reload --admin 127.0.0.1:9464")]
+    Reload(ReloadArgs),
     /// Give a backend no new connections, and wait until those that it has are over.
     ///
     /// A command to a balancer that runs, by its admin interface. Where several balancers stand in front of the
@@ -185,6 +194,13 @@ impl CheckArgs {
     pub(crate) fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.config.iter().chain(&self.files)
     }
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct ReloadArgs {
+    /// Where the balancer's admin interface is.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464")]
+    pub(crate) admin: SocketAddr,
 }
 
 #[derive(Debug, Arguments)]

@@ -53,13 +53,13 @@ impl Display for About<'_> {
 }
 
 pub(super) fn activate(args: &BackendArgs, out: &mut impl Write) -> Result<(), Failure> {
-    let told = run(command(args, "/activate"))?;
+    let told = admin::run(command(args, "/activate"))?;
     Ok(writeln!(out, "{}/{} is {}", args.backend.pool, args.backend.name, told.state)?)
 }
 
 pub(super) fn drain(args: &DrainArgs, out: &mut impl Write) -> Result<(), Failure> {
     let BackendName { pool, name } = &args.backend.backend;
-    let told = run(async {
+    let told = admin::run(async {
         let told = command(&args.backend, "/drain").await?;
         if args.wait { until_quiet(args).await } else { Ok(told) }
     })?;
@@ -74,16 +74,10 @@ pub(super) fn drain(args: &DrainArgs, out: &mut impl Write) -> Result<(), Failur
     )?)
 }
 
-fn run<T>(task: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::other(format_args!("cannot start: {error}")))?;
-    runtime.block_on(task)
-}
-
 async fn command(args: &BackendArgs, command: &str) -> Result<Told, Failure> {
     let path = About(&args.backend, command).to_string();
     let answer = admin::post(args.admin, &path).await;
-    answer.and_then(|body| read(&body)).map_err(|error| refused(args, &error))
+    answer.and_then(|body| read(&body)).map_err(|error| admin::refused(args.admin, &error))
 }
 
 /// Looks at the backend until nothing was heard on it for long enough.
@@ -117,7 +111,7 @@ async fn until_quiet(args: &DrainArgs) -> Result<Told, Failure> {
             Err(error) => {
                 failures += 1;
                 if failures == FAILURES {
-                    return Err(refused(&args.backend, &error));
+                    return Err(admin::refused(*admin, &error));
                 }
             }
         }
@@ -134,14 +128,4 @@ async fn until_quiet(args: &DrainArgs) -> Result<Told, Failure> {
 
 fn read(body: &str) -> io::Result<Told> {
     serde_json::from_str(body).map_err(io::Error::other)
-}
-
-fn refused(args: &BackendArgs, error: &io::Error) -> Failure {
-    let admin = args.admin;
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::TimedOut => Failure::other(format_args!(
-            "no admin interface answers at {admin}: --admin says where it is"
-        )),
-        _ => Failure::other(format_args!("the balancer at {admin}: {error}")),
-    }
 }

@@ -22,6 +22,7 @@ mod generate;
 mod joined;
 mod links;
 mod outcome;
+mod reload;
 mod unread;
 
 use std::{
@@ -74,6 +75,7 @@ fn run(command: Command, out: &mut impl Write) -> Result<(), Failure> {
             explain::explain(&load(&explain.config)?, &explain, out)
         }
         Command::Drain(args) => drain::drain(&args, out),
+        Command::Reload(args) => reload::reload(&args, out),
         Command::Activate(args) => drain::activate(&args, out),
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::demo(&args, out),

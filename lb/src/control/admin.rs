@@ -31,6 +31,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     answers::error,
+    changes::Changes,
     checks::{contract::Breach, slow_start::STEPS},
     connections, explain,
     guard::{self, Guard},
@@ -40,6 +41,7 @@ use super::{
         views::{BackendView, RotationView},
         watched::CheckView,
     },
+    reloads::Reloaded,
     shared::Shared,
 };
 use crate::{
@@ -64,6 +66,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/api/v1/panics", get(panics))
         .route("/api/v1/backends", get(backends))
         .route("/api/v1/rotation", get(rotation))
+        .route("/api/v1/reload", post(reload))
         .route("/api/v1/backends/{pool}/{name}", get(backend))
         .route("/api/v1/backends/{pool}/{name}/drain", post(drain))
         .route("/api/v1/backends/{pool}/{name}/activate", post(activate))
@@ -179,6 +182,36 @@ async fn drain(state: State<Arc<Shared>>, path: Path<(String, String)>) -> Respo
 
 async fn activate(state: State<Arc<Shared>>, path: Path<(String, String)>) -> Response {
     command(&state.0, &path.0, Admission::Active).await
+}
+
+/// Reads the configuration, and answers when it is in force or refused.
+async fn reload(State(shared): State<Arc<Shared>>) -> Response {
+    let Some(outcome) = shared.reload().await else {
+        let sentence = "as many reloads wait as there may be; ask again";
+        return error(StatusCode::SERVICE_UNAVAILABLE, sentence);
+    };
+    match outcome {
+        Reloaded::Applied { digest, changes: Changes { told, more } } => {
+            let changes: Vec<_> = told.iter().map(ToString::to_string).collect();
+            Json(json!({
+                "result": "applied", "digest": digest, "changes": changes, "more_changes": more,
+            }))
+            .into_response()
+        }
+        Reloaded::Unchanged { digest } => {
+            Json(json!({ "result": "unchanged", "digest": digest })).into_response()
+        }
+        Reloaded::Taken => {
+            let sentence = "the configuration is taken, and not in force yet";
+            error(StatusCode::SERVICE_UNAVAILABLE, sentence)
+        }
+        Reloaded::Rejected(mistakes) => {
+            let sentence = "the configuration was rejected, the old one goes on";
+            let body = Json(json!({ "error": sentence, "mistakes": mistakes }));
+            (StatusCode::UNPROCESSABLE_ENTITY, body).into_response()
+        }
+        Reloaded::Unread(sentence) => error(StatusCode::SERVICE_UNAVAILABLE, &sentence),
+    }
 }
 
 /// What a server says of itself.
@@ -324,7 +357,7 @@ async fn not_found() -> Response {
     error(
         StatusCode::NOT_FOUND,
         "there is /, /metrics, /healthz, /readyz, /api/v1/backends, /api/v1/config, \
-         /api/v1/explain, /api/v1/panics, /api/v1/rotation, /api/v1/backends/{pool}/{name}, and POST /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
+         /api/v1/explain, /api/v1/panics, /api/v1/rotation, /api/v1/backends/{pool}/{name}, and POST /api/v1/reload, /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
     )
 }
 

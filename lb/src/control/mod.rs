@@ -8,6 +8,7 @@
 mod admin;
 mod answers;
 mod build;
+mod changes;
 mod checks;
 mod connections;
 mod explain;
@@ -15,7 +16,9 @@ mod guard;
 mod health;
 mod page;
 mod plane;
+mod reloads;
 mod restart;
+mod seen;
 mod shared;
 mod systemd;
 mod validation;
@@ -27,7 +30,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::Path,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use quic_lb_config::{
@@ -91,6 +94,7 @@ pub fn run(path: &Path, confined: bool) -> Result<Ending, RunError> {
     if confined {
         confine(path);
     }
+    plane.on_reload(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), true);
     plane.set_workers(workers.count(), workers.totals().clone(), workers.flow_capacity());
 
     let outcome =
@@ -190,7 +194,10 @@ async fn look_after(
     }
     tokio::spawn(build::build(Arc::clone(&shared)));
     let _checks = Checks::start(Arc::clone(&shared)).map_err(RunError::Runtime)?;
-    tokio::spawn(watch::watch(path.to_owned(), Arc::clone(&shared), logging, hangup));
+    if let Some(requests) = shared.reload_requests() {
+        let shared = Arc::clone(&shared);
+        tokio::spawn(watch::watch(path.to_owned(), shared, logging, hangup, requests));
+    }
     systemd::ready();
 
     let mut ticks = time::interval(TICK);

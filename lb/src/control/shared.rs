@@ -13,11 +13,14 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time,
 };
 
-use super::plane::{Built, ControlPlane};
+use super::{
+    plane::{Built, ControlPlane},
+    reloads::{Reloaded, Request},
+};
 use crate::{
     metrics::Metrics,
     worker::{mailbox::Mailboxes, panics::Panics},
@@ -26,6 +29,9 @@ use crate::{
 /// How long whoever changes something waits for it to be in force. Tables of thousands of backends
 /// take tens of milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Requests to reload that may wait: each takes a reading of the file.
+const MAX_RELOADS: usize = 4;
 
 /// What the tasks of the control plane have in common.
 pub(crate) struct Shared {
@@ -37,6 +43,9 @@ pub(crate) struct Shared {
     mailboxes: tokio::sync::Mutex<Mailboxes>,
     panics: Arc<Panics>,
     metrics: Metrics,
+    reloads: mpsc::Sender<Request>,
+    /// Until the task that reloads has taken them.
+    reload_requests: Mutex<Option<mpsc::Receiver<Request>>>,
 }
 
 impl Shared {
@@ -46,7 +55,30 @@ impl Shared {
         let read = Arc::clone(&plane);
         let metrics = Metrics::new(move || locked(&read).reading(Instant::now()));
         let mailboxes = tokio::sync::Mutex::new(mailboxes);
-        Self { plane, changed: Notify::new(), in_force, mailboxes, panics, metrics }
+        let (reloads, requests) = mpsc::channel(MAX_RELOADS);
+        Self {
+            plane,
+            changed: Notify::new(),
+            in_force,
+            mailboxes,
+            panics,
+            metrics,
+            reloads,
+            reload_requests: Mutex::new(Some(requests)),
+        }
+    }
+
+    /// Has the configuration read, and waits for what comes of it. `None` when as many wait as there may be, or nobody
+    /// reads.
+    pub(super) async fn reload(&self) -> Option<Reloaded> {
+        let (answer, outcome) = oneshot::channel();
+        self.reloads.try_send(answer).ok()?;
+        outcome.await.ok()
+    }
+
+    /// The requests to read the configuration; `None` the second time.
+    pub(super) fn reload_requests(&self) -> Option<mpsc::Receiver<Request>> {
+        self.reload_requests.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The state, to be read. To be given back before anything is awaited.

@@ -1,29 +1,40 @@
-//! Reload: SIGHUP, changes of the file, and a look at it every few seconds, because the ways in
-//! which mounted configurations are replaced do not all make a file event.
+//! Reload: SIGHUP, a request of the admin interface, changes of the file, and a look at it every few seconds, because
+//! the ways in which mounted configurations are replaced do not all make a file event.
 //!
-//! A file that cannot be used changes nothing. It is reported once, not at every look. Reading takes
+//! A file that cannot be used changes nothing. It is reported and counted once, and told again to whoever asks. The looks
+//! in between read nothing while the file, and what else it depends on, is the same. Reading takes
 //! place on a thread of its own and has a time limit: a disk that does not answer holds up that
 //! thread alone, and nothing else is read until it does.
+
+#![expect(clippy::disallowed_methods, reason = "the shell gives the state its time")]
 
 use std::{
     collections::BTreeSet,
     ffi::OsString,
     path::{Component, Path, PathBuf},
+    pin::Pin,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use notify::{Event, RecursiveMode, Watcher};
-use quic_lb_config::{Loaded, Mistake, Report, Severity};
+use quic_lb_config::{Config, Loaded, Mistake, Report, Severity};
 use tokio::{
     signal::unix::Signal,
     sync::mpsc,
     task::{self, JoinHandle},
-    time::{self, MissedTickBehavior},
+    time::{self, MissedTickBehavior, Sleep},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
-use super::{plane::Applied, shared::Shared, systemd};
+use super::{
+    changes::{Change, Changes},
+    plane::Applied,
+    reloads::{Reloaded, Request},
+    seen::Seen,
+    shared::Shared,
+    systemd,
+};
 use crate::logging::Logging;
 
 /// From one look at the file to the next.
@@ -41,6 +52,7 @@ pub(super) async fn watch(
     shared: Arc<Shared>,
     logging: Logging,
     mut hangups: Signal,
+    mut requests: mpsc::Receiver<Request>,
 ) {
     let (events, mut changed) = mpsc::channel(1);
     let watcher = watch_folder(&path, move |_| {
@@ -51,10 +63,12 @@ pub(super) async fn watch(
         warn!(file = %path.display(), %error, "no file events; the file is looked at now and then");
     }
     let reading = Beside::new(READING);
-    let mut reloader = Reloader { path, shared, logging, reading, last_rejected: None };
+    let mut reloader =
+        Reloader { path, shared, logging, reading, seen: Seen::default(), last_rejected: None };
     let mut poll = time::interval(POLL);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    poll.tick().await;
+    // Whoever asks does not wait until the writer is done, so that this is no pause of the loop.
+    let mut settled: Option<Pin<Box<Sleep>>> = None;
     loop {
         tokio::select! {
             signal = hangups.recv() => {
@@ -65,12 +79,23 @@ pub(super) async fn watch(
                 reloader.reload(Cause::Asked).await;
                 systemd::ready();
             }
+            Some(request) = requests.recv() => {
+                systemd::reloading();
+                let outcome = reloader.reload(Cause::Asked).await;
+                systemd::ready();
+                // It may have gone.
+                let _ = request.send(outcome);
+            }
             Some(()) = changed.recv() => {
-                time::sleep(SETTLE).await;
-                while changed.try_recv().is_ok() {}
+                settled.get_or_insert_with(|| Box::pin(time::sleep(SETTLE)));
+            }
+            () = async { if let Some(settled) = &mut settled { settled.await } }, if settled.is_some() => {
+                settled = None;
                 reloader.reload(Cause::Noticed).await;
             }
-            _ = poll.tick() => reloader.reload(Cause::Noticed).await,
+            _ = poll.tick() => {
+                reloader.reload(Cause::Looked).await;
+            }
         }
     }
 }
@@ -82,86 +107,163 @@ enum Cause {
     Asked,
     /// It may have changed.
     Noticed,
+    /// It is time to see whether it has.
+    Looked,
+}
+
+/// What was found at one look.
+struct Look {
+    seen: Seen,
+    /// `None` while all is as it was.
+    read: Option<Result<Candidate, Report>>,
+}
+
+/// A configuration that may become the running one.
+struct Candidate {
+    config: Config,
+    warnings: Vec<Mistake>,
+    digest: String,
+    /// From the running one.
+    changes: Changes,
+    /// Differs where configurations do.
+    identity: String,
 }
 
 struct Reloader {
     path: PathBuf,
     shared: Arc<Shared>,
     logging: Logging,
-    reading: Beside<Result<Loaded, Report>>,
-    /// What was wrong with the file when it was last looked at.
+    reading: Beside<Look>,
+    /// The files as they were when they were read last.
+    seen: Seen,
+    /// What was wrong with the file when it was read last.
     last_rejected: Option<String>,
 }
 
 impl Reloader {
-    async fn reload(&mut self, cause: Cause) {
-        let path = self.path.clone();
-        match self.reading.run(move || quic_lb_config::load(path)).await {
-            Ended::Done(Ok(loaded)) => self.on_loaded(cause, loaded).await,
-            Ended::Done(Err(report)) => self.on_mistakes(cause, &report),
-            Ended::Panicked => warn!("the configuration was not read"),
-            Ended::Hangs { since_before } => self.on_hang(cause, since_before),
+    async fn reload(&mut self, cause: Cause) -> Reloaded {
+        let (path, seen, running) =
+            (self.path.clone(), self.seen.clone(), self.shared.plane().newest_config());
+        let work = move || look(&path, seen, &running, cause == Cause::Looked);
+        let outcome = match self.reading.run(work).await {
+            Ended::Done(Look { seen, read }) => {
+                self.seen = seen;
+                match read {
+                    Some(Ok(candidate)) => self.on_candidate(cause, candidate).await,
+                    Some(Err(report)) => self.on_mistakes(cause, &report),
+                    None => None,
+                }
+            }
+            Ended::Panicked => {
+                error!("the configuration was not read");
+                Some(Reloaded::Unread("reading the configuration panicked".to_owned()))
+            }
+            Ended::Hangs { since_before } => Some(self.on_hang(cause, since_before)),
+        };
+        match outcome {
+            Some(outcome) => {
+                let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let failed = matches!(outcome, Reloaded::Rejected(_) | Reloaded::Unread(_));
+                self.shared.plane().on_reload(time, !failed);
+                outcome
+            }
+            // Nobody has asked.
+            None => Reloaded::Unread("the configuration was looked at before".to_owned()),
         }
     }
 
-    fn on_hang(&self, cause: Cause, since_before: bool) {
+    fn on_hang(&self, cause: Cause, since_before: bool) -> Reloaded {
         self.shared.plane().on_hang();
-        if since_before && cause == Cause::Noticed {
-            return;
-        }
         let (file, patience) = (self.path.display(), READING);
-        warn!(%file, ?patience, "reading the configuration hangs, the old one goes on");
+        if !since_before || cause == Cause::Asked {
+            error!(%file, ?patience, "reading the configuration hangs, the old one goes on");
+        }
+        Reloaded::Unread(format!("reading {file} hangs"))
     }
 
-    async fn on_loaded(&mut self, cause: Cause, loaded: Loaded) {
-        let Loaded { config, warnings } = loaded;
-        let (level, digest) = (config.log.level, config.digest());
+    /// `None` when there is nothing to be said of it that was not said before.
+    async fn on_candidate(&mut self, cause: Cause, candidate: Candidate) -> Option<Reloaded> {
+        let Candidate { config, warnings, digest, changes, identity } = candidate;
+        let level = config.log.level;
         let file = self.path.display();
-        let seen = config.masked_document().to_string() + &digest;
-        if cause == Cause::Noticed && self.last_rejected.as_ref() == Some(&seen) {
-            return;
+        let is_known = self.last_rejected.as_ref() == Some(&identity);
+        if cause != Cause::Asked && is_known {
+            return None;
         }
         let applied = self.shared.change(|plane| plane.apply(config));
         match applied {
             Applied::Unchanged => {
-                self.last_rejected = None;
-                if cause == Cause::Asked {
-                    info!(%file, digest, "configuration unchanged");
-                } else {
-                    debug!(%file, "configuration unchanged");
+                let is_back = self.last_rejected.take().is_some();
+                if is_back {
+                    self.shared.plane().on_corrected();
                 }
+                if is_back || cause == Cause::Asked {
+                    info!(%file, digest, "configuration unchanged");
+                    return Some(Reloaded::Unchanged { digest });
+                }
+                debug!(%file, "configuration unchanged");
+                None
             }
             Applied::Changed => {
                 self.last_rejected = None;
                 self.logging.set_level(level);
                 log_mistakes(&warnings);
+                log_changes(&changes);
                 if self.shared.until_in_force().await {
                     info!(%file, digest, "configuration applied");
-                } else {
-                    warn!(%file, digest, "configuration taken, and not in force yet");
+                    return Some(Reloaded::Applied { digest, changes });
                 }
+                warn!(%file, digest, "configuration taken, and not in force yet");
+                Some(Reloaded::Taken)
             }
             Applied::NeedsRestart(reasons) => {
-                self.last_rejected = Some(seen);
-                for reason in reasons {
-                    warn!(%file, reason, "change that needs a restart");
+                self.last_rejected = Some(identity);
+                if !is_known {
+                    self.shared.plane().on_rejected();
                 }
-                warn!(%file, "configuration rejected, the old one goes on");
+                for reason in &reasons {
+                    error!(%file, reason, "change that needs a restart");
+                }
+                error!(%file, "configuration rejected, the old one goes on");
+                let sentence = |reason| format!("{reason}, which needs a restart");
+                Some(Reloaded::Rejected(reasons.into_iter().map(sentence).collect()))
             }
         }
     }
 
-    fn on_mistakes(&mut self, cause: Cause, report: &Report) {
-        let seen = report.to_string();
-        if cause == Cause::Noticed && self.last_rejected.as_ref() == Some(&seen) {
-            return;
+    /// `None` when nothing is to be said of them that was not said before.
+    fn on_mistakes(&mut self, cause: Cause, report: &Report) -> Option<Reloaded> {
+        let identity = report.to_string();
+        let is_known = self.last_rejected.as_ref() == Some(&identity);
+        if cause != Cause::Asked && is_known {
+            return None;
         }
-        self.last_rejected = Some(seen);
-        self.shared.plane().on_rejected();
+        self.last_rejected = Some(identity);
+        if !is_known {
+            self.shared.plane().on_rejected();
+        }
         log_mistakes(&report.mistakes);
         let (file, errors) = (self.path.display(), report.errors());
-        warn!(%file, errors, "configuration rejected, the old one goes on");
+        error!(%file, errors, "configuration rejected, the old one goes on");
+        let mistakes = report.mistakes.iter();
+        let mistakes = mistakes.filter(|mistake| mistake.severity == Severity::Error);
+        Some(Reloaded::Rejected(mistakes.map(ToString::to_string).collect()))
     }
+}
+
+/// Reads the file, `if_changed` only when it or something that it depends on is not as it was.
+fn look(path: &Path, seen: Seen, running: &Config, if_changed: bool) -> Look {
+    if if_changed && seen.is_current() {
+        return Look { seen, read: None };
+    }
+    let (seen, read) = Seen::while_(|depends_on| quic_lb_config::load_telling(path, depends_on));
+    let candidate = |Loaded { config, warnings }| {
+        let digest = config.digest();
+        let changes = Changes::between(running, &config);
+        let identity = config.masked_document().to_string() + &digest;
+        Candidate { config, warnings, digest, changes, identity }
+    };
+    Look { seen, read: Some(read.map(candidate)) }
 }
 
 /// Work on a thread beside the one that answers: one piece at a time, each with a time limit.
@@ -214,12 +316,21 @@ pub(super) fn log_mistakes(mistakes: &[Mistake]) {
         let path = place.as_ref().map(|place| place.path.as_str());
         match severity {
             Severity::Error => {
-                warn!(line, column, path, found, expected, "mistake in the configuration");
+                error!(line, column, path, found, expected, "mistake in the configuration");
             }
             Severity::Warning => {
                 warn!(line, column, path, found, expected, "doubt about the configuration");
             }
         }
+    }
+}
+
+fn log_changes(Changes { told, more }: &Changes) {
+    for Change { at, old, new } in told {
+        info!(at, old, new, "configuration change");
+    }
+    if *more > 0 {
+        info!(more, "configuration changes that are not told one by one");
     }
 }
 
@@ -285,6 +396,29 @@ mod tests {
         fs::rename(at("other.yaml"), at("lb.yaml")).unwrap();
         assert!(first().contains(&at("lb.yaml")));
         drop(watcher);
+    }
+
+    #[test]
+    fn what_is_as_it_was_is_not_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, key) = (folder.path().join("lb.yaml"), folder.path().join("web.key"));
+        fs::write(&key, "8f95f09245765f80256934e50c66207f").unwrap();
+        let text = include_str!("../../../config/examples/contract.yaml");
+        let text = text.replace("key: \"8f95f09245765f80256934e50c66207f\"", "key_file: web.key");
+        fs::write(&path, &text).unwrap();
+        let running = quic_lb_config::load(&path).unwrap().config;
+        let look_at = |seen: &Seen, if_changed| look(&path, seen.clone(), &running, if_changed);
+        let Look { mut seen, read } = look_at(&Seen::default(), true);
+        assert_eq!(read.unwrap().unwrap().changes, Changes::default());
+        assert!(look_at(&seen, true).read.is_none());
+        assert!(look_at(&seen, false).read.is_some(), "whoever asks has it read");
+        for (file, content) in [(&key, "9f95f09245765f80256934e50c66207f"), (&path, "no")] {
+            fs::write(file, content).unwrap();
+            let Look { seen: now, read } = look_at(&seen, true);
+            assert!(read.is_some(), "{}", file.display());
+            seen = now;
+            assert!(look_at(&seen, true).read.is_none(), "{}", file.display());
+        }
     }
 
     #[tokio::test]

@@ -272,7 +272,6 @@ impl ControlPlane {
         }
         let reasons = needs_restart(&self.config, &config);
         if !reasons.is_empty() {
-            self.reloads.rejected += 1;
             return Applied::NeedsRestart(reasons);
         }
         self.config = Arc::new(config);
@@ -283,7 +282,17 @@ impl ControlPlane {
         Applied::Changed
     }
 
-    /// Counts a file that could not even be read as a configuration.
+    /// Takes note of how a reload ended, and when, since 1970.
+    pub(crate) fn on_reload(&mut self, time: Duration, successful: bool) {
+        self.reloads.last = Some((time, successful));
+    }
+
+    /// Counts a file that was corrected to what is running anyway.
+    pub(crate) const fn on_corrected(&mut self) {
+        self.reloads.corrected += 1;
+    }
+
+    /// Counts a file that cannot become the running configuration.
     pub(crate) const fn on_rejected(&mut self) {
         self.reloads.rejected += 1;
     }
@@ -387,6 +396,11 @@ impl ControlPlane {
     /// The configuration in force.
     pub(crate) fn config(&self) -> &Config {
         &self.in_force.config
+    }
+
+    /// The newest configuration, which may not be in force yet.
+    pub(crate) fn newest_config(&self) -> Arc<Config> {
+        Arc::clone(&self.config)
     }
 
     /// As [`Self::config`], to be kept.

@@ -637,7 +637,7 @@ fn a_new_key_alone_is_a_change() {
     assert_eq!(bench.reload(|c| c.pools[0].cid_configs = vec![other]), Applied::Changed);
     assert_eq!(
         bench.plane.reading(bench.now).reloads,
-        Reloads { applied: 1, rejected: 0, hung: 0 }
+        Reloads { applied: 1, ..Default::default() }
     );
 }
 
@@ -669,10 +669,20 @@ fn what_needs_a_restart_is_refused_as_a_whole_and_named() {
         ]
     );
     assert!(Arc::ptr_eq(&before, &bench.plane.routing().load_full()));
-    assert_eq!(
-        bench.plane.reading(bench.now).reloads,
-        Reloads { applied: 0, rejected: 1, hung: 0 }
-    );
+    assert_eq!(bench.plane.reading(bench.now).reloads, Reloads::default());
+}
+
+#[test]
+fn a_corrected_file_counts_as_applied_also_while_a_snapshot_is_built() {
+    let mut bench = Bench::new();
+    bench.plane.on_rejected();
+    bench.plane.on_reload(Duration::from_secs(5), false);
+    bench.plane.on_corrected();
+    bench.plane.on_reload(Duration::from_secs(6), true);
+    bench.reload(|config| config.pools[0].backends[1].weight = 7.try_into().unwrap());
+    let reloads = bench.plane.reading(bench.now).reloads;
+    assert_eq!((reloads.applied, reloads.rejected), (2, 1));
+    assert_eq!(reloads.last, Some((Duration::from_secs(6), true)));
 }
 
 #[test]

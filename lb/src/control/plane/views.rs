@@ -98,7 +98,10 @@ impl ControlPlane {
             panics: self.totals.panics(),
             ready: self.stage == Stage::Running,
             tokens_made: self.registry.admission.tokens_made(),
-            reloads: Reloads { applied: self.in_force.applied, ..self.reloads },
+            reloads: Reloads {
+                applied: self.in_force.applied + self.reloads.corrected,
+                ..self.reloads
+            },
             digest: config.digest(),
         }
     }
