@@ -52,6 +52,8 @@ pub(super) struct OwnAddresses {
     listeners: Vec<ListenerAddr>,
     /// In order.
     backends: Vec<(IpAddr, u16)>,
+    /// All their ports, one bit each: hardly any client has one of them.
+    ports: Vec<u64>,
 }
 
 impl OwnAddresses {
@@ -61,9 +63,14 @@ impl OwnAddresses {
         let mut backends: Vec<_> = backends.collect();
         backends.sort_unstable();
         backends.dedup();
-        let listeners =
+        let listeners: Vec<_> =
             config.listeners.iter().map(|listener| ListenerAddr(listener.address)).collect();
-        Self { listeners, backends }
+        let mut ports = vec![0; 1 << 10];
+        let of_listeners = listeners.iter().map(|ListenerAddr(own)| own.port());
+        for port in of_listeners.chain(backends.iter().map(|(_, port)| *port)) {
+            ports[usize::from(port / 64)] |= 1 << (port % 64);
+        }
+        Self { listeners, backends, ports }
     }
 
     /// Why a datagram to the address `local` that claims to come from `client` comes from no client: it
@@ -74,6 +81,10 @@ impl OwnAddresses {
         ClientAddr(client): ClientAddr,
         local: Option<IpAddr>,
     ) -> Option<DropReason> {
+        let port = client.port();
+        if self.ports[usize::from(port / 64)] >> (port % 64) & 1 == 0 {
+            return None;
+        }
         let is_ours = self.listeners.iter().any(|ListenerAddr(own)| {
             let same =
                 own.ip() == client.ip() || own.ip().is_unspecified() && local == Some(client.ip());
@@ -104,9 +115,15 @@ mod tests {
 
     #[test]
     fn our_own_addresses_are_known_with_their_ports() {
-        let listeners = ["192.0.2.1:443", "[::]:443"];
-        let listeners = listeners.map(|own| ListenerAddr(own.parse().unwrap())).into();
-        let own = OwnAddresses { listeners, backends: vec![] };
+        let mut config = crate::fixtures::config(true);
+        let template = config.listeners[0].clone();
+        config.listeners = ["192.0.2.1:443", "[::]:443"]
+            .map(|own| quic_lb_config::Listener {
+                address: own.parse().unwrap(),
+                ..template.clone()
+            })
+            .into();
+        let own = OwnAddresses::new(&config);
         let contains = |client: &str, local: Option<&str>| {
             let client = ClientAddr(client.parse().unwrap());
             let refused = own.refuse(client, local.map(|local| local.parse().unwrap()));

@@ -34,6 +34,8 @@ use quic_lb_config::{Config, Surroundings};
 const LISTENER: ListenerIndex = ListenerIndex(0);
 /// Batches per counted run; a run with none is subtracted.
 const COUNTED: usize = 200;
+/// Exchanges after which a flow is proved, and more.
+const EXCHANGES: usize = 20;
 
 const ROUTABLE: &str = "
       quic_lb:
@@ -63,17 +65,20 @@ struct Case {
     paths: usize,
     /// What one client path sends; what the batch before was answered with tells it apart.
     datagram: fn(&Bench, usize) -> Vec<u8>,
+    /// Whether the servers go on answering, so that the flows are proved.
+    answered: bool,
     /// What each decision has to be, lest another way be measured.
     expected: fn(&Verdict) -> bool,
 }
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 8] = [
     Case {
         name: "routable connection ID, one flow",
         pool: ROUTABLE,
         retry: false,
         paths: 1,
-        datagram: |bench, _| short(&bench.cid),
+        datagram: |bench, path| short(&bench.cids[path]),
+        answered: true,
         expected: |verdict| by(verdict, Rule::Cid),
     },
     Case {
@@ -81,7 +86,17 @@ const CASES: [Case; 7] = [
         pool: ROUTABLE,
         retry: false,
         paths: BATCH,
-        datagram: |bench, _| short(&bench.cid),
+        datagram: |bench, path| short(&bench.cids[path]),
+        answered: true,
+        expected: |verdict| by(verdict, Rule::Cid),
+    },
+    Case {
+        name: "routable connection ID, 64 flows without an answer",
+        pool: ROUTABLE,
+        retry: false,
+        paths: BATCH,
+        datagram: |bench, path| short(&bench.cids[path]),
+        answered: false,
         expected: |verdict| by(verdict, Rule::Cid),
     },
     Case {
@@ -90,6 +105,7 @@ const CASES: [Case; 7] = [
         retry: false,
         paths: BATCH,
         datagram: |_, path| initial(path),
+        answered: true,
         expected: |verdict| by(verdict, Rule::FourTupleScid),
     },
     Case {
@@ -98,6 +114,7 @@ const CASES: [Case; 7] = [
         retry: false,
         paths: BATCH,
         datagram: |_, path| short(&learnt(path)),
+        answered: true,
         expected: |verdict| by(verdict, Rule::Dcid),
     },
     Case {
@@ -106,6 +123,8 @@ const CASES: [Case; 7] = [
         retry: false,
         paths: BATCH,
         datagram: |_, _| short(&[0xee; 12]),
+        // An ID whose packets are answered is soon learnt.
+        answered: false,
         expected: |verdict| by(verdict, Rule::FourTuple),
     },
     Case {
@@ -114,6 +133,7 @@ const CASES: [Case; 7] = [
         retry: true,
         paths: BATCH,
         datagram: |_, path| initial(path),
+        answered: true,
         expected: |verdict| matches!(verdict, Verdict::Reply(_)),
     },
     Case {
@@ -122,6 +142,7 @@ const CASES: [Case; 7] = [
         retry: false,
         paths: BATCH,
         datagram: |_, _| vec![0xc0, 0, 0, 0, 1, 9],
+        answered: true,
         expected: |verdict| *verdict == Verdict::Drop(DropReason::Malformed),
     },
 ];
@@ -167,8 +188,8 @@ fn instructions(case: usize, batches: usize) -> Result<Option<f64>> {
 struct Bench {
     forwarder: Forwarder,
     now: Instant,
-    /// A connection ID of backend `a`, where there are routable ones.
-    cid: Vec<u8>,
+    /// Connection IDs of backend `a` by client path, where there are routable ones.
+    cids: Vec<Vec<u8>>,
     batch: Vec<(ClientPath, Vec<u8>)>,
     expected: fn(&Verdict) -> bool,
 }
@@ -187,16 +208,22 @@ impl Bench {
         let start = Start { clock: Clock { now, unix: SystemTime::now() }, seed: [7; 32] };
         let forwarder = Forwarder::new(1_000, Arc::new(routing), Arc::new(memory), &start);
         let pool = &config.pools[0];
-        let cid = pool.cid_configs.first().map_or(Ok(vec![]), |cids| of_server(cids, pool))?;
+        let mut cids = Vec::new();
+        for (path, config) in (0..case.paths).zip(pool.cid_configs.iter().cycle()) {
+            cids.push(of_server(config, pool, path)?);
+        }
         let batch = Vec::with_capacity(BATCH);
-        let mut bench = Self { forwarder, now, cid, batch, expected: case.expected };
+        let mut bench = Self { forwarder, now, cids, batch, expected: case.expected };
         for path in 0..case.paths {
             bench.acquaint(path)?;
         }
         let datagrams = (0..BATCH).map(|at| at % case.paths);
         let datagrams = datagrams.map(|at| (path(at), (case.datagram)(&bench, at))).collect();
         bench.batch = datagrams;
-        bench.decide()?;
+        let exchanges = if case.answered { EXCHANGES } else { 1 };
+        for _ in 0..exchanges {
+            bench.exchange(case.answered)?;
+        }
         Ok(bench)
     }
 
@@ -217,17 +244,25 @@ impl Bench {
         }
     }
 
-    fn decide(&mut self) -> Result<()> {
+    /// Has the batch decided, and the servers answer; the first one may open flows, what is counted does
+    /// not.
+    fn exchange(&mut self, answered: bool) -> Result<()> {
         let batch = self.batch.iter().map(|(path, octets)| Datagram { path: *path, octets });
         let batch: Vec<_> = batch.collect();
         let mut verdicts = [Verdict::Drop(DropReason::Empty); BATCH];
         self.forwarder.decide_batch(self.now, LISTENER, &batch, &mut verdicts);
-        // The first round may open flows; what is counted does not.
-        self.forwarder.decide_batch(self.now, LISTENER, &batch, &mut verdicts);
-        match verdicts.iter().find(|verdict| !(self.expected)(verdict)) {
-            Some(other) => bail!("another way was taken: {other:?}"),
-            None => Ok(()),
+        for verdict in &verdicts {
+            if !(self.expected)(verdict) {
+                bail!("another way was taken: {verdict:?}");
+            }
+            if let Verdict::Forward { via, .. } = verdict
+                && let Some(flow) = via.flow()
+                && answered
+            {
+                self.forwarder.returned_short(self.now, flow, &short(&[0; 8]), 1);
+            }
         }
+        Ok(())
     }
 
     fn run(&mut self, batches: usize) -> Result<()> {
@@ -250,9 +285,9 @@ fn config(text: &str) -> Result<Config> {
     }
 }
 
-fn of_server(cids: &CidConfig, pool: &quic_lb_config::Pool) -> Result<Vec<u8>> {
+fn of_server(cids: &CidConfig, pool: &quic_lb_config::Pool, path: usize) -> Result<Vec<u8>> {
     let (_, server_id) = pool.backends[0].server_ids.first().context("it has a server ID")?;
-    Ok(cids.encode(server_id, &[9; 6])?.to_vec())
+    Ok(cids.encode(server_id, &[9, 9, 9, 9, 9, path as u8])?.to_vec())
 }
 
 fn by(verdict: &Verdict, wanted: Rule) -> bool {
