@@ -108,3 +108,54 @@ impl Others {
         (owner == server_id.as_slice()).then_some(usize::from(shard))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routable::{CidGenerator, Key, Partition};
+
+    const SHARD: u8 = 3;
+
+    /// What a balancer may have in front of it: as many octets as there are, and no more.
+    fn long(dcid: &[u8]) -> Vec<u8> {
+        let len = [u8::try_from(dcid.len()).unwrap()];
+        [&[0xc0, 0, 0, 0, 1], &len[..], dcid, &[0]].concat()
+    }
+
+    fn short(dcid: &[u8]) -> Vec<u8> {
+        [&[0x40], dcid, &[0x55; 30]].concat()
+    }
+
+    #[test]
+    fn req_m17_every_layout_leads_to_its_shard_by_long_headers_and_short_ones() {
+        let from = Received { remote: ([192, 0, 2, 1], 1000).into(), local: None, ecn: None };
+        // One octet of the server ID is left for the shard.
+        for (server_id_len, nonce_len) in
+            (1..15usize).flat_map(|server| (4..=19 - server).map(move |nonce| (server, nonce)))
+        {
+            for key in [None, Some(Key::new([5; 16]))] {
+                let id = ConfigId::new(1).unwrap();
+                let config = CidConfig::new(id, server_id_len, nonce_len, key.as_ref()).unwrap();
+                let [own, foreign] =
+                    [9, 8].map(|octet| ServerId::new(&[octet; 15][..server_id_len]).unwrap());
+                let cid = |server| {
+                    let partition = Partition::Of256(SHARD);
+                    let made = CidGenerator::new(config.clone(), server, partition, [1; 32]);
+                    made.unwrap().generate().unwrap()
+                };
+                let mut shards = connect(5);
+                let (others, _) = &mut shards[0];
+                others.set_config(&config, own);
+                let layout = format!("{config:?}");
+                for datagram in [long(&cid(own)), short(&cid(own))] {
+                    assert!(others.hand_over(from, &datagram), "{layout}");
+                }
+                for datagram in [long(&cid(foreign)), short(&cid(foreign))] {
+                    assert!(!others.hand_over(from, &datagram), "{layout}");
+                }
+                let (_, inbox) = &mut shards[usize::from(SHARD)];
+                assert_eq!(std::iter::from_fn(|| inbox.try_recv().ok()).count(), 2, "{layout}");
+            }
+        }
+    }
+}

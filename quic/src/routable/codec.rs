@@ -484,7 +484,11 @@ mod tests {
                 (MIN_NONCE_LEN..=MAX_ENCODED_LEN - server_id).map(move |n| (server_id, n))
             })
             .flat_map(move |(s, n)| [None, Some(key.clone())].map(|key| (s, n, key)))
-            .map(move |(s, n, key)| CidConfig::new(id, s, n, key.as_ref()).unwrap())
+            .map(move |(s, n, key)| {
+                let config = CidConfig::new(id, s, n, key.as_ref()).unwrap();
+                assert_eq!(config.is_encrypted(), key.is_some());
+                config
+            })
     }
 
     proptest! {

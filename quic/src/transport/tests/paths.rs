@@ -211,6 +211,8 @@ fn req_i05_an_address_that_does_not_answer_gives_way_to_the_last_one_that_did() 
     }
     let path = pair.at_server().path();
     assert_eq!((path.remote, path.validated), (home, true));
+    let [_, _, paths, ..] = pair.at_server().holdings();
+    assert_eq!(paths, 1, "nothing of it is left");
     pair.from = home;
     pair.at_client().ping();
     pair.settle();

@@ -105,3 +105,11 @@ fn req_l05_a_path_that_carries_more_after_ten_minutes_is_noticed_without_anythin
     wire.run(Duration::from_secs(100), &mut all_arrive);
     assert_eq!(wire.pair.at_server().path().mtu, 1452);
 }
+
+#[test]
+fn req_l05_nothing_is_searched_on_a_path_that_carries_all_that_it_may() {
+    let config = TransportConfig { idle_timeout: Duration::ZERO, ..TransportConfig::default() };
+    let mut wire = Wire::connected(Scene::with(config), ROUND_TRIP);
+    let server = wire.pair.at_server();
+    assert_eq!((server.path().mtu, server.deadline()), (1452, None));
+}
