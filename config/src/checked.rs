@@ -18,6 +18,9 @@ use zeroize::Zeroizing;
 /// How many backends all pools of a [`Config`] together have at most.
 pub const MAX_BACKENDS: usize = 4096;
 
+/// How many listeners a [`Config`] has at most; each costs a socket for each worker.
+pub const MAX_LISTENERS: usize = 64;
+
 /// The `TimeoutStopSec` of the unit file that comes with the balancer.
 pub const UNIT_STOP_LIMIT: Duration = Duration::from_secs(60);
 

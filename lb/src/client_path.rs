@@ -5,7 +5,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-/// A listener, by its place in the configuration.
+/// A listener, by its number: its place in the configuration that the process has begun with, and that of one which has ended or a
+/// new one since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ListenerIndex(pub usize);
 

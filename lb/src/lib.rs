@@ -61,6 +61,7 @@ mod fixtures;
 mod flows;
 pub mod forwarder;
 pub mod learnt;
+mod listeners;
 pub mod logging;
 pub mod maglev;
 pub mod memory;

@@ -13,6 +13,7 @@ use crate::{
     admission::{AdmissionState, Gate},
     backend::{BackendId, MAX_BACKENDS},
     learnt::LearntCids,
+    listeners::{ListenerNumbers, Placed},
 };
 
 /// What outlives snapshots: who has which [`BackendId`], what admission has counted, and what was
@@ -24,16 +25,18 @@ pub struct Registry {
     by_address: BTreeMap<SocketAddr, Vec<usize>>,
     /// What admission has counted, and where each listener stands.
     pub admission: AdmissionState,
+    /// Who has which [`ListenerIndex`](crate::client_path::ListenerIndex).
+    pub(crate) listeners: ListenerNumbers,
     /// By the name of the pool.
     learnt: BTreeMap<String, Arc<LearntCids>>,
 }
 
-/// What a snapshot shares with those before it, in the order of its configuration.
+/// What a snapshot shares with those before it.
 #[derive(Debug)]
 pub(crate) struct Lasting {
-    /// Of each listener.
-    pub(crate) gates: Vec<Gate>,
-    /// Of each pool.
+    /// Those that have sockets.
+    pub(crate) listeners: Vec<(Placed, Gate)>,
+    /// Of each pool, in the order of its configuration.
     pub(crate) learnt: Vec<Arc<LearntCids>>,
 }
 
@@ -85,7 +88,10 @@ impl Registry {
                 learnt
             })
             .collect();
-        Lasting { gates: self.admission.gates(config), learnt }
+        self.listeners.assign(config);
+        let placed: Vec<_> = self.listeners.placed().collect();
+        let gates = self.admission.gates(config, &placed);
+        Lasting { listeners: placed.into_iter().zip(gates).collect(), learnt }
     }
 
     fn known(&self, (pool, name, address): (&str, &str, SocketAddr)) -> Option<usize> {

@@ -15,6 +15,7 @@ use crate::{
     backend::{BackendAddr, BackendId, BackendState, MAX_BACKENDS, PoolIndex},
     client_path::{ClientAddr, ListenerIndex},
     learnt::LearntCids,
+    listeners::Placed,
     maglev::{Maglev, Size},
     registry::{Lasting, Registry},
     wanted::{Wanted, WantedBackend},
@@ -25,7 +26,8 @@ use crate::{
 pub struct Routing {
     /// How long what is remembered lives.
     pub lifetimes: Lifetimes,
-    listeners: Vec<ListenerRoute>,
+    /// By number.
+    listeners: Vec<Option<ListenerRoute>>,
     pools: Vec<PoolRoute>,
     backends: Vec<Option<BackendRoute>>,
 }
@@ -59,6 +61,8 @@ pub struct ListenerRoute {
     pub default_pool: PoolIndex,
     /// Whether what begins a connection may.
     pub gate: Gate,
+    /// Whether it is not in the configuration any more, and goes on for the connections that it has.
+    pub leaves: bool,
     servers: HashMap<Decoded, BackendId, ahash::RandomState>,
 }
 
@@ -155,7 +159,7 @@ impl Routing {
         config: &Config,
         pools_of: impl Fn(&Listener) -> Vec<PoolIndex>,
         wanted: &Wanted,
-        Lasting { gates, learnt }: Lasting,
+        Lasting { listeners: placed, learnt }: Lasting,
         before: Option<&Self>,
     ) -> Self {
         let before = before.map(Self::pools_by_name).unwrap_or_default();
@@ -176,11 +180,15 @@ impl Routing {
             pools.push(PoolRoute::new(pool, wanted, learnt, before));
         }
         let servers: Vec<_> = wanted.pools().iter().map(|pool| servers_of(pool)).collect();
-        let listeners = config.listeners.iter().zip(gates).map(|(listener, gate)| {
-            ListenerRoute::new(pools_of(listener), &config.pools, &servers, gate)
-        });
+        let mut listeners = vec![];
+        for (Placed { index, listener, leaves }, gate) in placed {
+            listeners.resize_with(listeners.len().max(index.0 + 1), || None);
+            let pools = pools_of(&listener);
+            let route = ListenerRoute::new(pools, &config.pools, &servers, gate);
+            listeners[index.0] = Some(ListenerRoute { leaves, ..route });
+        }
         let lifetimes = Lifetimes::from(&config.timeouts);
-        Self { lifetimes, listeners: listeners.collect(), pools, backends }
+        Self { lifetimes, listeners, pools, backends }
     }
 
     /// How many pools have another table than the pool of their name has in `other`.
@@ -203,11 +211,17 @@ impl Routing {
     ///
     /// # Panics
     ///
-    /// When the configuration has fewer listeners.
+    /// When there is no such listener.
     #[inline]
     #[must_use]
     pub fn listener(&self, listener: ListenerIndex) -> &ListenerRoute {
-        &self.listeners[listener.0]
+        self.listeners[listener.0].as_ref().expect("whoever asks has its socket")
+    }
+
+    /// Whether there is such a listener.
+    #[must_use]
+    pub fn has_listener(&self, listener: ListenerIndex) -> bool {
+        self.listeners.get(listener.0).is_some_and(Option::is_some)
     }
 
     /// What `pool` leads to.
@@ -270,7 +284,14 @@ impl ListenerRoute {
         let mut servers: HashMap<_, _, _> =
             HashMap::with_hasher(ahash::RandomState::with_seeds(0, 0, 0, 0));
         servers.extend(known);
-        Self { decoder: Decoder::new(configs), default_pool: pools[0], pools, gate, servers }
+        Self {
+            decoder: Decoder::new(configs),
+            default_pool: pools[0],
+            pools,
+            gate,
+            leaves: false,
+            servers,
+        }
     }
 
     /// The server that a decoded connection ID names.

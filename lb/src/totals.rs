@@ -33,9 +33,18 @@ impl Totals {
     /// The sums for the listener with this index.
     #[must_use]
     pub fn of_listener(&self, listener: usize) -> ListenerTotals {
+        self.of_listeners([listener])
+    }
+
+    /// The sums for all listeners with these indices.
+    #[must_use]
+    pub fn of_listeners(&self, listeners: impl IntoIterator<Item = usize>) -> ListenerTotals {
         let mut totals = ListenerTotals::default();
-        for counters in self.sources.iter().filter_map(|source| source.listeners.get(listener)) {
-            totals.add(counters);
+        for listener in listeners {
+            for counters in self.sources.iter().filter_map(|source| source.listeners.get(listener))
+            {
+                totals.add(counters);
+            }
         }
         totals
     }
@@ -301,7 +310,7 @@ mod tests {
             }
         }
         let edge = totals.of_listener(1);
-        assert_eq!(edge.received, 3 * (15 + 300 + 3));
+        assert_eq!(edge.received, 3 * (15 + 325 + 3));
         assert_eq!(edge.verdicts(), edge.received);
         assert_eq!(totals.of_listener(0), ListenerTotals::default());
         assert_eq!(totals.of_listener(2), ListenerTotals::default(), "nobody counts for it");

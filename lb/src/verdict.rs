@@ -78,6 +78,8 @@ pub enum DropReason {
     ListenerLimit,
     /// Too many connections begin altogether.
     TotalLimit,
+    /// It would begin something on a listener that is not in the configuration any more.
+    ListenerRemoved,
     /// No backend of the pool takes new connections.
     NoBackend,
     /// It would start a flow, and the limit on flows is reached.
@@ -96,7 +98,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Empty,
         Self::Malformed,
         Self::SmallInitial,
@@ -114,6 +116,7 @@ impl DropReason {
         Self::NetworkLimit,
         Self::ListenerLimit,
         Self::TotalLimit,
+        Self::ListenerRemoved,
         Self::NoBackend,
         Self::FlowLimit,
         Self::DescriptorLimit,
@@ -144,6 +147,7 @@ impl DropReason {
             Self::NetworkLimit => "network_limit",
             Self::ListenerLimit => "listener_limit",
             Self::TotalLimit => "total_limit",
+            Self::ListenerRemoved => "listener_removed",
             Self::NoBackend => "no_backend",
             Self::FlowLimit => "flow_limit",
             Self::DescriptorLimit => "descriptor_limit",

@@ -18,7 +18,8 @@ use quic_lb_tests::{
     balancer::Reload,
     certificate::ALPN,
     client::{Client, download, each, echo, who},
-    document::{Pool, Scheme},
+    document::{Listener, Pool, Scheme, free_address},
+    metrics::Metrics,
     nat::Nat,
     noise,
     origin::{Cids, OPAQUE_CID_LEN},
@@ -226,14 +227,77 @@ async fn a_pool_changes_under_its_connections() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_come_and_go_and_no_connection_is_lost() -> anyhow::Result<()> {
+    listeners_come_and_go(20, Duration::ZERO).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a minute: cargo test -p quic-lb-tests --test real_quic -- --ignored"]
+async fn listeners_come_and_go_a_hundred_times_a_minute() -> anyhow::Result<()> {
+    listeners_come_and_go(100, Duration::from_millis(550)).await
+}
+
+/// Two listeners come and go by so many reloads. Connections are on the one that stays, and on the two from the first time on that
+/// they are there.
+async fn listeners_come_and_go(reloads: usize, pause: Duration) -> anyhow::Result<()> {
+    let mut site = Site::start(web(Scheme::FOUR_PASS)).await?;
+    let stays = site.document.listeners[0].clone();
+    let [one, other] = ["one", "other"].map(|name| Listener {
+        name: name.to_owned(),
+        address: free_address(LOCAL),
+        ..stays.clone()
+    });
+    let mut crowds = vec![Crowd::start(&site, 6).await?];
+    for nth in 1..=reloads {
+        let listeners = match nth % 4 {
+            1 => vec![stays.clone(), one.clone()],
+            2 => vec![other.clone(), stays.clone(), one.clone()],
+            3 => vec![other.clone(), stays.clone()],
+            _ => vec![stays.clone()],
+        };
+        site.document.listeners = listeners;
+        site.balancer.reload(&site.document, Reload::Signal)?;
+        let applied = move |metrics: &Metrics| {
+            metrics.sum("config_reloads_total", &[("result", "applied")]) == nth as u64
+        };
+        site.balancer.wait_for("the reload", applied).await?;
+        match nth {
+            1 => crowds.push(Crowd::start_at(&site, one.address, 3).await?),
+            2 => crowds.push(Crowd::start_at(&site, other.address, 3).await?),
+            _ => tokio::time::sleep(pause).await,
+        }
+        if nth % 5 == 0 || nth == reloads {
+            for crowd in &crowds {
+                crowd.all_go_on(|_| true).await?;
+            }
+        }
+    }
+    let newcomer = site.client(LOCAL)?;
+    let gone = tokio::time::timeout(Duration::from_secs(2), newcomer.connect(one.address)).await;
+    ensure!(!matches!(gone, Ok(Ok(_))), "a new connection at a listener that was removed");
+    let metrics = site.balancer.metrics().await?;
+    let refused = metrics.sum("datagrams_dropped_total", &[("reason", "listener_removed")]);
+    ensure!(refused > 0, "it was refused for another reason");
+    for crowd in crowds {
+        crowd.end(|_| true).await?;
+    }
+    site.document.listeners = vec![stays, one, other];
+    site.balancer.reload(&site.document, Reload::Signal)?;
+    let applied = |metrics: &Metrics| {
+        metrics.sum("config_reloads_total", &[("result", "applied")]) == reloads as u64 + 1
+    };
+    site.balancer.wait_for("the reload", applied).await?;
+    site.check().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_configuration_changes_nothing() -> anyhow::Result<()> {
     let site = Site::start(web(Scheme::FOUR_PASS)).await?;
     let crowd = Crowd::start(&site, 6).await?;
 
     site.balancer.write_config("listeners: 7\npools: []\nnonsense: yes\n")?;
-    let rejected = |m: &quic_lb_tests::metrics::Metrics| {
-        m.sum("config_reloads_total", &[("result", "rejected")]) > 0
-    };
+    let rejected = |m: &Metrics| m.sum("config_reloads_total", &[("result", "rejected")]) > 0;
     site.balancer.wait_for("the file is rejected", rejected).await?;
 
     crowd.all_go_on(|_| true).await?;
@@ -427,11 +491,15 @@ struct Member {
 
 impl Crowd {
     async fn start(site: &Site, size: usize) -> anyhow::Result<Self> {
+        Self::start_at(site, site.address(), size).await
+    }
+
+    async fn start_at(site: &Site, listener: SocketAddr, size: usize) -> anyhow::Result<Self> {
         let client = site.client(LOCAL)?.with_keep_alive();
         let enough = Arc::<AtomicBool>::default();
         let mut members = Vec::new();
         for _ in 0..size {
-            let connection = client.connect(site.address()).await?;
+            let connection = client.connect(listener).await?;
             let server = who(&connection).await?;
             let downloads = Arc::<AtomicUsize>::default();
             let (count, enough) = (Arc::clone(&downloads), Arc::clone(&enough));

@@ -7,7 +7,7 @@ use std::{
 
 use super::unique::check_unique;
 use crate::{
-    checked,
+    checked::{self, MAX_LISTENERS},
     document::{Listener, Pool, Route},
     leaf::{Endpoint, Name},
     mistake::Mistakes,
@@ -15,9 +15,6 @@ use crate::{
     slips::closest,
     yaml::shown,
 };
-
-/// Listeners of one process; each costs a socket for each worker.
-pub(super) const MAX_LISTENERS: usize = 64;
 
 /// Pools by name.
 pub(super) struct PoolNames<'a> {

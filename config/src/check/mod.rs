@@ -20,7 +20,9 @@ use std::{
 use quic::routable::{CidConfig, ConfigId, ServerId};
 
 use crate::{
-    checked::{self, Admission, Config, HashBy, MAX_BACKENDS, MAX_HASH_SLOTS, ResetSecret},
+    checked::{
+        self, Admission, Config, HashBy, MAX_BACKENDS, MAX_HASH_SLOTS, MAX_LISTENERS, ResetSecret,
+    },
     document::{Backend, Document, HealthCheck, Listener, Pool, StatelessReset},
     keys::{self, KeyChoice, KeySource},
     leaf::Endpoint,
@@ -28,7 +30,7 @@ use crate::{
     read::{At, Given, List},
     surroundings::Surroundings,
 };
-use listeners::{MAX_LISTENERS, PoolNames, check_listeners, check_use, covers, places};
+use listeners::{PoolNames, check_listeners, check_use, covers, places};
 use server_ids::{Identities, Layouts, check_config_ids_of_listeners, check_server_ids};
 use unique::{check_unique, count, non_zero};
 

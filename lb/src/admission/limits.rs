@@ -20,15 +20,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use quic_lb_config::NewConnections;
+use quic_lb_config::{MAX_LISTENERS, NewConnections};
 use siphasher::sip::SipHasher13;
 
 use crate::{client_path::network, verdict::DropReason};
 
 /// Cells of one row: together with the other row, 1 MiB for each kind of source.
 const ROW: usize = 1 << 16;
-/// The most listeners that a process has.
-const LISTENERS: usize = 64;
 /// What a bucket holds.
 const BURST: u64 = 1_000_000_000;
 
@@ -38,7 +36,7 @@ pub(super) struct Limiter {
     seed: [u64; 2],
     epoch: OnceLock<Instant>,
     total: Cell,
-    listeners: [Cell; LISTENERS],
+    listeners: [Cell; MAX_LISTENERS],
     addresses: OnceLock<Table>,
     networks: OnceLock<Table>,
 }

@@ -60,7 +60,8 @@ use quic::{
 };
 use quic_lb_config::{Config, RetryMode, UnknownPackets};
 
-use crate::client_path::ClientAddr;
+use crate::client_path::{ClientAddr, ListenerIndex};
+use crate::listeners::Placed;
 use crate::verdict::{DropReason, Rule, TokenResult};
 use limits::{Limiter, Limits};
 use mode::Phase;
@@ -121,30 +122,30 @@ impl AdmissionState {
         self.uses.read()
     }
 
-    /// The gate of every listener of `config`.
-    pub(crate) fn gates(&mut self, config: &Config) -> Vec<Gate> {
+    /// The gate of each of these `listeners`.
+    pub(crate) fn gates(&mut self, config: &Config, listeners: &[Placed]) -> Vec<Gate> {
         let tokens = Arc::new(Tokens::new(&config.retry, &mut self.uses));
         let versions = Arc::new(Versions::new(&config.retry));
         let own = Arc::new(OwnAddresses::new(config));
         let limiter = self.limiter.get_or_insert_with(|| Arc::new(Limiter::new(self.seed)));
-        let gate = |(index, listener)| {
+        let gate = |Placed { index: ListenerIndex(index), listener, .. }: &Placed| {
             let mode = config.retry_mode(listener);
             let phase = match mode {
                 // The state may be a moment behind the configuration.
                 RetryMode::Off => Phase::Inactive,
-                _ => self.phases.get(index).copied().unwrap_or(Phase::at_start(mode)),
+                _ => self.phases.get(*index).copied().unwrap_or(Phase::at_start(mode)),
             };
             Gate {
                 mode,
                 phase,
                 tokens: Arc::clone(&tokens),
-                limits: Limits::new(&config.limits.new_connections, Arc::clone(limiter), index),
+                limits: Limits::new(&config.limits.new_connections, Arc::clone(limiter), *index),
                 versions: Arc::clone(&versions),
                 own: Arc::clone(&own),
                 unknown_short_headers: config.limits.unknown_short_headers,
             }
         };
-        config.listeners.iter().enumerate().map(gate).collect()
+        listeners.iter().map(gate).collect()
     }
 }
 
@@ -243,6 +244,7 @@ pub(crate) enum Why {
     VersionDenied,
     Unvalidated,
     UnknownShort,
+    Leaving,
 }
 
 impl Gate {
@@ -443,6 +445,9 @@ impl Judgement {
         Self { ruling, why, token: None, attempt: false }
     }
 
+    /// At a listener that is not in the configuration any more.
+    pub(crate) const LEAVING: Self = Self::drop(DropReason::ListenerRemoved, Why::Leaving);
+
     const fn drop(reason: DropReason, why: Why) -> Self {
         Self::new(Ruling::Drop(reason), why)
     }
@@ -499,6 +504,7 @@ impl fmt::Display for Why {
             Self::Unvalidated => {
                 f.write_str("begins with no Initial, while addresses are being validated")
             }
+            Self::Leaving => f.write_str("begins something, and the listener is not in the configuration any more"),
             Self::UnknownShort => {
                 f.write_str("nothing is known about it, while addresses are being validated")
             }

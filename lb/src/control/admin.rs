@@ -25,7 +25,7 @@ use axum::{
     routing::{get, post},
 };
 use quic::routable::ConfigId;
-use quic_lb_config::{Admission, Listener};
+use quic_lb_config::Admission;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -46,6 +46,7 @@ use super::{
 };
 use crate::{
     check::CheckResult,
+    client_path::ListenerIndex,
     worker::panics::{Panic, Suspect, Told},
 };
 
@@ -173,7 +174,8 @@ async fn rotation(State(shared): State<Arc<Shared>>) -> Json<Vec<Value>> {
 async fn panics(State(shared): State<Arc<Shared>>) -> Json<Vec<Value>> {
     let kept = shared.panics().kept();
     let plane = shared.plane();
-    Json(kept.iter().map(|panic| panic_json(panic, &plane.config().listeners)).collect())
+    let name = |index| plane.listener_name(index);
+    Json(kept.iter().map(|panic| panic_json(panic, name)).collect())
 }
 
 async fn drain(state: State<Arc<Shared>>, path: Path<(String, String)>) -> Response {
@@ -326,7 +328,7 @@ fn seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e3).round() / 1e3
 }
 
-fn panic_json(panic: &Panic, listeners: &[Listener]) -> Value {
+fn panic_json<'a>(panic: &Panic, name: impl Fn(ListenerIndex) -> Option<&'a str>) -> Value {
     let Panic { time, worker, told: Told { message, place }, flows, suspect } = panic;
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let datagram = suspect.as_ref().map(|Suspect { origin, client, listener, octets }| {
@@ -338,7 +340,7 @@ fn panic_json(panic: &Panic, listeners: &[Listener]) -> Value {
         json!({
             "of": origin.label(),
             "client": client,
-            "listener": listeners.get(listener.0).map(|listener| &listener.name),
+            "listener": name(*listener),
             "bytes": octets.len(),
             "hex": hex,
         })
@@ -374,7 +376,6 @@ mod tests {
 
     use super::*;
     use crate::{
-        client_path::ListenerIndex,
         control::plane::ControlPlane,
         fixtures,
         memory::Memory,

@@ -59,7 +59,10 @@ pub(super) async fn explain(
         Ok(asked) => asked,
         Err(sentence) => return error(StatusCode::BAD_REQUEST, &sentence),
     };
-    let samples = asked.samples(shared.plane().config());
+    let samples = {
+        let plane = shared.plane();
+        asked.samples(plane.config(), |listener| plane.listener_index(listener))
+    };
     let samples = match samples {
         Ok(samples) => samples,
         Err((status, sentence)) => return error(status, &sentence),
@@ -142,14 +145,20 @@ impl Asked {
     }
 
     /// What is asked of each listener.
-    fn samples(&self, config: &Config) -> Result<Vec<(String, Sample)>, Refused> {
-        let all = || config.listeners.iter().enumerate();
+    fn samples(
+        &self,
+        config: &Config,
+        index: impl Fn(&Listener) -> Option<ListenerIndex>,
+    ) -> Result<Vec<(String, Sample)>, Refused> {
+        let all = || config.listeners.iter();
         let wanted = |listener: &Listener| {
             self.listener.as_ref().is_none_or(|wanted| *wanted == listener.name)
         };
         let samples: Result<Vec<_>, _> = all()
-            .filter(|(_, listener)| wanted(listener))
-            .map(|(index, listener)| {
+            .filter(|listener| wanted(listener))
+            // One that is leaving already is left out.
+            .filter_map(|listener| Some((index(listener)?, listener)))
+            .map(|(listener_index, listener)| {
                 let local = match (listener.address.ip().is_unspecified(), self.to) {
                     (false, _) => None,
                     (true, Some(to)) => Some(to.to_canonical()),
@@ -161,13 +170,13 @@ impl Asked {
                 };
                 let path = ClientPath { client: ClientAddr::written(self.from), local };
                 let octets = Arc::clone(&self.octets);
-                let sample = Sample { listener: ListenerIndex(index), path, octets };
+                let sample = Sample { listener: listener_index, path, octets };
                 Ok((listener.name.clone(), sample))
             })
             .collect();
         let samples = samples?;
         if samples.is_empty() {
-            let names: Vec<_> = all().map(|(_, listener)| listener.name.as_str()).collect();
+            let names: Vec<_> = all().map(|listener| listener.name.as_str()).collect();
             let wanted = self.listener.as_deref().unwrap_or_default();
             let why = format!("there is no listener \"{wanted}\"; there is {}", names.join(", "));
             return Err((StatusCode::NOT_FOUND, why));
@@ -261,7 +270,9 @@ mod tests {
         (all.name, all.address) = ("all".into(), "0.0.0.0:443".parse().unwrap());
         config.listeners.push(all);
         let samples = |query: &str| {
-            let samples = read(query).unwrap().samples(&config)?;
+            let index =
+                |of: &Listener| config.listeners.iter().position(|l| l == of).map(ListenerIndex);
+            let samples = read(query).unwrap().samples(&config, index)?;
             let sample =
                 |(name, sample): (String, Sample)| (name, sample.listener.0, sample.path.local);
             Ok(samples.into_iter().map(sample).collect::<Vec<_>>())

@@ -14,6 +14,7 @@ mod connections;
 mod explain;
 mod guard;
 mod health;
+mod listening;
 mod page;
 mod plane;
 mod reloads;

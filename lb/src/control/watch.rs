@@ -29,6 +29,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     changes::{Change, Changes},
+    listening,
     plane::Applied,
     reloads::{Reloaded, Request},
     seen::Seen,
@@ -190,7 +191,7 @@ impl Reloader {
         if cause != Cause::Asked && is_known {
             return None;
         }
-        let applied = self.shared.change(|plane| plane.apply(config));
+        let applied = self.apply(config).await;
         match applied {
             Applied::Unchanged => {
                 let is_back = self.last_rejected.take().is_some();
@@ -217,18 +218,45 @@ impl Reloader {
                 Some(Reloaded::Taken)
             }
             Applied::NeedsRestart(reasons) => {
-                self.last_rejected = Some(identity);
-                if !is_known {
-                    self.shared.plane().on_rejected();
-                }
                 for reason in &reasons {
                     error!(%file, reason, "change that needs a restart");
                 }
-                error!(%file, "configuration rejected, the old one goes on");
                 let sentence = |reason| format!("{reason}, which needs a restart");
-                Some(Reloaded::Rejected(reasons.into_iter().map(sentence).collect()))
+                let reasons = reasons.into_iter().map(sentence).collect();
+                Some(self.on_rejected(is_known, identity, reasons))
+            }
+            Applied::NotListening(reason) => {
+                error!(%file, reason, "a new listener cannot be opened");
+                Some(self.on_rejected(is_known, identity, vec![reason]))
             }
         }
+    }
+
+    /// Opens what has to be opened first.
+    async fn apply(&self, config: Config) -> Applied {
+        let opened = match self.shared.plane().plan(&config) {
+            Ok(opened) => opened,
+            Err(applied) => return applied,
+        };
+        // Those that had ended before are to be closed by then; none ends from now on.
+        if !opened.is_empty() {
+            self.shared.until_in_force().await;
+        }
+        if let Err(reason) = listening::open(&self.shared, &opened).await {
+            self.shared.plane().give_up();
+            return Applied::NotListening(reason);
+        }
+        self.shared.change(|plane| plane.apply(config))
+    }
+
+    fn on_rejected(&mut self, is_known: bool, identity: String, reasons: Vec<String>) -> Reloaded {
+        self.last_rejected = Some(identity);
+        if !is_known {
+            self.shared.plane().on_rejected();
+        }
+        let file = self.path.display();
+        error!(%file, "configuration rejected, the old one goes on");
+        Reloaded::Rejected(reasons)
     }
 
     /// `None` when nothing is to be said of them that was not said before.

@@ -10,7 +10,7 @@ use super::{
     rules::{Known, Question, Rules},
 };
 use crate::{
-    admission::{Arrival, Judgement, Moved},
+    admission::{Arrival, Judgement, Moved, Ruling},
     verdict::Rule,
 };
 
@@ -42,7 +42,7 @@ impl Rules<'_> {
             Moved::FromElsewhere => self.memory.may_be_from_elsewhere(lookup),
             Moved::Port => self.memory.may_have_another_port(lookup),
         };
-        route.gate.judge(&Arrival {
+        let judgement = route.gate.judge(&Arrival {
             now,
             unix: clock.unix_at(now),
             client: path.client,
@@ -54,7 +54,9 @@ impl Rules<'_> {
             server_cids_decode: self.routing.pool(route.default_pool).routable,
             handshake,
             may_have_moved: &may_have_moved,
-        })
+        });
+        let goes_on = judgement.ruling == Ruling::Pass && known.is_some();
+        if route.leaves && !goes_on { Judgement::LEAVING } else { judgement }
     }
 }
 

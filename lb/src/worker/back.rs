@@ -34,6 +34,8 @@ pub(super) struct ReturnPlan {
 pub(super) struct Listener {
     pub(super) socket: Socket,
     pub(super) ipv6: bool,
+    /// Whether a snapshot has the listener. Nothing is taken from the socket before.
+    pub(super) serves: bool,
 }
 
 impl ReturnPlan {
@@ -91,13 +93,15 @@ impl ReturnPlan {
         forwarder: &Forwarder,
         receiver: &Receiver,
         transmitter: &mut Transmitter,
-        listeners: &[Listener],
+        listeners: &[Option<Listener>],
         counters: &WorkerCounters,
     ) {
         if self.filled == 0 {
             return;
         }
-        for (index, listener) in listeners.iter().enumerate() {
+        // What is for clients of a listener that has ended is for nobody.
+        let listeners = listeners.iter().enumerate();
+        for (index, listener) in listeners.filter_map(|(n, of)| Some((n, of.as_ref()?))) {
             let Self { filled, flows, withheld, runs, bundles } = self;
             let mut stale = 0;
             runs.clear();

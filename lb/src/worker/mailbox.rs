@@ -1,23 +1,28 @@
-//! Questions to running workers: what each would do with a datagram, by its own tables.
+//! Requests to running workers: what each would do with a datagram, by its own tables; to open or to close a socket, which
+//! means something in its own table of descriptors alone.
 //!
 //! A worker looks once per round whether somebody asks, which costs it one load; only an answer costs
-//! more. Nobody waits for anybody: a question that is not answered is replaced by the next one.
+//! more. Nobody waits for anybody: a request that is not answered is replaced by the next one.
 //!
 //! Whoever asks looks for the answers now and then. A worker must not wake a task of the control
 //! plane: that means to write to a descriptor, and workers have descriptor tables of their own.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{
-        AtomicBool,
-        Ordering::{Acquire, Relaxed, Release},
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+        mpsc,
     },
-    mpsc,
 };
 
 use crate::{
-    client_path::{ClientPath, ListenerIndex},
+    client_path::{ClientPath, ListenerAddr, ListenerIndex},
     explained::Explained,
+    socket::{Families, Sharing},
 };
 
 /// A datagram that a client would send.
@@ -40,6 +45,17 @@ pub(crate) struct Answer {
     pub(crate) knows_path: bool,
 }
 
+/// What a worker is asked for, and the way back.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// What it would do with a datagram.
+    Explain(Question),
+    /// To open sockets of listeners, which it serves from the first snapshot on that has them.
+    Open(Open),
+    /// To close such sockets that no snapshot has had yet, and to have done so with those that none has any more.
+    Close(Close),
+}
+
 /// A question, and the way back.
 #[derive(Debug)]
 pub(super) struct Question {
@@ -47,29 +63,56 @@ pub(super) struct Question {
     pub(super) answers: mpsc::Sender<Answer>,
 }
 
-/// Where a worker finds the question that it is asked.
+/// Sockets of listeners.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) places: Arc<[Place]>,
+    pub(super) sharing: Sharing,
+    /// Where they listen then, or which of them could not be opened.
+    pub(super) answers: mpsc::Sender<Opened>,
+}
+
+/// Where a listener is to listen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) listener: ListenerIndex,
+    pub(crate) address: ListenerAddr,
+    pub(crate) families: Families,
+}
+
+/// Where listeners listen, in the order in which they were asked for, or which of them could not be opened.
+pub(crate) type Opened = Result<Vec<ListenerAddr>, (ListenerIndex, io::Error)>;
+
+/// Sockets of listeners that are not wanted after all.
+#[derive(Debug)]
+pub(super) struct Close {
+    pub(super) listeners: Arc<[ListenerIndex]>,
+    pub(super) answers: mpsc::Sender<()>,
+}
+
+/// Where a worker finds what it is asked for.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
     waiting: AtomicBool,
-    question: Mutex<Option<Question>>,
+    request: Mutex<Option<Request>>,
 }
 
 impl Mailbox {
-    fn put(&self, question: Question) {
-        *self.question.lock().unwrap_or_else(PoisonError::into_inner) = Some(question);
+    fn put(&self, request: Request) {
+        *self.request.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
         self.waiting.store(true, Release);
     }
 
-    /// The question, if there is one.
+    /// The request, if there is one.
     #[inline]
-    pub(super) fn take(&self) -> Option<Question> {
+    pub(super) fn take(&self) -> Option<Request> {
         if self.waiting.load(Relaxed) { self.open() } else { None }
     }
 
     #[cold]
-    fn open(&self) -> Option<Question> {
+    fn open(&self) -> Option<Request> {
         self.waiting.swap(false, Acquire);
-        self.question.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.request.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -92,7 +135,36 @@ impl Mailboxes {
     pub(crate) fn ask(&self, sample: &Sample) -> mpsc::Receiver<Answer> {
         let (answers, received) = mpsc::channel();
         for mailbox in &self.0 {
-            mailbox.put(Question { sample: sample.clone(), answers: answers.clone() });
+            let question = Question { sample: sample.clone(), answers: answers.clone() };
+            mailbox.put(Request::Explain(question));
+        }
+        received
+    }
+
+    /// Has workers open sockets at these `places`: the first worker alone, or, where that has opened its ones, the others.
+    pub(crate) fn open(&self, places: &[Place], sharing: Sharing) -> mpsc::Receiver<Opened> {
+        let (answers, received) = mpsc::channel();
+        let first = self.0.len().min(1);
+        let workers = match sharing {
+            Sharing::First => &self.0[..first],
+            Sharing::Join => &self.0[first..],
+        };
+        let places: Arc<[Place]> = places.into();
+        for mailbox in workers {
+            let (places, answers) = (Arc::clone(&places), answers.clone());
+            mailbox.put(Request::Open(Open { places, sharing, answers }));
+        }
+        received
+    }
+
+    /// Has all workers close what they have opened for these listeners, if no snapshot has them. Whoever has answered has also closed
+    /// what the snapshot in force has no more.
+    pub(crate) fn close(&self, listeners: &[ListenerIndex]) -> mpsc::Receiver<()> {
+        let (answers, received) = mpsc::channel();
+        let listeners: Arc<[ListenerIndex]> = listeners.into();
+        for mailbox in &self.0 {
+            let (listeners, answers) = (Arc::clone(&listeners), answers.clone());
+            mailbox.put(Request::Close(Close { listeners, answers }));
         }
         received
     }

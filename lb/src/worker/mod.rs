@@ -59,7 +59,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use quic_lb_config::Config;
+use quic_lb_config::{Config, MAX_LISTENERS};
 
 use crate::{
     client_path::ListenerAddr,
@@ -137,7 +137,7 @@ impl Workers {
         let upstream_ports = Arc::new(UpstreamPorts::default());
         let ports = PortRange::of_the_system();
         for at in 0..count {
-            let counters = Arc::new(WorkerCounters::new(config.listeners.len()));
+            let counters = Arc::new(WorkerCounters::new(MAX_LISTENERS));
             // The first worker takes the addresses, and finds out which ports stand for 0; the
             // others join it.
             let sharing = if at == 0 { Sharing::First } else { Sharing::Join };

@@ -22,6 +22,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Cache};
+use quic_lb_config::MAX_LISTENERS;
 use tracing::error;
 
 use super::{
@@ -29,7 +30,7 @@ use super::{
     burst::Burst,
     forward::{ForwardPlan, onward},
     loops::{Passages, UpstreamPorts},
-    mailbox::{Answer, Mailbox, Question, Sample},
+    mailbox::{Answer, Close, Mailbox, Open, Place, Question, Request, Sample},
     panics::{self, Origin, Panic, Panics, Suspect, Told},
     ports::NotOpened,
     replies::Outbox,
@@ -40,12 +41,12 @@ use super::{
 use crate::{
     backend::BackendId,
     cid_tag::CidTag,
-    client_path::{ClientAddr, ClientPath, ListenerIndex},
+    client_path::{ClientAddr, ClientPath, ListenerAddr, ListenerIndex},
     counters::{ListenerCounters, WorkerCounters},
     explained::Explained,
     forwarder::{AnsweredAs, BATCH, Clock, Datagram, Forwarder, OnFailure, Returned, Start, Tally},
     routing::Routing,
-    socket::{Peer, Poller, Ready, Receiver, SLOTS, Socket},
+    socket::{Peer, Poller, Ready, Receiver, SLOTS, Sharing, Socket},
     verdict::{DropReason, Ended, FlowId, Opened, ReplyKind, Rule, TokenResult, Verdict, Via},
 };
 
@@ -72,7 +73,8 @@ pub(super) struct Datapath {
     snapshot: Arc<Routing>,
     max_flows: usize,
     forwarder: Forwarder,
-    listeners: Vec<Listener>,
+    /// By number.
+    listeners: Vec<Option<Listener>>,
     upstreams: Upstreams,
     /// Those of all workers.
     upstream_ports: Arc<UpstreamPorts>,
@@ -119,7 +121,7 @@ impl Datapath {
     pub(super) fn new(setup: &Setup, sockets: Vec<Socket>, max_flows: usize) -> io::Result<Self> {
         let listener = |socket: Socket| {
             let ipv6 = socket.local_address()?.is_ipv6();
-            Ok(Listener { socket, ipv6 })
+            Ok(Some(Listener { socket, ipv6, serves: true }))
         };
         let listeners = sockets.into_iter().map(listener).collect::<io::Result<_>>()?;
         let upstreams = Upstreams::new(setup.ports.clone(), Arc::clone(&setup.upstream_ports));
@@ -136,13 +138,15 @@ impl Datapath {
 
     fn begin(
         setup: &Setup,
-        listeners: Vec<Listener>,
+        listeners: Vec<Option<Listener>>,
         upstreams: Upstreams,
         max_flows: usize,
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
         for (token, listener) in listeners.iter().enumerate() {
-            poller.watch(&listener.socket, token as u64)?;
+            if let Some(listener) = listener.as_ref().filter(|listener| listener.serves) {
+                poller.watch(&listener.socket, token as u64)?;
+            }
         }
         let mut routing = Cache::new(Arc::clone(&setup.routing));
         let snapshot = Arc::clone(routing.load());
@@ -152,7 +156,7 @@ impl Datapath {
         let passages = ahash::RandomState::with_seeds(key()?, key()?, key()?, key()?);
         let clock = Clock { now: Instant::now(), unix: SystemTime::now() };
         let start = Start { clock, seed };
-        Ok(Self {
+        let mut begun = Self {
             worker: setup.worker,
             stop: Arc::clone(&setup.stop),
             mailbox: Arc::clone(&setup.mailbox),
@@ -181,7 +185,10 @@ impl Datapath {
             unfinished_before: setup.counters.unfinished_flows.get(),
             at: At::Nothing,
             asked: Vec::with_capacity(BATCH),
-        })
+        };
+        // The snapshot may be another one than that which they were served by.
+        begun.refresh_listeners();
+        Ok(begun)
     }
 
     pub(super) fn run(&mut self) -> io::Result<()> {
@@ -194,8 +201,8 @@ impl Datapath {
             self.transmitter.begin();
             self.refresh_routing();
             self.serve(now, &ready);
-            if let Some(question) = self.mailbox.take() {
-                self.answer(now, question);
+            if let Some(request) = self.mailbox.take() {
+                self.answer(now, request);
             }
             self.at = At::Nothing;
             if now >= next_sweep {
@@ -211,10 +218,70 @@ impl Datapath {
         Ok(())
     }
 
+    #[cold]
+    fn answer(&mut self, now: Instant, request: Request) {
+        match request {
+            Request::Explain(question) => self.explain(now, question),
+            Request::Open(Open { places, sharing, answers }) => {
+                let open = |place: &Place| {
+                    self.open_listener(place, sharing).map_err(|error| (place.listener, error))
+                };
+                let opened = places.iter().map(open).collect();
+                // Whoever has asked may not wait any more, and asks to have it closed.
+                let _ = answers.send(opened);
+            }
+            Request::Close(Close { listeners, answers }) => {
+                for listener in listeners.iter() {
+                    if let Some(place) = self.listeners.get_mut(listener.0) {
+                        place.take_if(|listener| !listener.serves);
+                    }
+                }
+                let _ = answers.send(());
+            }
+        }
+    }
+
+    /// Opens the socket of a listener that the snapshot does not have yet.
+    fn open_listener(&mut self, place: &Place, sharing: Sharing) -> io::Result<ListenerAddr> {
+        let &Place { listener, address: ListenerAddr(address), families } = place;
+        let ListenerIndex(index) = listener;
+        if index >= MAX_LISTENERS || self.snapshot.has_listener(listener) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let socket = Socket::listener_of(address, families, sharing)?;
+        let address = socket.local_address()?;
+        let opened = Listener { socket, ipv6: address.is_ipv6(), serves: false };
+        if self.listeners.len() <= index {
+            self.listeners.resize_with(index + 1, || None);
+        }
+        self.listeners[index] = Some(opened);
+        Ok(ListenerAddr(address))
+    }
+
+    /// Serves the listeners that the snapshot has, and closes those that it has no more.
+    fn refresh_listeners(&mut self) {
+        let Self { listeners, snapshot, poller, .. } = self;
+        for (index, place) in listeners.iter_mut().enumerate() {
+            let is_wanted = snapshot.has_listener(ListenerIndex(index));
+            place.take_if(|listener| listener.serves && !is_wanted);
+            if let Some(listener) = place.as_mut().filter(|listener| is_wanted && !listener.serves)
+            {
+                match poller.watch(&listener.socket, index as u64) {
+                    Ok(()) => listener.serves = true,
+                    // With the next snapshot again; out of memory, most likely.
+                    Err(error) => error!(listener = index, %error, "a listener is not served"),
+                }
+            }
+        }
+    }
+
     /// Says what would become of a datagram, and changes nothing, so that a panic is nothing but the lack of an answer.
     #[cold]
-    fn answer(&self, now: Instant, Question { sample, answers }: Question) {
+    fn explain(&self, now: Instant, Question { sample, answers }: Question) {
         let Sample { listener, path, octets } = &sample;
+        if !self.snapshot.has_listener(*listener) {
+            return;
+        }
         let answer = panics::caught(|| {
             let datagram = Datagram { path: *path, octets };
             let explanation = self.forwarder.explain(now, *listener, &datagram);
@@ -290,6 +357,7 @@ impl Datapath {
         if !Arc::ptr_eq(current, &self.snapshot) {
             self.snapshot = Arc::clone(current);
             self.forwarder.set_routing(Arc::clone(current));
+            self.refresh_listeners();
         }
     }
 
@@ -315,7 +383,10 @@ impl Datapath {
 
     fn serve_listener(&mut self, now: Instant, listener: ListenerIndex) {
         for _ in 0..LISTENER_BATCHES {
-            let socket = &self.listeners[listener.0].socket;
+            let Some(Some(Listener { socket, serves: true, .. })) = self.listeners.get(listener.0)
+            else {
+                return;
+            };
             // An error is not about any datagram: a listener is not connected to anyone.
             let received = self.receiver.receive(socket, 0..SLOTS, Peer::Asked).unwrap_or(0);
             self.forward(now, listener, received);
@@ -420,7 +491,9 @@ impl Datapath {
         self.at = At::Nothing;
         let counters = &self.counters.listeners[listener.0];
         count(self.forwarder.tally(), counters);
-        let Listener { socket, ipv6 } = &self.listeners[listener.0];
+        let Some(Listener { socket, ipv6, .. }) = &self.listeners[listener.0] else {
+            unreachable!("what is asked about was received there")
+        };
         let replies = self.forwarder.replies();
         self.outbox.send(socket, *ipv6, &question, replies, |reply, sent| {
             if sent && reply.kind == ReplyKind::Retry {

@@ -237,8 +237,13 @@ impl Balancer {
 
     /// A client of this balancer.
     pub(crate) fn client(&self) -> Client {
+        self.client_of(4433)
+    }
+
+    /// A client of its listener on this port.
+    pub(crate) fn client_of(&self, port: u16) -> Client {
         let socket = UdpSocket::bind(self.host.at(0)).unwrap();
-        socket.connect(self.host.at(4433)).unwrap();
+        socket.connect(self.host.at(port)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
         Client { socket }
     }

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use quic_lb_config::MAX_LISTENERS;
 use tracing::warn;
 
 use super::ControlPlane;
@@ -21,11 +22,9 @@ const FLOOD_SAID_EVERY: Duration = Duration::from_secs(60);
 impl ControlPlane {
     /// Says now and then that datagrams go round.
     pub(super) fn warn_of_loops(&mut self, now: Instant) {
-        let listeners = 0..self.config.listeners.len();
-        let dropped =
-            listeners.map(|n| self.totals.of_listener(n).dropped[DropReason::Loop as usize]);
+        let all = self.totals.of_listeners(0..MAX_LISTENERS);
         let (told, last) = self.loops_warned_of;
-        let seen: u64 = dropped.sum();
+        let seen = all.dropped[DropReason::Loop as usize];
         let lately = |last| now.saturating_duration_since(last) < LOOP_WARNINGS;
         if seen > told && !last.is_some_and(lately) {
             let datagrams = seen - told;

@@ -34,7 +34,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use backends::{Left, established, panics, report};
-use quic_lb_config::{Admission, Backend, Config};
+use quic_lb_config::{Admission, Backend, Config, Listener};
 use tracing::{debug, info, warn};
 use watched::{Name, QUIET, Watched};
 
@@ -48,6 +48,8 @@ use crate::{
     admission::{AdmissionState, tokens::TokensMade},
     backend::BackendState,
     check::CheckTimes,
+    client_path::ListenerIndex,
+    listeners::{ListenerNumbers, Opening, Placed},
     memory::Memory,
     metrics::Reloads,
     registry::{Lasting, Registry},
@@ -58,6 +60,9 @@ use crate::{
 
 /// Within this time the sweep has looked at each flow: sixteen times at a part of them, ten a second.
 const CENSUS: Duration = Duration::from_secs(2);
+
+/// For how long something may be remembered under the number of a listener, besides its flows: handshakes.
+const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 
 /// The state of the control plane.
 #[derive(Debug)]
@@ -86,8 +91,9 @@ pub(crate) struct ControlPlane {
     /// Pools of which so few backends pass their checks that these are ignored.
     panics: BTreeSet<String>,
     baselines: Baselines,
-    /// By listener.
-    validations: Vec<Validation>,
+    validations: BTreeMap<ListenerIndex, Validation>,
+    /// The numbers of listeners as they are to be with the next configuration, while its sockets are being opened.
+    planned: Option<(ListenerNumbers, Vec<Opening>)>,
     /// When it was said last that most flows may be forged.
     flood_said: Option<Instant>,
     /// When it was looked last how many flows with a valid token had come to nothing, and how many.
@@ -156,6 +162,8 @@ pub(crate) enum Applied {
     Changed,
     /// It cannot become the running one while the process lives, for these reasons.
     NeedsRestart(Vec<String>),
+    /// A listener of it cannot be opened, for this reason.
+    NotListening(String),
 }
 
 impl ControlPlane {
@@ -164,9 +172,6 @@ impl ControlPlane {
     pub(crate) fn new(config: Config, memory: Arc<Memory>, seed: [u64; 2]) -> Self {
         let mut registry = Registry::default();
         registry.admission = AdmissionState::new(seed);
-        let listeners = config.listeners.iter();
-        let validations =
-            listeners.map(|listener| Validation::at_start(config.retry_mode(listener))).collect();
         let none = |_: &str, _: &str| None;
         let healthy = |_: &str, _: &str| BackendState::Active;
         let wanted = Wanted::new(&config.pools, none, healthy, &mut registry);
@@ -190,7 +195,8 @@ impl ControlPlane {
             grown: BTreeMap::new(),
             panics: BTreeSet::new(),
             baselines: Baselines::default(),
-            validations,
+            validations: BTreeMap::new(),
+            planned: None,
             flood_said: None,
             unfinished_seen: None,
             keys_warned_of: BTreeSet::new(),
@@ -265,14 +271,53 @@ impl ControlPlane {
         self.in_force.number
     }
 
+    /// Says which listeners need sockets for this configuration. Until it is applied, or given up by [`Self::give_up`], none ends.
+    ///
+    /// # Errors
+    ///
+    /// That there is nothing to apply, or that it cannot be.
+    pub(crate) fn plan(&mut self, config: &Config) -> Result<Vec<Opening>, Applied> {
+        if is_same(&self.config, config) {
+            return Err(Applied::Unchanged);
+        }
+        let mut reasons = needs_restart(&self.config, config);
+        let planned = self.registry.listeners.planned(config);
+        if planned.is_none() {
+            reasons
+                .push("there are more new listeners than numbers that others have left".to_owned());
+        }
+        if !reasons.is_empty() {
+            return Err(Applied::NeedsRestart(reasons));
+        }
+        self.planned = planned;
+        Ok(self.planned.iter().flat_map(|(_, opened)| opened.iter().cloned()).collect())
+    }
+
+    /// Gives up what was planned.
+    pub(crate) fn give_up(&mut self) {
+        self.planned = None;
+    }
+
     /// Replaces the configuration as a whole, or leaves all as it is.
     pub(crate) fn apply(&mut self, config: Config) -> Applied {
-        if is_same(&self.config, &config) {
-            return Applied::Unchanged;
+        if self.planned.is_none()
+            && let Err(applied) = self.plan(&config)
+        {
+            return applied;
         }
-        let reasons = needs_restart(&self.config, &config);
-        if !reasons.is_empty() {
-            return Applied::NeedsRestart(reasons);
+        if let Some((numbers, opened)) = self.planned.take() {
+            self.registry.listeners = numbers;
+            for Opening { index, listener } in opened {
+                self.validations.remove(&index);
+                let mode = config.retry_mode(&listener);
+                let phase = Validation::at_start(mode).phase();
+                self.registry.admission.set_phase(index.0, mode, phase);
+            }
+        }
+        let leaving = self.registry.listeners.placed().filter(|placed| placed.leaves);
+        for Placed { listener, .. } in leaving {
+            let (listener, address) = (listener.name, listener.address);
+            info!(listener, %address, "no new connections; the listener ends with those that it has");
         }
         self.config = Arc::new(config);
         self.reloads.applied += 1;
@@ -342,7 +387,7 @@ impl ControlPlane {
                 "clients with valid tokens get no connection"
             );
         }
-        if self.validate(now) {
+        if self.validate(now) | self.end_listeners(now) {
             self.newest += 1;
         }
         self.warn_of_loops(now);
@@ -364,20 +409,47 @@ impl ControlPlane {
         })
     }
 
+    /// Ends listeners that leave and have no flow; says whether there was any.
+    fn end_listeners(&mut self, now: Instant) -> bool {
+        if self.planned.is_some() {
+            return false;
+        }
+        let Self { registry, totals, config, .. } = self;
+        let is_left = |ListenerIndex(index)| totals.of_listener(index).flows > 0;
+        let remembered_for = config.timeouts.flow_idle.max(REMEMBERED_FOR);
+        let ended = registry.listeners.on_tick(now, remembered_for, is_left);
+        for listener in &ended {
+            let (listener, address) = (&listener.name, listener.address);
+            info!(listener, %address, "the listener has ended");
+        }
+        !ended.is_empty()
+    }
+
+    /// The number of a listener of the configuration.
+    pub(crate) fn listener_index(&self, listener: &Listener) -> Option<ListenerIndex> {
+        self.registry.listeners.of(listener)
+    }
+
+    /// The name of the listener with this number.
+    pub(crate) fn listener_name(&self, index: ListenerIndex) -> Option<&str> {
+        self.registry.listeners.name(index)
+    }
+
     /// Decides about address validation on each listener; says whether anything changed.
     fn validate(&mut self, now: Instant) -> bool {
         let Self { config, validations, backends, totals, registry, .. } = self;
         let mut changed = false;
-        for (index, (listener, validation)) in config.listeners.iter().zip(validations).enumerate()
-        {
+        for listener in &config.listeners {
+            let Some(index) = registry.listeners.of(listener) else { continue };
+            let mode = config.retry_mode(listener);
+            let validation = validations.entry(index).or_insert_with(|| Validation::at_start(mode));
             let pool = &config.pools[listener.pool].name;
             let of_pool = backends.iter().filter(|((of, _), _)| of == pool);
             let half_open = of_pool.filter_map(|(_, watched)| watched.half_open(now)).max();
-            let attempts = totals.of_listener(index).attempts;
+            let attempts = totals.of_listener(index.0).attempts;
             let half_open = half_open.unwrap_or(0);
             if validation.on_tick(now, config, listener, attempts, half_open) {
-                let mode = config.retry_mode(listener);
-                registry.admission.set_phase(index, mode, validation.phase());
+                registry.admission.set_phase(index.0, mode, validation.phase());
                 changed = true;
             }
         }

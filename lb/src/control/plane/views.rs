@@ -7,15 +7,17 @@ use std::{
 };
 
 use quic::routable::{CidConfig, ConfigId};
-use quic_lb_config::{Admission, Backend, Config, Listener, Pool};
+use quic_lb_config::{Admission, Backend, Config, Pool};
 
 use super::{
     ControlPlane, Stage,
     watched::{CheckView, DrainView, QUIET, Watched},
 };
 use crate::{
+    admission::mode::{Phase, Reason},
     backend::{BackendState, PoolIndex},
-    control::checks::slow_start::SlowStart,
+    client_path::ListenerIndex,
+    control::{checks::slow_start::SlowStart, validation::Validation},
     metrics::{BackendReading, ListenerReading, PoolReading, Reading, Reloads},
     totals::{BackendTotals, LiveTotals},
 };
@@ -59,13 +61,12 @@ impl ControlPlane {
     /// Everything that is exported.
     pub(crate) fn reading(&self, now: Instant) -> Reading {
         let config = Arc::clone(&self.in_force.config);
-        let listener = |(index, listener): (usize, &Listener)| ListenerReading {
-            name: listener.name.clone(),
-            totals: self.totals.of_listener(index),
-            phase: self.validations[index].phase().label(),
-            switches: self.validations[index].switches(),
-        };
-        let listeners = config.listeners.iter().enumerate().map(listener).collect();
+        let names = config.listeners.iter().map(|listener| listener.name.clone());
+        // Those that leave have connections.
+        let leaving = self.registry.listeners.placed().filter(|placed| placed.leaves);
+        let leaving = leaving.map(|placed| placed.listener.name);
+        let leaving = leaving.filter(|name| config.listeners.iter().all(|of| of.name != *name));
+        let listeners = names.chain(leaving).map(|name| self.listener_reading(name)).collect();
         let time = self.memory.since_epoch(now);
         let backend = |view: BackendView| BackendReading {
             config_ids: config_ids(&config, &view.pool),
@@ -104,6 +105,20 @@ impl ControlPlane {
             },
             digest: config.digest(),
         }
+    }
+
+    /// What was counted under a name, also while its listener was elsewhere.
+    fn listener_reading(&self, name: String) -> ListenerReading {
+        let numbers = || self.registry.listeners.named(&name);
+        let totals = self.totals.of_listeners(numbers().map(|ListenerIndex(index)| index));
+        let known = || numbers().filter_map(|index| self.validations.get(&index));
+        let mut switches = [0; Reason::ALL.len()];
+        for validation in known() {
+            let counts = switches.iter_mut().zip(validation.switches());
+            counts.for_each(|(sum, count)| *sum += count);
+        }
+        let phase = known().last().map_or(Phase::Inactive, Validation::phase).label();
+        ListenerReading { name, totals, phase, switches }
     }
 
     /// The backends in force that answer under connection IDs that do not lead to them, as `pool/backend`.
