@@ -49,6 +49,8 @@ pub enum BackendState {
     /// Gets everything.
     #[default]
     Active,
+    /// Was down or miswired and is tried again: it gets a small share of new connections until it answers.
+    Probing,
     /// Keeps its connections, gets no new ones.
     Draining,
     /// Does not answer.
@@ -59,13 +61,24 @@ pub enum BackendState {
 
 impl BackendState {
     /// Every state.
-    pub const ALL: [Self; 4] = [Self::Active, Self::Draining, Self::Down, Self::Miswired];
+    pub const ALL: [Self; 5] =
+        [Self::Active, Self::Probing, Self::Draining, Self::Down, Self::Miswired];
+
+    /// Whether it gets new connections as long as others do too.
+    #[must_use]
+    pub const fn takes_connections(self) -> bool {
+        match self {
+            Self::Active | Self::Probing => true,
+            Self::Draining | Self::Down | Self::Miswired => false,
+        }
+    }
 
     /// The metric label.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
             Self::Active => "active",
+            Self::Probing => "probing",
             Self::Draining => "draining",
             Self::Down => "down",
             Self::Miswired => "miswired",

@@ -97,6 +97,12 @@ pub struct BackendCounters {
     pub forwarded: Counter,
     /// Datagrams received from it.
     pub returned: Counter,
+    /// Flows that began with a first flight, to which it was chosen.
+    pub asked: Counter,
+    /// Those of them that it has answered.
+    pub answered: Counter,
+    /// Those of them that have ended without an answer.
+    pub unanswered: Counter,
     /// What the kernel said instead of sending to it, or of what it had sent.
     pub refused: [Counter; Refusal::ALL.len()],
     /// Connections that it answered with a connection ID of its own, or of nobody.

@@ -188,6 +188,12 @@ const BACKEND_MISNAMED: Family = Family::counter(
     &["pool", "backend"],
     "Connections that the backend answered with a connection ID that leads to another backend.",
 );
+const BACKEND_UNANSWERED: Family = Family::counter(
+    "quic_lb_backend_unanswered_total",
+    &["pool", "backend"],
+    "First flights that the backend has left unanswered until their flows ended: those that somebody has made up, \
+     and all of a server that does not answer.",
+);
 const BACKEND_CHECKS: Family = Family::counter(
     "quic_lb_backend_checks_total",
     &["pool", "backend", "result"],
@@ -242,7 +248,7 @@ const WORKER_PANICS: Family = Family::counter(
 );
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 43] = [
+pub const FAMILIES: [Family; 44] = [
     DATAGRAMS_RECEIVED,
     DATAGRAMS_FORWARDED,
     DATAGRAMS_DROPPED,
@@ -267,6 +273,7 @@ pub const FAMILIES: [Family; 43] = [
     BACKEND_SILENT,
     BACKEND_REFUSED,
     BACKEND_MISNAMED,
+    BACKEND_UNANSWERED,
     BACKEND_HALF_OPEN,
     BACKEND_CHECKS,
     CHECK_SECONDS,
@@ -674,6 +681,7 @@ fn of_backends(reading: &Reading) -> Vec<MetricFamily> {
         BACKEND_SILENT.collect(silent),
         BACKEND_REFUSED.collect(refused),
         BACKEND_MISNAMED.collect(each(|totals| totals.misnamed)),
+        BACKEND_UNANSWERED.collect(each(|totals| totals.unanswered)),
         BACKEND_HALF_OPEN.collect(half_open),
         BACKEND_CHECKS.collect(checks),
         CHECK_SECONDS.collect_times(reading.pools.iter().map(|of| (of.name.as_str(), &of.times))),
@@ -771,6 +779,7 @@ mod tests {
             "quic_lb_retry_phase{listener=\"edge\",phase=\"inactive\"} 0",
             "quic_lb_retry_switches_total{listener=\"edge\",reason=\"rate\"} 4",
             "quic_lb_backend_misnamed_total{backend=\"a\",pool=\"web\"} 4",
+            "quic_lb_backend_unanswered_total{backend=\"a\",pool=\"web\"} 5",
             "quic_lb_backend_state{backend=\"a\",pool=\"web\",state=\"miswired\"} 0",
             "quic_lb_live_cids{backend=\"a\",config_id=\"1\",pool=\"web\"} 0",
             "quic_lb_live_cids{backend=\"a\",config_id=\"2\",pool=\"web\"} 5",
@@ -830,7 +839,13 @@ mod tests {
                 pool: "web".into(),
                 name: "a".into(),
                 state: BackendState::Down,
-                totals: BackendTotals { forwarded: 7, refused, misnamed: 4, ..Default::default() },
+                totals: BackendTotals {
+                    forwarded: 7,
+                    unanswered: 5,
+                    refused,
+                    misnamed: 4,
+                    ..Default::default()
+                },
                 half_open: Some(12),
                 live,
                 silent: Some(Duration::from_millis(4_700)),

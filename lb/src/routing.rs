@@ -352,8 +352,22 @@ impl PoolRoute {
     /// The backend that consistent hashing gives to `key`; `None` when none takes connections.
     #[must_use]
     pub fn fallback(&self, key: FallbackKey<'_>) -> Option<BackendId> {
+        Some(self.table.as_ref()?.get(self.hash(key, 0)))
+    }
+
+    /// As [`Self::fallback`], for whoever should have another than `not`, if there is one.
+    #[must_use]
+    pub fn fallback_but(&self, key: FallbackKey<'_>, not: BackendId) -> Option<BackendId> {
+        /// Backends that are to be avoided have a small share: each but the first fails rarely.
+        const TRIES: u64 = 8;
+        let table = self.table.as_ref()?;
+        let mut others = (1..=TRIES).map(|n| table.get(self.hash(key, n)));
+        Some(others.find(|other| *other != not).unwrap_or(not))
+    }
+
+    fn hash(&self, key: FallbackKey<'_>, nth: u64) -> u64 {
         // Fixed keys: every balancer with this configuration has to get the same answer.
-        let mut hasher = SipHasher13::new_with_keys(self.tag, 0);
+        let mut hasher = SipHasher13::new_with_keys(self.tag, nth);
         match key {
             FallbackKey::ConnectionId(dcid) => hasher.write(dcid),
             FallbackKey::Address(IpAddr::V4(ip)) => hasher.write(&ip.octets()),
@@ -368,14 +382,14 @@ impl PoolRoute {
                 hasher.write(&client.port().to_be_bytes());
             }
         }
-        Some(self.table.as_ref()?.get(hasher.finish()))
+        hasher.finish()
     }
 }
 
 /// The backends that get new connections.
 fn choices(backends: &[WantedBackend]) -> Vec<Choice> {
-    let in_state = |wanted: BackendState| {
-        let backends = backends.iter().filter(|backend| backend.state == wanted);
+    let in_states = |wanted: &[BackendState]| {
+        let backends = backends.iter().filter(|backend| wanted.contains(&backend.state));
         let choices = backends.map(|WantedBackend { name, share, id, .. }| Choice {
             name: name.clone(),
             share: *share,
@@ -386,8 +400,12 @@ fn choices(backends: &[WantedBackend]) -> Vec<Choice> {
     // When nobody is known to be well, trying those that seem down beats refusing everyone: the
     // observation may be what is wrong. Draining backends were taken out on purpose.
     // One that answers under another's connection IDs comes last: its connections are known to break.
-    let states = [BackendState::Active, BackendState::Down, BackendState::Miswired];
-    states.into_iter().map(in_state).find(|choices| !choices.is_empty()).unwrap_or_default()
+    let states: [&[_]; 3] = [
+        &[BackendState::Active, BackendState::Probing],
+        &[BackendState::Down],
+        &[BackendState::Miswired],
+    ];
+    states.into_iter().map(in_states).find(|choices| !choices.is_empty()).unwrap_or_default()
 }
 
 /// What consistent hashing goes by.

@@ -169,6 +169,9 @@ impl ListenerTotals {
 pub struct BackendTotals {
     pub forwarded: u64,
     pub returned: u64,
+    pub asked: u64,
+    pub answered: u64,
+    pub unanswered: u64,
     pub refused: Refusals,
     pub well_named: u64,
     pub misnamed: u64,
@@ -232,6 +235,9 @@ impl BackendTotals {
         Self {
             forwarded: self.forwarded.saturating_sub(earlier.forwarded),
             returned: self.returned.saturating_sub(earlier.returned),
+            asked: self.asked.saturating_sub(earlier.asked),
+            answered: self.answered.saturating_sub(earlier.answered),
+            unanswered: self.unanswered.saturating_sub(earlier.unanswered),
             refused: self.refused.since(&earlier.refused),
             well_named: self.well_named.saturating_sub(earlier.well_named),
             misnamed: self.misnamed.saturating_sub(earlier.misnamed),
@@ -240,10 +246,23 @@ impl BackendTotals {
     }
 
     fn add(&mut self, counters: &BackendCounters) {
-        let BackendCounters { forwarded, returned, refused, well_named, misnamed, named, live: _ } =
-            counters;
+        let BackendCounters {
+            forwarded,
+            returned,
+            asked,
+            answered,
+            unanswered,
+            refused,
+            well_named,
+            misnamed,
+            named,
+            live: _,
+        } = counters;
         self.forwarded += forwarded.get();
         self.returned += returned.get();
+        self.asked += asked.get();
+        self.answered += answered.get();
+        self.unanswered += unanswered.get();
         self.well_named += well_named.get();
         self.misnamed += misnamed.get();
         self.named = self.named.max(named.get());

@@ -310,6 +310,8 @@ pub struct Opened {
     pub evicted: Option<Ended>,
     /// Why there is a new one.
     pub opening: Opening,
+    /// Whether it begins with a first flight, to which the backend was chosen.
+    pub asks: bool,
 }
 
 /// A flow that has ended, and whose socket is to be closed.

@@ -7,10 +7,12 @@
 //! | the file says | the operator's command | the backend's health | its state |
 //! | --- | --- | --- | --- |
 //! | active | none | active | active |
+//! | active | none | probing | probing |
 //! | active | none | down | down |
 //! | active | none | miswired | miswired |
 //! | draining | none | any | draining |
 //! | any | active | active | active |
+//! | any | active | probing | probing |
 //! | any | active | down | down |
 //! | any | active | miswired | miswired |
 //! | any | drain | any | draining |
@@ -139,9 +141,10 @@ mod tests {
     #[test]
     fn every_combination_of_file_command_and_health_has_its_state() {
         use Admission::{Active as A, Draining as D};
-        use BackendState::{Active, Down, Draining, Miswired};
+        use BackendState::{Active, Down, Draining, Miswired, Probing};
         let table = [
             (A, None, Active, Active),
+            (A, None, Probing, Probing),
             (A, None, Down, Down),
             (A, None, Miswired, Miswired),
             (A, Some(A), Active, Active),
@@ -151,10 +154,12 @@ mod tests {
             (D, None, Active, Draining),
             (D, None, Down, Draining),
             (D, Some(A), Active, Active),
+            (D, Some(A), Probing, Probing),
             (D, Some(A), Down, Down),
             (D, Some(A), Miswired, Miswired),
             (D, Some(D), Miswired, Draining),
             (D, Some(D), Active, Draining),
+            (D, None, Probing, Draining),
             (D, Some(D), Down, Draining),
         ];
         for (file, command, health, state) in table {

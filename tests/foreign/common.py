@@ -58,7 +58,7 @@ def total(scrape, name, **labels):
 
 
 # The balancer's configuration. pools: name → quic_lb configuration or none, address of the listener, its
-# mode of address validation if it has one of its own, backends.
+# mode of address validation if it has one of its own, backends, checks if there are any.
 
 
 def configuration(pools, admin, *more):
@@ -77,6 +77,8 @@ def configuration(pools, admin, *more):
         for nth, (backend, address) in enumerate(pool["backends"].items()):
             identity = f', server_id: "{server_id(pool["scheme"], nth)}"' if pool["scheme"] else ""
             lines += [f'      - {{ name: {backend}, address: "%s:%d"{identity} }}' % address]
+        if "health_check" in pool:
+            lines += [f"    health_check: {pool['health_check']}"]
     lines += [f'admin: {{ address: "{admin}" }}', *more]
     return "\n".join(lines) + "\n"
 

@@ -45,6 +45,9 @@ FLOODS, FLOOD_RATE, FLOOD_SECONDS, ENOUGH_HANDSHAKES = ("initials", "mixed"), 30
 # NATs rebind meanwhile, and which part of the handshakes has to succeed. (ten times the rate that held
 # every port of a backend)
 BLIND, BLIND_RATE, BLIND_SECONDS, REBIND_SECONDS, SUCCEED = ("short", "versions"), 3100, 8, 1, 0.95
+# New connections in a second while a server is silent, how long it is, and from when on no new connection
+# may fail: without checks, and with checks every second.
+NEW_CONNECTIONS, SILENT_SECONDS, WITHOUT_CHECKS, WITH_CHECKS = 50, 12, 3.0, 2.5
 # Forged senders are of this network (RFC 2544); no host has such an address.
 FORGED = "198.18.0.0/15"
 # What the balancer's memory may grow by under a flood: its flows have a limit, and little else is kept.
@@ -70,6 +73,8 @@ NAT_OUTSIDE, NAT_PORTS = ("10.11.0.2", "10.12.0.2"), range(20000, 21000)
 # The balancer's address that clients know. It is on no link of theirs.
 VIP4, VIP6 = "10.99.0.1", "fd99::1"
 SERVERS4, SERVERS6 = "10.20.0.2", "fd20::2"
+# A server on a host of its own, whose link can be taken down.
+LONE = "10.40.0.2"
 ADMIN = "127.0.0.1:9090"
 ADAPTIVE = '  adaptive: { hold: "2s" }'
 
@@ -128,6 +133,18 @@ POOLS = {
         backends={f"defended-{n}": (SERVERS4, 5600 + n) for n in (1, 2)},
         retry="adaptive",
     ),
+    # One of two servers falls silent. Traffic alone shows it, or checks do.
+    "watched": dict(
+        scheme=dict(config_id=0, server_id_length=2, nonce_length=6, key=KEY),
+        listen=("0.0.0.0", 4441),
+        backends={"watched-1": (SERVERS4, 5801), "watched-2": (LONE, 5802)},
+    ),
+    "checked": dict(
+        scheme=dict(config_id=1, server_id_length=2, nonce_length=6, key=KEY),
+        listen=("0.0.0.0", 4442),
+        backends={"checked-1": (SERVERS4, 5901), "checked-2": (LONE, 5902)},
+        health_check='{ kind: quic, alpn: h3, certificate: ignored, interval: "1s", timeout: "500ms" }',
+    ),
 }
 
 
@@ -149,7 +166,7 @@ class Network:
         return run("ip", "netns", "exec", self.name(role), *command, **arguments)
 
     def build(self):
-        for role in ("client", "nat1", "nat2", "balancer", "servers", "attacker"):
+        for role in ("client", "nat1", "nat2", "balancer", "servers", "lone", "attacker"):
             run("ip", "netns", "add", self.name(role))
             self.made.append(role)
             self.run(role, "ip", "link", "set", "lo", "up")
@@ -171,6 +188,7 @@ class Network:
         self.link("balancer", "fleet", "10.20.0.1", "servers", "lan", SERVERS4)
         self.run("balancer", "ip", "addr", "add", "fd20::1/64", "dev", "fleet", "nodad")
         self.run("servers", "ip", "addr", "add", f"{SERVERS6}/64", "dev", "lan", "nodad")
+        self.link("balancer", "aside", "10.40.0.1", "lone", "lan", LONE)
         self.link("attacker", "wan", "10.30.0.2", "balancer", "wild", "10.30.0.1")
         self.run("attacker", "ip", "route", "add", "default", "via", "10.30.0.1")
         # What is answered to forged senders ends with the attacker.
@@ -221,6 +239,7 @@ class Namespaces(Suite):
         super().__init__(arguments, folder)
         self.network = Network()
         self.origin_metrics = []
+        self.processes_of = {}
 
     def start(self, role, *command):
         return super().start("ip", "netns", "exec", self.network.name(role), *command)
@@ -256,16 +275,17 @@ class Namespaces(Suite):
     def start_origins(self):
         os.mkdir(self.path("root"))
         shutil.copy(chromium.PAGE, self.path("root"))
-        names = [name for pool in ("origin", "plain", "defended") for name in POOLS[pool]["backends"]]
-        for nth, name in enumerate(names):
-            metrics = f"127.0.0.1:{9100 + nth}"
-            self.origin_metrics.append(metrics)
+        pools = ("origin", "plain", "defended", "watched", "checked")
+        backends = [backend for pool in pools for backend in POOLS[pool]["backends"].items()]
+        for nth, (name, (host, _)) in enumerate(backends):
+            metrics, role = f"127.0.0.1:{9100 + nth}", "lone" if host == LONE else "servers"
+            self.origin_metrics.append((role, metrics))
             certificate = ("--cert", self.path("cert.pem"), "--key", self.path("key.pem"))
             files = ("--config", self.path("quic-lb.yaml"), *certificate, "--root", self.path("root"))
             command = ("serve", *files, "--backend", name, "--metrics", metrics)
-            origin = self.start("servers", self.arguments.origin, *command)
+            origin = self.processes_of[name] = self.start(role, self.arguments.origin, *command)
             deadline, ready = time.monotonic() + START, ("curl", "-sf", f"http://{metrics}/metrics")
-            while not self.network.run("servers", *ready, check=False):
+            while not self.network.run(role, *ready, check=False):
                 expect(origin.process.poll() is None, origin.logged())
                 expect(time.monotonic() < deadline, f"{name} does not become ready")
                 time.sleep(0.1)
@@ -290,8 +310,8 @@ class Namespaces(Suite):
 
     def origins(self, name):
         """The sum of a metric of all origins."""
-        scrape = lambda address: self.network.run("servers", "curl", "-sf", f"http://{address}/metrics")
-        return sum(total(scrape(address), f"backend_sim_{name}") for address in self.origin_metrics)
+        scrape = lambda role, address: self.network.run(role, "curl", "-sf", f"http://{address}/metrics")
+        return sum(total(scrape(*where), f"backend_sim_{name}") for where in self.origin_metrics)
 
     def rules(self, listener):
         scrape, count = self.admin("/metrics"), "quic_lb_datagrams_forwarded_total"
@@ -477,6 +497,57 @@ class Namespaces(Suite):
             f"{evicted} flows evicted; dropped {dropped}"
         )
 
+    def silenced(self, pool, how, from_when):
+        """One of two servers falls silent, at 50 new connections a second. Soon no new connection fails, none that was
+        established is lost, and the server gets new ones when it is back."""
+        target, backend = f"{VIP4}:{POOLS[pool]['listen'][1]}", f"{pool}-2"
+        files = ("--target", target, "--certificate", self.path("cert.der"))
+        pace = ("--connections", "6", "--new-every", str(1000 // NEW_CONNECTIONS))
+        state = lambda: next(iter(self.by("backend_state", "state", backend=backend)), None)
+        # Not behind a NAT: its ports would be used up.
+        client = self.start("attacker", self.arguments.peer, "visit", *files, *pace)
+        try:
+            client.wait_for("ready")
+            ready = time.monotonic()
+            time.sleep(2)
+            expect(state() == "active", f"{backend} is {state()} at first")
+            silent = time.monotonic() - ready
+            self.silence(backend, how, True)
+            states = []
+            while time.monotonic() - ready < silent + SILENT_SECONDS:
+                states.append(state())
+                time.sleep(0.1)
+            back = time.monotonic()
+            self.silence(backend, how, False)
+            while state() not in ("active", "probing"):
+                expect(time.monotonic() - back < START, f"{backend} does not come back")
+                time.sleep(0.05)
+            back = time.monotonic() - back
+            time.sleep(2)
+            report = client.end()
+        finally:
+            self.silence(backend, how, False)
+            client.kill()
+        expect("down" in states, f"{backend} was never down: {states}")
+        expect(report["lost"] == [], f"established connections were lost: {report['lost']}")
+        failed = sorted(round(at - silent, 1) for at in report["refused_at"])
+        late = [at for at in failed if at >= from_when]
+        expect(not late, f"{len(late)} new connections failed, so many seconds after the silence: {late[:20]}, {self.balancer.logged()}")
+        enough = NEW_CONNECTIONS * SILENT_SECONDS // 2
+        expect(report["handshakes"] >= enough, f"{report['handshakes']} handshakes")
+        return (
+            f"{report['handshakes']} connections, {len(failed)} failed, the last one {max(failed, default=0)} s after the "
+            f"silence; {report['established']} established, 0 lost; down for the first time after "
+            f"{states.index('down') * 0.1:.1f} s or more, back after {back:.1f} s"
+        )
+
+    def silence(self, backend, how, silent):
+        if how == "stopped":
+            process = self.processes_of[backend].process
+            process.send_signal(signal.SIGSTOP if silent else signal.SIGCONT)
+        else:
+            self.network.run("lone", "ip", "link", "set", "lan", "down" if silent else "up")
+
     def token_results(self):
         return self.by("retry_tokens_total", "result")
 
@@ -593,6 +664,11 @@ class Namespaces(Suite):
             what = "a NAT rebinds" if move == rebind else "the uplink changes"
             title = f"{stack} client: the balancer asks for its address, {what}"
             self.check(title, self.validated, stack, move)
+        for pool, from_when in (("watched", WITHOUT_CHECKS), ("checked", WITH_CHECKS)):
+            for how in ("stopped", "cut off"):
+                checks = "checks" if pool == "checked" else "traffic alone"
+                title = f"quinn client: one of two servers is {how}, {checks}"
+                self.check(title, self.silenced, pool, how, from_when)
         title = "Chromium: the balancer asks for its address, a NAT rebinds"
         self.check(title, self.browsed, rebind)
         self.check("quinn client: forged senders flood the balancer", self.flooded)

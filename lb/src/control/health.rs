@@ -2,20 +2,22 @@
 //! the state comes out. Two of these watch each backend: whether it can be sent to, and whether it answers under its
 //! own connection IDs; what is called to refuse here is then to answer under another's.
 //!
-//! A backend that refuses, or that the kernel does not send to, gets no new connections for a while and is then tried again. What it has
+//! A backend that refuses, that the kernel does not send to, or that is silent ([`silence`](super::silence)) gets no new
+//! connections for a while. Then it is tried with few, and gets its share when it answers. What it has
 //! keeps going to it all the time: only the client and the server know when a connection is dead.
 //!
 //! ```text
-//!            refused ≥ 3 in a row                     time is over
-//!   Well ───────────────────────────► Down(level) ───────────────────► Trial(level)
-//!    ▲                                 ▲    │  answered, first fall      │  │
-//!    │                                 │    └───────────────────────────►│  │
-//!    │                                 └──── refused, level + 1 ─────────┘  │
-//!    └────────────────────────── nothing bad for PROBATION ─────────────────┘
+//!            refused ≥ 3 in a row                   time is over                 answered
+//!   Well ─────────── or ────────────► Down(level) ────────────────► Trial(level) ─────────► Recovering(level)
+//!    ▲             silent              ▲    │  answered, first fall   │   │                   │   │
+//!    │                                 │    └────────────────────────►│   │                   │   │
+//!    │                                 └──── refused or silent, level + 1 ┴───────────────────┘   │
+//!    └───────────────────────────── nothing bad for PROBATION ────────────────────────────────────┘
 //! ```
 //!
-//! The time without new connections doubles with each fall during a trial. From the second fall on
-//! an answer does not end it early: a backend that toggles changes its state at most twice per hold.
+//! The time without new connections doubles with each fall that comes before it is well. From the second fall on
+//! an answer does not end it early: a backend that toggles changes its state at most twice per hold. A trial that nobody
+//! has a question for ends by itself, too.
 
 use std::time::{Duration, Instant};
 
@@ -45,6 +47,8 @@ pub(crate) enum Signal {
     Answered,
     /// The kernel said so often that it cannot be sent to, and nothing came back.
     Refused(u32),
+    /// Nothing came back for so long that it counts as down.
+    Silent,
 }
 
 impl Signal {
@@ -77,11 +81,18 @@ pub(crate) enum Health {
         /// When it is tried again.
         until: Instant,
     },
-    /// It gets new connections again and has to show that it is well.
+    /// It gets a few new connections and has to answer.
     Trial {
         /// As before the trial.
         level: u32,
         /// Since when nothing speaks against it.
+        since: Instant,
+    },
+    /// It has answered, gets its share again, and is not trusted yet.
+    Recovering {
+        /// As before the trial.
+        level: u32,
+        /// When the trial began.
         since: Instant,
     },
 }
@@ -110,20 +121,27 @@ impl Health {
                 let streak = streak.add(now, refused);
                 if streak.refused < REFUSALS { Self::Well(streak) } else { Self::down(now, 1) }
             }
+            (Self::Well(_), Signal::Silent) => Self::down(now, 1),
             (Self::Down { level: 1, .. }, Signal::Answered) => Self::Trial { level: 1, since: now },
             (Self::Down { until, .. }, _) if now < until => self,
-            (Self::Down { level, .. }, Signal::Refused(_)) => {
+            (Self::Down { level, .. }, Signal::Refused(_) | Signal::Silent) => {
                 Self::down(now, level.saturating_add(1))
             }
             (Self::Down { level, .. }, Signal::Quiet | Signal::Answered) => {
                 Self::Trial { level, since: now }
             }
-            (Self::Trial { level, .. }, Signal::Refused(_)) => {
-                Self::down(now, level.saturating_add(1))
+            (
+                Self::Trial { level, .. } | Self::Recovering { level, .. },
+                Signal::Refused(_) | Signal::Silent,
+            ) => Self::down(now, level.saturating_add(1)),
+            (Self::Trial { since, .. } | Self::Recovering { since, .. }, _)
+                if now.saturating_duration_since(since) >= PROBATION =>
+            {
+                Self::default()
             }
-            (Self::Trial { since, .. }, Signal::Quiet | Signal::Answered) => {
-                let over = now.saturating_duration_since(since) >= PROBATION;
-                if over { Self::default() } else { self }
+            (Self::Trial { level, since }, Signal::Answered) => Self::Recovering { level, since },
+            (Self::Trial { .. } | Self::Recovering { .. }, Signal::Quiet | Signal::Answered) => {
+                self
             }
         }
     }
@@ -132,8 +150,17 @@ impl Health {
     #[must_use]
     pub(crate) const fn is_down(self) -> bool {
         match self {
-            Self::Well(_) | Self::Trial { .. } => false,
+            Self::Well(_) | Self::Trial { .. } | Self::Recovering { .. } => false,
             Self::Down { .. } => true,
+        }
+    }
+
+    /// Whether it has to answer first to get its share of them.
+    #[must_use]
+    pub(crate) const fn is_tried(self) -> bool {
+        match self {
+            Self::Trial { .. } => true,
+            Self::Well(_) | Self::Down { .. } | Self::Recovering { .. } => false,
         }
     }
 
@@ -171,7 +198,9 @@ mod tests {
         let streak = |refused, ms| Health::Well(Streak { refused, last: Some(at(ms)) });
         let down = |level, ms| Health::Down { level, until: at(ms) };
         let trial = |level, ms| Health::Trial { level, since: at(ms) };
+        let recovering = |level, ms| Health::Recovering { level, since: at(ms) };
         let (quiet, answered, refused) = (Signal::Quiet, Signal::Answered, Signal::Refused);
+        let silent = Signal::Silent;
         let table = [
             // Well: nothing and answers change nothing, refusals add up.
             (well, 0, quiet, well),
@@ -180,6 +209,8 @@ mod tests {
             (well, 0, refused(2), streak(2, 0)),
             (well, 0, refused(3), down(1, 2_000)),
             (well, 0, refused(u32::MAX), down(1, 2_000)),
+            (well, 0, silent, down(1, 2_000)),
+            (streak(1, 0), 200, silent, down(1, 2_200)),
             (streak(2, 0), 200, quiet, streak(2, 0)),
             (streak(2, 0), 200, answered, well),
             (streak(1, 0), 200, refused(1), streak(2, 200)),
@@ -191,6 +222,8 @@ mod tests {
             (down(1, 2_000), 1_999, quiet, down(1, 2_000)),
             (down(1, 2_000), 200, answered, trial(1, 200)),
             (down(1, 2_000), 1_999, refused(9), down(1, 2_000)),
+            (down(1, 2_000), 1_999, silent, down(1, 2_000)),
+            (down(1, 2_000), 2_000, silent, down(2, 6_000)),
             (down(1, 2_000), 2_000, quiet, trial(1, 2_000)),
             (down(1, 2_000), 2_000, answered, trial(1, 2_000)),
             (down(1, 2_000), 2_000, refused(1), down(2, 6_000)),
@@ -201,17 +234,32 @@ mod tests {
             (down(2, 4_000), 4_000, quiet, trial(2, 4_000)),
             (down(2, 4_000), 4_000, answered, trial(2, 4_000)),
             (down(2, 4_000), 4_000, refused(1), down(3, 12_000)),
+            (down(2, 4_000), 3_999, silent, down(2, 4_000)),
+            (down(2, 4_000), 4_000, silent, down(3, 12_000)),
             (down(4, 0), 0, refused(1), down(5, 30_000)),
             (down(u32::MAX, 0), 0, refused(1), down(u32::MAX, 30_000)),
-            // Trial: one refusal is enough, peace for thirty seconds clears the past.
+            // Trial: one refusal is enough, an answer ends it, and so does peace for thirty seconds.
             (trial(1, 0), 200, quiet, trial(1, 0)),
-            (trial(1, 0), 200, answered, trial(1, 0)),
+            (trial(1, 0), 200, answered, recovering(1, 0)),
             (trial(1, 0), 200, refused(1), down(2, 4_200)),
+            (trial(1, 0), 200, silent, down(2, 4_200)),
             (trial(1, 0), 29_999, quiet, trial(1, 0)),
-            (trial(1, 0), 29_999, answered, trial(1, 0)),
+            (trial(1, 0), 29_999, answered, recovering(1, 0)),
             (trial(1, 0), 30_000, quiet, well),
             (trial(1, 0), 30_000, answered, well),
             (trial(1, 0), 30_000, refused(1), down(2, 34_000)),
+            (trial(1, 0), 30_000, silent, down(2, 34_000)),
+            // It has answered: peace for thirty seconds clears the past.
+            (recovering(1, 0), 200, quiet, recovering(1, 0)),
+            (recovering(1, 0), 200, answered, recovering(1, 0)),
+            (recovering(1, 0), 200, refused(1), down(2, 4_200)),
+            (recovering(1, 0), 200, silent, down(2, 4_200)),
+            (recovering(1, 0), 29_999, quiet, recovering(1, 0)),
+            (recovering(1, 0), 29_999, answered, recovering(1, 0)),
+            (recovering(2, 0), 30_000, quiet, well),
+            (recovering(2, 0), 30_000, answered, well),
+            (recovering(2, 0), 30_000, refused(1), down(3, 38_000)),
+            (recovering(2, 0), 30_000, silent, down(3, 38_000)),
         ];
         for (before, ms, signal, after) in table {
             assert_eq!(before.on_tick(at(ms), signal), after, "{before:?} at {ms} ms: {signal:?}");
@@ -222,8 +270,12 @@ mod tests {
     fn only_a_fall_keeps_new_connections_away() {
         let now = Instant::now();
         assert!(!Health::default().is_down());
-        assert!(!Health::Trial { level: 3, since: now }.is_down());
-        assert!(Health::Down { level: 1, until: now }.is_down());
+        let [trial, recovering] =
+            [Health::Trial { level: 3, since: now }, Health::Recovering { level: 3, since: now }];
+        assert!(!trial.is_down() && trial.is_tried());
+        assert!(!recovering.is_down() && !recovering.is_tried());
+        let down = Health::Down { level: 1, until: now };
+        assert!(down.is_down() && !down.is_tried() && !Health::default().is_tried());
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod reloads;
 mod restart;
 mod seen;
 mod shared;
+mod silence;
 mod systemd;
 mod validation;
 mod watch;

@@ -12,7 +12,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;ma
     padding:0 1rem;color:#1d2630;background:#fff}table{border-collapse:collapse;width:100%;\
     margin:.5rem 0 1.5rem}th,td{text-align:left;padding:.25rem .75rem .25rem 0;border-bottom:1px \
     solid #dde3ea}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.active{color:\
-    #0a6b2d}.draining{color:#8a5a00}.down,.miswired,.no{color:#b00020;font-weight:600}";
+    #0a6b2d}.draining,.probing{color:#8a5a00}.down,.miswired,.no{color:#b00020;font-weight:600}";
 
 /// The page.
 pub(super) fn status(reading: &Reading, backends: &[BackendView]) -> String {

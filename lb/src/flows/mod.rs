@@ -32,7 +32,7 @@ use hashbrown::HashMap;
 
 use crate::{
     affinity::{AffinityTable, Held},
-    backend::BackendId,
+    backend::{BackendId, MAX_BACKENDS},
     cid_tag::CidTag,
     client_path::{ClientPath, ListenerIndex, PathKey, network},
     routing::Lifetimes,
@@ -73,6 +73,10 @@ const NOTE_INTERVAL: Duration = Duration::from_secs(1);
 /// Who has proved an address goes on with the server's connection ID within this time; servers that refuse the token give none.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// A backend that has not answered for so long is not going to: longer than all datagrams of one first flight take, shorter
+/// than clients wait before they repeat it.
+const CHANCE: Duration = Duration::from_millis(500);
+
 /// A sweep looks at this part of the slots, so that sixteen sweeps have seen them all.
 const SWEEP_DIVISOR: usize = 16;
 
@@ -102,6 +106,19 @@ pub(crate) struct Shown<'a> {
     pub(crate) scid: Option<&'a [u8]>,
     /// Whether a token has proved the address.
     pub(crate) validated: bool,
+    /// Whether it is a first flight, to which a backend was chosen.
+    pub(crate) asks: bool,
+}
+
+/// Whether the backend of a flow has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Talk {
+    /// Not yet.
+    Unanswered,
+    /// Not yet, to a first flight to which it was chosen.
+    Asked,
+    /// It has.
+    Answered,
 }
 
 /// A flow that was found.
@@ -130,6 +147,10 @@ pub(crate) struct FlowTable {
     sweep_from: usize,
     /// How many have begun with a valid token and come to nothing.
     unfinished: u64,
+    /// Flows that have asked a backend and ended without its answer, by its slot, until they are told of.
+    unanswered: Box<[u32]>,
+    /// Whether there are any.
+    any_unanswered: bool,
     census: Census,
 }
 
@@ -144,7 +165,7 @@ struct Slot {
     affinity: Option<Held>,
     /// `None` when there is no flow.
     standing: Option<Standing>,
-    answered: bool,
+    talk: Talk,
     /// Whether the server was heard after the client, as far as learning goes.
     server_spoke: bool,
     claim: Claim,
@@ -205,6 +226,8 @@ impl FlowTable {
             of_network: Lists::with_capacity(max_flows, max_flows, hash),
             sweep_from: 0,
             unfinished: 0,
+            unanswered: vec![0; MAX_BACKENDS].into(),
+            any_unanswered: false,
             census: Census::new(now),
         }
     }
@@ -231,6 +254,21 @@ impl FlowTable {
         let is_usual = is_proven && (shown.cid.is_none() || shown.cid == slot.cid);
         let seen = if is_usual { None } else { self.heard(now, index, shown) };
         Some(Found { flow: FlowId(index), seen })
+    }
+
+    /// Whether a first flight has asked `backend` on `path` some time ago, and nothing came back.
+    pub(crate) fn is_unanswered(
+        &self,
+        now: Instant,
+        listener: ListenerIndex,
+        path: &ClientPath,
+        backend: BackendId,
+    ) -> bool {
+        let key = FlowKey { path: PathKey::new(listener, path), backend };
+        self.by_key.get(&key).is_some_and(|&index| {
+            let Slot { talk, opened, .. } = &self.slots[index as usize];
+            *talk == Talk::Asked && now.saturating_duration_since(*opened) >= CHANCE
+        })
     }
 
     /// Starts a flow: its number, and the flow that was evicted for it. `None` when there is no room,
@@ -263,7 +301,7 @@ impl FlowTable {
             evidence: Evidence::default(),
             affinity: affinity.hold(path, flow.backend),
             standing: None,
-            answered: false,
+            talk: if shown.asks { Talk::Asked } else { Talk::Unanswered },
             server_spoke: false,
             claim,
             client_cids,
@@ -319,6 +357,7 @@ impl FlowTable {
         {
             return OnFailure::RetryAfter(ended);
         }
+        self.slots[id.index()].talk = Talk::Unanswered;
         self.end_and_free(now, id.0, affinity);
         OnFailure::Drop(why)
     }
@@ -366,7 +405,7 @@ impl FlowTable {
         }
         let lifetime = match slot.standing {
             None => return,
-            Some(_) if slot.answered => lifetimes.flow_idle,
+            Some(_) if slot.talk == Talk::Answered => lifetimes.flow_idle,
             Some(_) => lifetimes.flow_unanswered,
         };
         if now.saturating_duration_since(slot.last_used) > lifetime {
@@ -389,8 +428,16 @@ impl FlowTable {
         self.census.take()
     }
 
+    /// How many flows have asked each backend, by its slot, and ended without its answer since this was called last.
+    pub(crate) fn take_unanswered(&mut self) -> impl Iterator<Item = (usize, u64)> {
+        let any = std::mem::take(&mut self.any_unanswered);
+        let all = self.unanswered.iter_mut().enumerate().take(if any { MAX_BACKENDS } else { 0 });
+        all.map(|(slot, count)| (slot, u64::from(std::mem::take(count))))
+    }
+
     /// Notes `count` datagrams from the backend, of `len` octets, or of none if that is a Version Negotiation,
-    /// which anybody gets; of a flow that has ended it means nothing.
+    /// which anybody gets; of a flow that has ended it means nothing. Says whether it is the first answer to one
+    /// that has asked.
     pub(crate) fn answered(
         &mut self,
         now: Instant,
@@ -399,10 +446,10 @@ impl FlowTable {
         count: usize,
         affinity: &mut AffinityTable,
         is_gone: impl Fn(BackendId) -> bool,
-    ) {
+    ) -> bool {
         let slot = &mut self.slots[id.index()];
         slot.last_used = now;
-        slot.answered = true;
+        let is_first = std::mem::replace(&mut slot.talk, Talk::Answered) == Talk::Asked;
         if len > 0 {
             slot.evidence.server_was_heard(len, count);
         }
@@ -412,6 +459,7 @@ impl FlowTable {
         {
             affinity.answered(held, slot.flow.backend, is_gone);
         }
+        is_first
     }
 
     /// Whether `cid` is another connection ID than the backend gave last on this flow.
@@ -602,6 +650,10 @@ impl FlowTable {
         let standing = slot.standing?;
         self.unfinished += u64::from(slot.waits());
         let Flow { listener, path, backend } = slot.flow;
+        if slot.talk == Talk::Asked {
+            self.unanswered[backend.slot()] += 1;
+            self.any_unanswered = true;
+        }
         let cid = slot.cid;
         if let Some(held) = slot.affinity.take() {
             affinity.release(held);

@@ -132,7 +132,7 @@ impl Model {
         let cid = (cid > 0).then(|| CidTag::new(&octets));
         let validated = claim == Claim::Validated;
         let config = ConfigIndex::NONE;
-        let shown = Shown { cid, config, dcid: &octets, scid: None, validated };
+        let shown = Shown { cid, config, dcid: &octets, scid: None, validated, asks: false };
         let found = self.flows.find(now, EDGE, &client(path), backend, &shown);
         if let Some(Found { flow, seen: Some(seen) }) = found {
             assert_eq!(Some(seen), self.flows.cid(flow));
@@ -322,7 +322,7 @@ fn flows_that_anybody_may_have_begun_are_counted_and_hold_no_drain_up() {
         let octets = [1; 8];
         let cid = (claim != Claim::None).then(|| CidTag::new(&octets));
         let config = ConfigIndex::of_routable(&octets);
-        let shown = Shown { cid, config, dcid: &octets, scid: None, validated: false };
+        let shown = Shown { cid, config, dcid: &octets, scid: None, validated: false, asks: false };
         let flow = Flow { listener: EDGE, path: client(1), backend };
         assert!(model.flows.open(now, flow, claim, &shown, &mut model.affinity).is_some());
         model.flows.sweep(now, &LIFETIMES, &mut model.affinity, &mut vec![], |_, _| {});

@@ -108,9 +108,13 @@ pub struct Tally {
 pub enum Returned {
     /// For somebody who had the upstream port before.
     Stale,
-    /// For the client, as far as can be seen; and whose connection ID the server has answered with, if that is
-    /// new on this flow.
-    ForClient(Option<AnsweredAs>),
+    /// For the client, as far as can be seen.
+    ForClient {
+        /// Whose connection ID the server has answered with, if that is new on this flow.
+        named: Option<AnsweredAs>,
+        /// Whether it is the first answer to the first flight that the flow began with.
+        is_first: bool,
+    },
 }
 
 /// Whose connection ID a server has answered with.
@@ -287,8 +291,8 @@ impl Forwarder {
                 len = 0;
             }
         }
-        self.answered(now, flow, len, 1);
-        Returned::ForClient(answered_as)
+        let is_first = self.answered(now, flow, len, 1);
+        Returned::ForClient { named: answered_as, is_first }
     }
 
     /// As [`Self::returned`], of `count` datagrams with short headers, of which `octets` are the first: nothing in
@@ -296,14 +300,15 @@ impl Forwarder {
     pub fn returned_short(&mut self, now: Instant, flow: FlowId, octets: &[u8], count: usize) {
         #[cfg(test)]
         fixtures::trip(fixtures::AT_RETURN, octets);
-        self.answered(now, flow, octets.len(), count);
+        // Servers answer a first flight with a long header.
+        let _ = self.answered(now, flow, octets.len(), count);
     }
 
-    fn answered(&mut self, now: Instant, flow: FlowId, len: usize, count: usize) {
+    fn answered(&mut self, now: Instant, flow: FlowId, len: usize, count: usize) -> bool {
         let Self { routing, flows, affinity, .. } = self;
         flows.answered(now, flow, len, count, affinity, |id| {
             routing.backend(id).is_none_or(|backend| backend.state == BackendState::Down)
-        });
+        })
     }
 
     /// Says what to do about `flow`, which the last batch started, whose upstream socket could not be
@@ -323,8 +328,12 @@ impl Forwarder {
         affinity.sweep(now, lifetimes.flow_idle);
     }
 
-    /// Tells `counters` of the live connections of each backend, whenever the sweep has been through.
+    /// Tells `counters` of the live connections of each backend, whenever the sweep has been through, and of flows that
+    /// have ended without any answer.
     pub fn tell_live(&mut self, counters: &WorkerCounters) {
+        for (slot, count) in self.flows.take_unanswered() {
+            counters.backends[slot].unanswered.add(count);
+        }
         let Self { flows, memory, .. } = self;
         let millis =
             |moment| u64::try_from(memory.since_epoch(moment).as_millis()).unwrap_or(u64::MAX - 1);
@@ -448,7 +457,8 @@ impl Forwarder {
             Some(cid) if rule == Rule::Cid => ConfigIndex::of_routable(cid),
             _ => ConfigIndex::NONE,
         };
-        let shown = Shown { cid: cid.map(CidTag::new), config, dcid, scid, validated };
+        let asks = begins && rule == Rule::Fallback;
+        let shown = Shown { cid: cid.map(CidTag::new), config, dcid, scid, validated, asks };
         let forward = |via| Verdict::Forward { backend, rule, via };
         if let Some(Found { flow, seen }) = self.flows.find(now, listener, path, backend, &shown) {
             if let Some(cid) = seen {
@@ -484,7 +494,7 @@ impl Forwarder {
                 if let Some(cid) = cid.filter(|_| rule == Rule::Dcid) {
                     self.flows.set_cid_len(flow, cid.len());
                 }
-                forward(Via::NewFlow(Opened { flow, evicted, opening }))
+                forward(Via::NewFlow(Opened { flow, evicted, opening, asks }))
             }
             None => Verdict::Drop(DropReason::FlowLimit),
         }
@@ -492,7 +502,8 @@ impl Forwarder {
 
     #[inline]
     fn rules<'a>(&'a self, routing: &'a Routing) -> Rules<'a> {
-        Rules { routing, memory: &self.memory, affinity: &self.affinity }
+        let Self { memory, affinity, flows, .. } = self;
+        Rules { routing, memory, affinity, flows }
     }
 
     /// Adds the Retry that answers datagram number `index` to the replies.

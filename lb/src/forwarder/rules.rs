@@ -18,6 +18,7 @@ use crate::{
     affinity::AffinityTable,
     backend::{BackendId, BackendState},
     client_path::{ClientPath, ListenerIndex},
+    flows::FlowTable,
     memory::{Lookup, Memory},
     routing::{FallbackKey, ListenerRoute, PoolRoute, Routing},
     verdict::Rule,
@@ -80,6 +81,7 @@ pub(super) struct Rules<'a> {
     pub(super) routing: &'a Routing,
     pub(super) memory: &'a Memory,
     pub(super) affinity: &'a AffinityTable,
+    pub(super) flows: &'a FlowTable,
 }
 
 impl Rules<'_> {
@@ -110,7 +112,17 @@ impl Rules<'_> {
     ) -> Option<BackendId> {
         let pool = self.routing.pool(question.route.default_pool);
         let key = fallback_key(pool, question.packet, question.path);
-        let chosen = pool.fallback(key);
+        let is_tried = |id: &BackendId| {
+            let backend = self.routing.backend(*id);
+            backend.is_some_and(|backend| backend.state == BackendState::Probing)
+        };
+        // Whoever has tried it in vain is spared trying again.
+        let chosen = match pool.fallback(key) {
+            Some(id) if is_tried(&id) && self.has_failed(question, id) => {
+                pool.fallback_but(key, id)
+            }
+            chosen => chosen,
+        };
         trace.step(Rule::Fallback, chosen, || trace::fallback(key));
         chosen
     }
@@ -127,6 +139,12 @@ impl Rules<'_> {
             }
             Packet::Short(header) => self.memory.connection_id_in_front(lookup, pool, header.rest),
         })
+    }
+
+    /// Whether a backend that is tried has left a first flight on this path unanswered.
+    fn has_failed(&self, question: &Question<'_>, id: BackendId) -> bool {
+        let &Question { now, listener, path, .. } = question;
+        self.flows.is_unanswered(now, listener, path, id)
     }
 
     #[inline]
@@ -151,9 +169,10 @@ impl Rules<'_> {
         };
         // The handshake of such a packet has had no answer with a connection ID that leads to its
         // server: one that is down is not going to give one, another may.
-        let may_answer = |id| {
-            let backend = self.routing.backend(id);
-            backend.is_some_and(|backend| backend.state != BackendState::Down)
+        let may_answer = |id| match self.routing.backend(id).map(|backend| backend.state) {
+            Some(BackendState::Active | BackendState::Draining | BackendState::Miswired) => true,
+            Some(BackendState::Probing) => !self.has_failed(question, id),
+            Some(BackendState::Down) | None => false,
         };
         let present = remembered.filter(|&id| may_answer(id));
         trace.step(Rule::FourTupleScid, present, || trace::handshake(packet, remembered, present));

@@ -573,6 +573,9 @@ impl Datapath {
                 },
             }
         };
+        if opened.asks && connected.is_ok() {
+            self.counters.backends[backend.slot()].asked.add(1);
+        }
         self.upstreams.put(&self.counters, listener, opened, connected);
         self.counters.unproven_flows.set(self.forwarder.unproven_flow_count() as u64);
     }
@@ -630,13 +633,16 @@ impl Datapath {
                 *at = At::Returned { flow, slot, datagram: datagram.clone() };
                 match forwarder.returned(now, flow, receiver.octets(slot, datagram)) {
                     Returned::Stale => back.withhold(slot),
-                    Returned::ForClient(None) => {}
-                    Returned::ForClient(Some(answered)) => {
-                        let another = match answered {
-                            AnsweredAs::Another(another) => Some(another),
-                            AnsweredAs::Itself | AnsweredAs::Nobody => None,
-                        };
-                        counters.backends[usize::from(upstream.backend)].answer(another);
+                    Returned::ForClient { named, is_first } => {
+                        let counters = &counters.backends[usize::from(upstream.backend)];
+                        if is_first {
+                            counters.answered.add(1);
+                        }
+                        match named {
+                            None => {}
+                            Some(AnsweredAs::Another(another)) => counters.answer(Some(another)),
+                            Some(AnsweredAs::Itself | AnsweredAs::Nobody) => counters.answer(None),
+                        }
                     }
                 }
             }

@@ -83,9 +83,12 @@ struct Visit {
     /// Connections that last, each from a socket of its own.
     #[arg(long, default_value_t = 20)]
     connections: usize,
-    /// Milliseconds from one request to the next on each of them, and between new connections.
+    /// Milliseconds from one request to the next on each of them.
     #[arg(long, default_value_t = 100)]
     every: u64,
+    /// Milliseconds from one new connection to the next.
+    #[arg(long, default_value_t = 100)]
+    new_every: u64,
     /// Milliseconds that a new connection may take.
     #[arg(long, default_value_t = 3000)]
     within: u64,
@@ -326,7 +329,9 @@ async fn visit(options: &Visit) -> anyhow::Result<serde_json::Value> {
     }
     say("ready")?;
 
-    let (mut visits, mut ticks) = (JoinSet::new(), tokio::time::interval(every));
+    let new_every = Duration::from_millis(options.new_every);
+    let (mut visits, mut ticks) = (JoinSet::new(), tokio::time::interval(new_every));
+    let began = std::time::Instant::now();
     let mut terminated = signal(SignalKind::terminate())?;
     let within = Duration::from_millis(options.within);
     loop {
@@ -335,20 +340,27 @@ async fn visit(options: &Visit) -> anyhow::Result<serde_json::Value> {
             _ = terminated.recv() => break,
         }
         let (target, certificate) = (options.target, Arc::clone(&certificate));
+        let at = began.elapsed();
         visits.spawn(async move {
-            let connecting = Requester::connect(target, &certificate);
-            let connected = tokio::time::timeout(within, connecting).await;
-            let mut requester = connected.context("not in time")??;
-            requester.download(OCTETS).await?;
-            requester.close().await;
-            anyhow::Ok(())
+            let visit = async {
+                let connecting = Requester::connect(target, &certificate);
+                let connected = tokio::time::timeout(within, connecting).await;
+                let mut requester = connected.context("not in time")??;
+                requester.download(OCTETS).await?;
+                requester.close().await;
+                anyhow::Ok(())
+            };
+            (at, visit.await)
         });
     }
-    let (mut handshakes, mut refused) = (0, Vec::new());
+    let (mut handshakes, mut refused, mut refused_at) = (0, Vec::new(), Vec::new());
     while let Some(visit) = visits.join_next().await {
         match visit? {
-            Ok(()) => handshakes += 1,
-            Err(error) => refused.push(format!("{error:#}")),
+            (_, Ok(())) => handshakes += 1,
+            (at, Err(error)) => {
+                refused.push(format!("{error:#}"));
+                refused_at.push(at.as_secs_f64());
+            }
         }
     }
     stop.send_replace(true);
@@ -365,6 +377,7 @@ async fn visit(options: &Visit) -> anyhow::Result<serde_json::Value> {
         "requests": requests,
         "handshakes": handshakes,
         "refused": refused,
+        "refused_at": refused_at,
     }))
 }
 

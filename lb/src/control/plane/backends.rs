@@ -25,9 +25,11 @@ use crate::{
             state::{Checked, Thresholds},
         },
         health::Health,
+        silence::Silence,
     },
     refusal::Refusal,
     routing::BackendRoute,
+    totals::BackendTotals,
 };
 
 /// Whom to check, and how.
@@ -137,6 +139,7 @@ impl ControlPlane {
     /// `established`, others have been checked before.
     pub(super) fn watch_wanted(&mut self, established: &BTreeSet<String>) {
         for (nth, (pool, wanted)) in self.config.pools.iter().zip(self.wanted.pools()).enumerate() {
+            self.norms.entry(pool.name.clone()).or_default();
             let mut places = pool.backends.iter().enumerate();
             for backend in wanted {
                 // In the same order, though one for which there is no number is left out.
@@ -152,6 +155,7 @@ impl ControlPlane {
                         address: backend.address.0,
                         place,
                         health: Health::default(),
+                        silence: Silence::default(),
                         wiring: Health::default(),
                         slow_start: Duration::ZERO,
                         starting: None,
@@ -161,7 +165,9 @@ impl ControlPlane {
                         last_check: None,
                         checks: CheckCounts::default(),
                         refusal: None,
+                        fell_silent: false,
                         last: self.totals.of_backend(backend.id.slot()),
+                        seen: BackendTotals::default(),
                         half_open: None,
                         drains_since: None,
                     }
@@ -181,9 +187,8 @@ impl ControlPlane {
         let time = self.memory.since_epoch(now);
         let routing = self.routing.load();
         for (name, watched) in &mut self.backends {
-            let takes_none = routing
-                .backend(watched.id)
-                .is_some_and(|route| route.state != BackendState::Active);
+            let takes_none =
+                routing.backend(watched.id).is_some_and(|route| !route.state.takes_connections());
             let command = self.commands.get(name).copied();
             let admission =
                 || find(&self.config, &name.0, &name.1).map(|backend| backend.admission);
@@ -258,7 +263,7 @@ pub(super) fn panics(
                 continue;
             }
             all += 1;
-            left += usize::from(watched.state() == BackendState::Active);
+            left += usize::from(watched.state().takes_connections());
             failing += usize::from(watched.checked.is_some_and(Checked::is_down));
         }
         let panics = failing > 0 && left * 100 < all * threshold;
@@ -287,15 +292,26 @@ pub(super) fn report(
     let BackendRoute { name, address, state: is, .. } = backend;
     let (backend, was, state) = (name, was.label(), is.label());
     match is {
-        BackendState::Active | BackendState::Draining => {
+        BackendState::Active | BackendState::Probing | BackendState::Draining => {
             info!(pool, backend, %address, was, state, "backend changed its state");
         }
         BackendState::Down => {
             let by_traffic = watched.filter(|watched| watched.health.is_down());
+            let silent = by_traffic.is_some_and(|watched| watched.fell_silent);
             let errno = by_traffic.and_then(|watched| watched.refusal).map(Refusal::label);
             let by_check = watched.filter(|watched| watched.checked.is_some_and(Checked::is_down));
             let check = by_check.and_then(|watched| watched.last_check).map(CheckResult::label);
-            warn!(pool, backend, %address, was, state, errno, check, "backend gets no new connections");
+            warn!(
+                pool,
+                backend,
+                %address,
+                was,
+                state,
+                silent,
+                errno,
+                check,
+                "backend gets no new connections"
+            );
         }
         BackendState::Miswired => {
             let names = named.map(|named| &named.name);

@@ -42,6 +42,7 @@ use super::{
     checks::slow_start::STEPS,
     health::Health,
     restart::{is_same, needs_restart},
+    silence::Norm,
     validation::Validation,
 };
 use crate::{
@@ -84,6 +85,8 @@ pub(crate) struct ControlPlane {
     /// What the operator wants instead of what the file says.
     commands: BTreeMap<Name, Admission>,
     backends: BTreeMap<Name, Watched>,
+    /// How the backends of each pool fare that answer.
+    norms: BTreeMap<String, Norm>,
     /// How long the passed checks of each pool took.
     check_times: BTreeMap<String, CheckTimes>,
     /// When the shares of a pool's backends, some of which start slowly, have grown last.
@@ -191,6 +194,7 @@ impl ControlPlane {
             flow_capacity: 0,
             commands: BTreeMap::new(),
             backends: BTreeMap::new(),
+            norms: BTreeMap::new(),
             check_times: BTreeMap::new(),
             grown: BTreeMap::new(),
             panics: BTreeSet::new(),
@@ -369,11 +373,20 @@ impl ControlPlane {
     pub(crate) fn on_tick(&mut self, now: Instant) {
         let mut changed = false;
         self.watch_drains(now);
-        for watched in self.backends.values_mut() {
+        for ((pool, _), watched) in &mut self.backends {
             let totals = self.totals.of_backend(watched.id.slot());
-            let seen = totals.since(watched.last);
+            watched.seen = totals.since(watched.last);
             watched.last = totals;
-            changed |= watched.change(now, |watched| watched.on_traffic(now, &seen));
+            if watched.seen.returned > 0
+                && let Some(norm) = self.norms.get_mut(pool)
+            {
+                norm.asked += watched.seen.asked;
+                norm.answered += watched.seen.answered;
+            }
+        }
+        for ((pool, _), watched) in &mut self.backends {
+            let norm = self.norms.get(pool).copied().unwrap_or_default();
+            changed |= watched.change(now, |watched| watched.on_traffic(now, norm));
         }
         changed |= self.grow_shares(now);
         if changed {
@@ -503,7 +516,7 @@ impl ControlPlane {
 
     /// Takes note of what is wanted now; a snapshot of it can be ordered.
     fn want(&mut self) {
-        let Self { config, registry, commands, backends, check_times, .. } = self;
+        let Self { config, registry, commands, backends, check_times, norms, .. } = self;
         check_times.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
         let named: BTreeMap<Name, (SocketAddr, bool)> = config
             .pools
@@ -514,6 +527,7 @@ impl ControlPlane {
                 (name, (backend.address, pool.health_check.is_some()))
             })
             .collect();
+        norms.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
         commands.retain(|name, _| named.contains_key(name));
         backends.retain(|name, watched| {
             let (address, is_checked) = named.get(name).copied().unzip();
@@ -537,7 +551,11 @@ impl ControlPlane {
         };
         let wanted = Wanted::new(&config.pools, command, health, registry);
         let step = |pool: &str, backend: &str| {
-            NonZeroU32::new(backends.get(&name(pool, backend))?.starting?.step())
+            let watched = backends.get(&name(pool, backend))?;
+            match watched.state_of_traffic() {
+                BackendState::Probing => Some(NonZeroU32::MIN),
+                _ => NonZeroU32::new(watched.starting?.step()),
+            }
         };
         self.wanted = Arc::new(wanted.with_slow_starts(&config.pools, STEPS, step));
         self.newest += 1;

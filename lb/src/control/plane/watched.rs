@@ -15,6 +15,7 @@ use crate::{
             state::{Checked, Thresholds},
         },
         health::{Health, Signal},
+        silence::{Norm, Seen, Silence},
     },
     refusal::Refusal,
     totals::BackendTotals,
@@ -30,8 +31,10 @@ pub(super) struct Watched {
     pub(super) address: SocketAddr,
     /// Which pool of the newest configuration it is in, and which backend there.
     pub(super) place: (usize, usize),
-    /// Whether it can be sent to.
+    /// Whether it can be sent to, and answers.
     pub(super) health: Health,
+    /// Whether it does not answer.
+    pub(super) silence: Silence,
     /// Whether it answers under its own connection IDs.
     pub(super) wiring: Health,
     /// How long it takes its share of new connections to grow when it gets them again.
@@ -48,8 +51,11 @@ pub(super) struct Watched {
     pub(super) checks: CheckCounts,
     /// What the kernel said lately instead of sending to it, if it ever did.
     pub(super) refusal: Option<Refusal>,
-    /// The counters when the last tick ended.
+    /// Whether it is down because it was silent.
+    pub(super) fell_silent: bool,
+    /// The counters when the last tick ended, and what they have grown by in it.
     pub(super) last: BackendTotals,
+    pub(super) seen: BackendTotals,
     /// What it said of its half-open connections, and when.
     pub(super) half_open: Option<(u64, Instant)>,
     /// Since when it drains, counted from the beginning of the process.
@@ -103,10 +109,12 @@ impl Watched {
     /// What is known of it, but for checks that it has failed.
     pub(super) fn state_of_traffic(&self) -> BackendState {
         let miswired = self.wiring.is_down() || self.contract.is_broken();
-        match (self.health.is_down(), miswired) {
-            (true, _) => BackendState::Down,
-            (false, true) => BackendState::Miswired,
-            (false, false) => BackendState::Active,
+        let is_tried = self.health.is_tried() || self.wiring.is_tried();
+        match (self.health.is_down(), miswired, is_tried) {
+            (true, _, _) => BackendState::Down,
+            (false, true, _) => BackendState::Miswired,
+            (false, false, true) => BackendState::Probing,
+            (false, false, false) => BackendState::Active,
         }
     }
 
@@ -134,11 +142,19 @@ impl Watched {
         Some(CheckView { passes, last: self.last_check, counts: self.checks, breach })
     }
 
-    /// Takes note of what the workers have seen of it during a tick.
-    pub(super) fn on_traffic(&mut self, now: Instant, seen: &BackendTotals) {
+    /// Takes note of what the workers have seen of it during a tick, when its pool fares by `norm`.
+    pub(super) fn on_traffic(&mut self, now: Instant, norm: Norm) {
+        let seen = self.seen;
         let was_down = self.health.is_down();
         let refused: u64 = seen.refused.about_backend().map(|(_, n)| n).sum();
-        self.health = self.health.on_tick(now, Signal::new(seen.returned, refused));
+        let (heard, is_refused) = (seen.returned > 0, refused > 0);
+        let asked = Seen { asked: seen.asked, heard, refused: is_refused };
+        let is_silent = self.silence.on_tick(now, asked, norm);
+        let signal = if is_silent { Signal::Silent } else { Signal::new(seen.returned, refused) };
+        self.health = self.health.on_tick(now, signal);
+        if self.health.is_down() != was_down {
+            self.fell_silent = is_silent;
+        }
         if self.health.is_down() && !was_down {
             self.checked = self.checked.map(|checked| checked.on_refused(now));
         }
@@ -158,7 +174,12 @@ impl Watched {
     ) {
         // The result may be late.
         let Some(checked) = self.checked else { return };
-        self.checked = Some(checked.on_result(now, result, thresholds));
+        let checked = checked.on_result(now, result, thresholds);
+        self.checked = Some(checked);
+        // Its checks have tried it.
+        if checked.passes() == Some(true) && self.health.is_tried() {
+            self.health = self.health.on_tick(now, Signal::Answered);
+        }
         let mut counted = result;
         if result == CheckResult::Answered {
             match shown {

@@ -187,6 +187,63 @@ fn rule_2_an_attempt_that_nobody_answered_leaves_a_backend_that_is_down() {
 }
 
 #[test]
+fn an_attempt_that_nobody_answered_leaves_a_backend_that_is_tried_unless_it_is_new() {
+    for routable in [true, false] {
+        let mut bench = Bench::new(routable);
+        let hello = long(V1, b"client drawn", b"client");
+        let (tried, _, flow) = bench.forwarded(7, &hello);
+        let is_tried = |name: &str| {
+            if name == tried { BackendState::Probing } else { BackendState::Active }
+        };
+        bench.reload_with(|_| {}, routable, is_tried);
+        bench.now += Duration::from_millis(499);
+        assert_eq!(bench.forwarded(7, &hello).0, tried, "it may be the second datagram");
+        bench.now += Duration::from_millis(1);
+        let (second, rule, _) = bench.forwarded(7, &hello);
+        assert_ne!(second, tried);
+        assert_eq!(rule, Rule::Fallback);
+        assert_eq!(bench.forwarded(7, &hello).0, second);
+        // Once it answers, what is its own stays there.
+        let _ = bench.forwarder.returned(bench.now, flow, &long(V1, b"client", &[0xff; 11]));
+        assert_eq!(bench.forwarded(7, &hello).0, tried);
+    }
+}
+
+#[test]
+fn first_flights_are_asked_answered_and_left_unanswered_once_each() {
+    let mut bench = Bench::new(true);
+    let asks = |verdict| match verdict {
+        Verdict::Forward { via: Via::NewFlow(opened), .. } => opened.asks,
+        Verdict::Forward { .. } => false,
+        Verdict::Reply(_) | Verdict::Drop(_) => panic!("{verdict:?}"),
+    };
+    let hello = long(V1, b"client drawn", b"client");
+    assert!(asks(bench.send(7, &hello)));
+    assert!(!asks(bench.send(7, &hello)), "it is repeated");
+    assert!(!asks(bench.send(8, &short(&routable_cid(1, 1)))), "it is known");
+    assert!(asks(bench.send(9, &long(V1, b"another one", b"client"))));
+    let (_, _, flow) = bench.forwarded(7, &hello);
+    let mut is_first = |cid| match bench.forwarder.returned(
+        bench.now,
+        flow,
+        &long(V1, b"client", &routable_cid(1, cid)),
+    ) {
+        Returned::ForClient { is_first, .. } => is_first,
+        Returned::Stale => panic!("not for its client"),
+    };
+    assert!(is_first(1));
+    assert!(!is_first(2));
+    let counters = WorkerCounters::new(1);
+    bench.now += Duration::from_secs(600);
+    for _ in 0..16 {
+        bench.forwarder.sweep(bench.now, &mut vec![]);
+        bench.forwarder.tell_live(&counters);
+    }
+    let unanswered = counters.backends.iter().map(|of| of.unanswered.get());
+    assert_eq!((bench.forwarder.flow_count(), unanswered.sum::<u64>()), (0, 1));
+}
+
+#[test]
 fn rule_3_cids_of_servers_without_routable_ones_are_learnt_and_survive_a_rebinding() {
     for routable in [false, true] {
         let mut bench = Bench::new(routable);
@@ -292,7 +349,7 @@ fn a_server_that_answers_under_anothers_connection_id_is_told_once_for_each() {
         all.find(|backend| backend.name.as_bytes() == name).unwrap().id
     };
     let mut answer = |octets: &[u8]| match bench.forwarder.returned(bench.now, flow, octets) {
-        Returned::ForClient(answered) => answered,
+        Returned::ForClient { named, .. } => named,
         Returned::Stale => panic!("not for its client"),
     };
     let [own, foreign] = [server, other].map(|server| routable_cid(server, 1));
@@ -313,7 +370,7 @@ fn a_server_that_answers_under_anothers_connection_id_is_told_once_for_each() {
     };
     bench.reload(merge, true);
     let mut answer = |octets: &[u8]| match bench.forwarder.returned(bench.now, flow, octets) {
-        Returned::ForClient(answered) => answered,
+        Returned::ForClient { named, .. } => named,
         Returned::Stale => panic!("not for its client"),
     };
     assert_eq!(answer(&long(V1, b"client", &foreign)), Some(AnsweredAs::Nobody));
@@ -362,7 +419,7 @@ fn a_known_cid_on_a_new_path_gets_a_socket_of_its_own() {
     let mut bench = Bench::new(true);
     let datagram = short(&routable_cid(1, 1));
     let (_, _, first) = bench.forwarded(1, &datagram);
-    let Verdict::Forward { via: Via::NewFlow(Opened { flow, evicted, opening }), .. } =
+    let Verdict::Forward { via: Via::NewFlow(Opened { flow, evicted, opening, .. }), .. } =
         bench.send(2, &datagram)
     else {
         panic!()
