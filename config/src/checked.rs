@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -232,6 +233,45 @@ pub struct Admin {
     pub address: SocketAddr,
     /// Names that it is asked by, besides `localhost` and addresses.
     pub host_names: Vec<String>,
+    /// Where commands are taken, if the file says so.
+    pub commands: Option<Commands>,
+}
+
+/// Where commands are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Commands {
+    /// At a Unix socket.
+    Unix(PathBuf),
+    /// At an address, from whoever has the token.
+    Token(SocketAddr, BearerToken),
+}
+
+/// What whoever sends a command has to show. It is never printed, and ends with this.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BearerToken {
+    /// The file that it was read from, as it is called in the configuration.
+    pub file: String,
+    token: Arc<Zeroizing<String>>,
+}
+
+impl BearerToken {
+    pub(crate) fn new(file: String, token: Zeroizing<String>) -> Self {
+        Self { file, token: Arc::new(token) }
+    }
+
+    /// Whether this is it. How long that takes tells nothing but its length.
+    #[must_use]
+    pub fn is(&self, shown: &[u8]) -> bool {
+        let token = self.token.as_bytes();
+        let differ = token.iter().zip(shown).fold(0, |differ, (one, other)| differ | (one ^ other));
+        token.len() == shown.len() && std::hint::black_box(differ) == 0
+    }
+}
+
+impl fmt::Debug for BearerToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BearerToken(masked)")
+    }
 }
 
 /// What bounds memory and descriptors.

@@ -209,11 +209,27 @@ mapping! {
 mapping! {
     /// The admin interface.
     struct Admin {
-        /// "IP:port" to listen on. It has no authentication: keep it on loopback.
+        /// "IP:port" to listen on. It has no authentication: keep it on loopback or a management network. With commands, it
+        /// takes none itself.
         required address: Endpoint,
+        /// Where commands are taken. Left out, at the Unix socket admin.sock in the RuntimeDirectory of the service, where systemd
+        /// says that there is one, and at the address above otherwise.
+        optional commands: Commands,
         /// Names that it is asked by. It answers requests to its addresses, to localhost and to these,
         /// so that no web page reaches it by a name that is made to lead here.
         optional host_names: List<HostName>,
+    }
+}
+
+mapping! {
+    /// Where commands are taken: at a Unix socket, or at an address from those who have a token.
+    struct Commands {
+        /// The path of a Unix socket, relative to this file. Who may write to it is the file system's business: its owner and group.
+        optional unix: Text,
+        /// "IP:port" to listen on, for requests with "Authorization: Bearer …".
+        optional address: Endpoint,
+        /// A file that holds the token that is wanted at the address, relative to this one: 16 to 4096 characters.
+        optional token_file: Text,
     }
 }
 

@@ -8,8 +8,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     checked::{
-        Admin, Backend, CertificatePolicy, CheckKind, Config, Handshake, HashBy, HealthCheck,
-        NewConnections, Pool, Request, Retry, RetryMode,
+        Admin, Backend, CertificatePolicy, CheckKind, Commands, Config, Handshake, HashBy,
+        HealthCheck, NewConnections, Pool, Request, Retry, RetryMode,
     },
     leaf::{CertificateWord, CheckWord},
     units::display_duration,
@@ -57,8 +57,18 @@ impl Config {
         if let Some(workers) = self.workers {
             document["workers"] = json!(workers);
         }
-        if let Some(Admin { address, host_names }) = &self.admin {
+        if let Some(Admin { address, host_names, commands }) = &self.admin {
             document["admin"] = json!({ "address": address, "host_names": host_names });
+            match commands {
+                Some(Commands::Unix(path)) => {
+                    document["admin"]["commands"] = json!({ "unix": path });
+                }
+                Some(Commands::Token(address, token)) => {
+                    document["admin"]["commands"] =
+                        json!({ "address": address, "token_file": token.file });
+                }
+                None => {}
+            }
         }
         document
     }

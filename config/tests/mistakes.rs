@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use quic_lb_config::HashBy;
+use quic_lb_config::{Commands, HashBy};
 
 use common::{contract_with, mistakes, mistakes_at_marks, read};
 
@@ -1052,4 +1052,52 @@ fn one_mistake(marked: &str, path: &str, found: &str, expected: &str) {
 
 fn places(text: &str) -> Vec<String> {
     mistakes(text).iter().map(common::place).collect()
+}
+
+#[test]
+fn commands_are_taken_at_a_socket_or_at_an_address_with_a_token_of_some_length() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let good = "0123456789abcdef";
+    let tokens = [
+        ("good", format!("{good}\n")),
+        ("short", "0123456789abcde".into()),
+        ("spaced", format!("{good} x")),
+    ];
+    for (name, token) in tokens {
+        std::fs::write(folder.path().join(name), token).expect("a file");
+    }
+    let with = |commands: &str| {
+        let admin = format!("admin:\n  commands: {{ {commands} }}\n");
+        common::read_beside(&contract_with("admin:\n", &admin), folder.path())
+    };
+    let address = "address: \"127.0.0.1:9465\"";
+    let long = format!("unix: {}", "x".repeat(101));
+    for (commands, found) in [
+        ("", "neither a Unix socket nor an address with its token"),
+        (address, "neither"),
+        ("token_file: good", "neither"),
+        (&format!("unix: a.sock, {address}, token_file: good"), "neither"),
+        (&long, "bytes"),
+        (&format!("{address}, token_file: short"), "holds no token"),
+        (&format!("{address}, token_file: spaced"), "holds no token"),
+        (&format!("{address}, token_file: none"), "cannot be read"),
+    ] {
+        let report = with(commands).expect_err("a mistake").to_string();
+        assert!(
+            report.contains(found) && report.contains("admin.commands"),
+            "{commands}: {report}"
+        );
+        assert!(!report.contains("0123456789"), "{report}");
+    }
+    assert!(with("unix: a.sock").is_ok());
+    let loaded = with(&format!("{address}, token_file: good")).expect("a configuration");
+    let Some(Commands::Token(_, token)) = loaded.config.admin.clone().expect("admin").commands
+    else {
+        panic!("{:?}", loaded.config.admin)
+    };
+    assert!(token.is(good.as_bytes()) && !token.is(b"0123456789abcdeF") && !token.is(b""));
+    let shown = format!("{:?}{}", loaded.config, loaded.config.masked_document());
+    assert!(shown.contains("token_file") && !shown.contains(good), "{shown}");
+    let open = with("address: \"192.0.2.1:9465\", token_file: good").expect("a configuration");
+    assert!(open.warnings.iter().any(|warning| warning.found.contains("in the clear")));
 }

@@ -4,6 +4,7 @@
 //! not be read is not missed a second time. Only when there is no error at all does a [`Config`]
 //! come out.
 
+mod admin;
 mod health;
 mod listeners;
 mod retry;
@@ -61,7 +62,7 @@ pub(crate) fn check(
     check_config_ids_of_listeners(listeners, pools, &pool_names, mistakes);
     check_loops(listeners, pools, mistakes);
     check_use(listeners, pools, &checked_listeners, mistakes);
-    let admin = check_admin(document, mistakes);
+    let admin = admin::check_admin(document, surroundings, mistakes);
     let timeouts = check_timeouts(document, mistakes);
     let retry = retry::check(document, surroundings, mistakes);
     warnings::warn(document, &pool_names, surroundings, mistakes);
@@ -317,27 +318,6 @@ fn check_loops(listeners: &List<Listener>, pools: &List<Pool>, mistakes: &mut Mi
             }
         }
     }
-}
-
-fn check_admin(document: &Document, mistakes: &mut Mistakes) -> Option<checked::Admin> {
-    let admin = &document.admin.here()?.value;
-    let host_names = match &admin.host_names {
-        Given::Here(names) => names.value.items.as_slice(),
-        Given::Absent | Given::Wrong => &[],
-    };
-    check_unique(host_names.iter().map(|at| (&at.value.0, at)), "name", mistakes);
-    let At { value, place } = admin.address.as_ref()?;
-    let address = value.address;
-    if !address.ip().is_loopback() {
-        let found = format!("{address}, which other hosts may reach");
-        mistakes.warning(
-            place,
-            found,
-            "a loopback address: the admin interface asks for no password",
-        );
-    }
-    let host_names = host_names.iter().map(|at| at.value.0.clone()).collect();
-    Some(checked::Admin { address, host_names })
 }
 
 fn check_timeouts(document: &Document, mistakes: &mut Mistakes) -> checked::Timeouts {

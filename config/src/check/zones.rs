@@ -38,6 +38,13 @@ pub(super) fn resolve(
     }
     if let Given::Here(admin) = &mut document.admin {
         judge(&mut admin.value.address);
+        if let Given::Here(commands) = &mut admin.value.commands
+            && let Given::Here(at) = &commands.value.address
+        {
+            let mut address = Some(at.clone());
+            judge(&mut address);
+            commands.value.address = address.map_or(Given::Wrong, Given::Here);
+        }
     }
 }
 

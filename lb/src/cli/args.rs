@@ -3,7 +3,7 @@
 //! [`Args`] is what clap reads; completions and manual pages come from the same definitions. Where
 //! what was typed and what is meant differ, there is one conversion, here.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args as Arguments, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
@@ -196,18 +196,57 @@ impl CheckArgs {
     }
 }
 
+/// How a running balancer is asked.
+#[derive(Debug, Arguments)]
+pub(crate) struct AdminArgs {
+    /// Where the balancer takes commands: an address or the path of a Unix socket. Left out, /run/quic-lb/admin.sock if that is
+    /// there, and 127.0.0.1:9464 otherwise.
+    #[arg(long, value_name = "ADDR|PATH")]
+    pub(crate) admin: Option<AdminPlace>,
+    /// A file with the token that the balancer wants to be shown.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+/// Where a balancer is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AdminPlace {
+    Address(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl FromStr for AdminPlace {
+    type Err = String;
+
+    fn from_str(typed: &str) -> Result<Self, String> {
+        let path = typed.strip_prefix("unix:").unwrap_or(typed);
+        if path.contains('/') {
+            return Ok(Self::Unix(path.into()));
+        }
+        let wanted = "an address such as 127.0.0.1:9464 is wanted, or a path such as /run/quic-lb/admin.sock";
+        typed.parse().map(Self::Address).map_err(|_| wanted.to_owned())
+    }
+}
+
+impl fmt::Display for AdminPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
 #[derive(Debug, Arguments)]
 pub(crate) struct ReloadArgs {
-    /// Where the balancer's admin interface is.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464")]
-    pub(crate) admin: SocketAddr,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
 }
 
 #[derive(Debug, Arguments)]
 pub(crate) struct BackendArgs {
-    /// Where the balancer's admin interface is.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464")]
-    pub(crate) admin: SocketAddr,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
     /// The backend.
     #[arg(value_name = "POOL/BACKEND", value_parser = backend_name)]
     pub(crate) backend: BackendName,

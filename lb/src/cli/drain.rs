@@ -10,7 +10,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
 use super::{
-    admin,
+    admin::{self, Balancer},
     args::{BackendArgs, BackendName, DrainArgs},
     outcome::{Failure, print_to_stderr},
 };
@@ -53,15 +53,17 @@ impl Display for About<'_> {
 }
 
 pub(super) fn activate(args: &BackendArgs, out: &mut impl Write) -> Result<(), Failure> {
-    let told = admin::run(command(args, "/activate"))?;
+    let balancer = Balancer::meant(&args.admin)?;
+    let told = admin::run(command(&balancer, args, "/activate"))?;
     Ok(writeln!(out, "{}/{} is {}", args.backend.pool, args.backend.name, told.state)?)
 }
 
 pub(super) fn drain(args: &DrainArgs, out: &mut impl Write) -> Result<(), Failure> {
     let BackendName { pool, name } = &args.backend.backend;
+    let balancer = Balancer::meant(&args.backend.admin)?;
     let told = admin::run(async {
-        let told = command(&args.backend, "/drain").await?;
-        if args.wait { until_quiet(args).await } else { Ok(told) }
+        let told = command(&balancer, &args.backend, "/drain").await?;
+        if args.wait { until_quiet(&balancer, args).await } else { Ok(told) }
     })?;
     let Live { connections, flows } = told.live;
     if args.wait {
@@ -74,20 +76,20 @@ pub(super) fn drain(args: &DrainArgs, out: &mut impl Write) -> Result<(), Failur
     )?)
 }
 
-async fn command(args: &BackendArgs, command: &str) -> Result<Told, Failure> {
+async fn command(balancer: &Balancer, args: &BackendArgs, command: &str) -> Result<Told, Failure> {
     let path = About(&args.backend, command).to_string();
-    let answer = admin::post(args.admin, &path).await;
-    answer.and_then(|body| read(&body)).map_err(|error| admin::refused(args.admin, &error))
+    let answer = balancer.post(&path).await;
+    answer.and_then(|body| read(&body)).map_err(|error| balancer.refused(&error))
 }
 
 /// Looks at the backend until nothing was heard on it for long enough.
-async fn until_quiet(args: &DrainArgs) -> Result<Told, Failure> {
-    let BackendArgs { admin, backend } = &args.backend;
+async fn until_quiet(balancer: &Balancer, args: &DrainArgs) -> Result<Told, Failure> {
+    let backend = &args.backend.backend;
     let path = About(backend, "").to_string();
     let begin = Instant::now();
     let (mut told_at, mut failures) = (begin, 0);
     loop {
-        match admin::get(*admin, &path).await.and_then(|body| read(&body)) {
+        match balancer.get(&path).await.and_then(|body| read(&body)) {
             Ok(told) => {
                 failures = 0;
                 let Some(Drain { silent_seconds }) = told.drain else {
@@ -111,7 +113,7 @@ async fn until_quiet(args: &DrainArgs) -> Result<Told, Failure> {
             Err(error) => {
                 failures += 1;
                 if failures == FAILURES {
-                    return Err(admin::refused(*admin, &error));
+                    return Err(balancer.refused(&error));
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::{io::Write, time::Duration};
 use serde::Deserialize;
 
 use super::{
-    admin,
+    admin::{self, Balancer},
     args::ReloadArgs,
     outcome::{Failure, print_to_stderr},
 };
@@ -29,10 +29,10 @@ struct Refused {
 }
 
 pub(super) fn reload(args: &ReloadArgs, out: &mut impl Write) -> Result<(), Failure> {
-    let ReloadArgs { admin } = *args;
+    let balancer = Balancer::meant(&args.admin)?;
     let answer = admin::run(async {
-        let answer = admin::request(admin, "POST", "/api/v1/reload", PATIENCE).await;
-        answer.map_err(|error| admin::refused(admin, &error))
+        let answer = balancer.request("POST", "/api/v1/reload", PATIENCE).await;
+        answer.map_err(|error| balancer.refused(&error))
     })?;
     if let Ok(Refused { error, mistakes }) = serde_json::from_str(&answer.body) {
         for mistake in mistakes {
@@ -41,7 +41,7 @@ pub(super) fn reload(args: &ReloadArgs, out: &mut impl Write) -> Result<(), Fail
         return Err(Failure::other(error));
     }
     let told = answer.into_body().and_then(|body| Ok(serde_json::from_str(&body)?));
-    match told.map_err(|error| admin::refused(admin, &error))? {
+    match told.map_err(|error| balancer.refused(&error))? {
         Told::Applied { digest, changes, more_changes } => {
             for change in &changes {
                 writeln!(out, "{change}")?;

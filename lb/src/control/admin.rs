@@ -1,7 +1,7 @@
 //! The admin interface over HTTP: metrics, health, backends, the masked configuration, a page.
 //!
-//! It knows no users and no passwords, and is meant for loopback or a management network. What it
-//! takes is bounded by [`connections`] and [`guard`], which also refuses what a browser sends on behalf
+//! It knows no users and no passwords but a token, and is meant for loopback or a management network. Commands may have a door of
+//! their own. What it takes is bounded by [`connections`] and [`guard`], which also refuses what a browser sends on behalf
 //! of some other page.
 
 #![expect(
@@ -11,7 +11,6 @@
 
 use std::{
     fmt::Write,
-    net::TcpListener,
     sync::Arc,
     time::{Duration, Instant, UNIX_EPOCH},
 };
@@ -33,7 +32,9 @@ use super::{
     answers::error,
     changes::Changes,
     checks::{contract::Breach, slow_start::STEPS},
-    connections, explain,
+    connections,
+    doors::{Access, Door},
+    explain,
     guard::{self, Guard},
     page,
     plane::{
@@ -51,12 +52,12 @@ use crate::{
 };
 
 /// Serves for as long as the process lives.
-pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    connections::serve(listener, router(shared)).await;
+pub(super) async fn serve(door: Door, access: Access, shared: Arc<Shared>) {
+    connections::serve(door, router(shared, access)).await;
 }
 
-pub(super) fn router(shared: Arc<Shared>) -> Router {
-    let guard = Arc::new(Guard::new(Arc::clone(&shared)));
+pub(super) fn router(shared: Arc<Shared>, access: Access) -> Router {
+    let guard = Arc::new(Guard::new(Arc::clone(&shared), access));
     Router::new()
         .route("/", get(status_page))
         .route("/metrics", get(metrics))
@@ -390,8 +391,10 @@ mod tests {
         let memory = Arc::new(Memory::new(10, Instant::now(), [0; 4]));
         let plane = ControlPlane::new(fixtures::config(true), memory, [1, 2]);
         let panics = Arc::new(Panics::new(2));
-        let router =
-            router(Arc::new(Shared::new(plane, Mailboxes::default(), Arc::clone(&panics))));
+        let router = router(
+            Arc::new(Shared::new(plane, Mailboxes::default(), Arc::clone(&panics))),
+            Access::Everything,
+        );
         let get = async |path: &str| {
             let request = Request::get(path).header(header::HOST, "localhost");
             let request = request.body(body::Body::empty()).unwrap();

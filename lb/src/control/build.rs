@@ -48,7 +48,7 @@ mod tests {
     use quic_lb_config::Config;
 
     use super::{
-        super::{admin, plane::ControlPlane},
+        super::{admin, doors::Access, plane::ControlPlane},
         *,
     };
     use crate::{
@@ -92,7 +92,7 @@ mod tests {
             Mailboxes::default(),
             Arc::new(Panics::new(0)),
         ));
-        let router = admin::router(Arc::clone(&shared));
+        let router = admin::router(Arc::clone(&shared), Access::Everything);
         for n in 1..=20 {
             let path = format!("/api/v1/backends/web/b{n}/drain");
             let mut command = pin!(ask(&router, Method::POST, &path));

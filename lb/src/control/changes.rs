@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use quic::routable::{CidConfig, ServerId};
-use quic_lb_config::{CertificatePolicy, CheckKind, Config, Pool, TrustAnchors};
+use quic_lb_config::{CertificatePolicy, CheckKind, Commands, Config, Pool, TrustAnchors};
 use serde_json::{Map, Value};
 
 /// More are counted and not told: who changes a thousand backends knows that.
@@ -62,6 +62,16 @@ impl Changes {
                 let at = format!("pools[{}].health_check.ca_file", pool.name);
                 self.add(&at, None, Some("other certificates"));
             }
+        }
+        let token = |config: &Config| match config.admin.as_ref()?.commands.clone()? {
+            Commands::Token(_, token) => Some(token),
+            Commands::Unix(_) => None,
+        };
+        if let (Some(before), Some(token)) = (token(old), token(new))
+            && before.file == token.file
+            && before != token
+        {
+            self.add("admin.commands.token_file", None, Some("another token"));
         }
         for key in &new.retry.keys {
             let mut before = old.retry.keys.iter();

@@ -6,7 +6,7 @@
 
 use std::{
     collections::VecDeque,
-    net::TcpListener,
+    io,
     pin::pin,
     sync::{
         Arc,
@@ -25,8 +25,15 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::{net::TcpStream, task::AbortHandle, time};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    task::AbortHandle,
+    time,
+};
 use tracing::{debug, warn};
+
+use super::doors::Door;
 
 /// What connections may take.
 #[derive(Clone, Copy, Debug)]
@@ -76,19 +83,48 @@ impl Drop for InService {
 }
 
 /// Serves for as long as the process lives.
-pub(super) async fn serve(listener: TcpListener, router: Router) {
-    match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => accept(listener, router, LIMITS).await,
-        Err(error) => warn!(%error, "no admin interface"),
+pub(super) async fn serve(door: Door, router: Router) {
+    match door {
+        Door::Tcp(listener) => match TcpListener::from_std(listener) {
+            Ok(listener) => accept(listener, router, LIMITS).await,
+            Err(error) => warn!(%error, "no admin interface"),
+        },
+        Door::Unix(listener) => match UnixListener::from_std(listener) {
+            Ok(listener) => accept(listener, router, LIMITS).await,
+            Err(error) => warn!(%error, "no commands"),
+        },
     }
 }
 
-async fn accept(listener: tokio::net::TcpListener, router: Router, limits: Limits) {
+/// Whatever connections come by.
+trait Accept {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn accept_one(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept_one(&self) -> io::Result<TcpStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+impl Accept for UnixListener {
+    type Stream = UnixStream;
+
+    async fn accept_one(&self) -> io::Result<UnixStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+async fn accept(listener: impl Accept, router: Router, limits: Limits) {
     // The oldest first.
     let mut open: VecDeque<(AbortHandle, Connection)> = VecDeque::new();
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let stream = match listener.accept_one().await {
+            Ok(stream) => stream,
             Err(error) => {
                 // Out of descriptors, most likely; those come back.
                 warn!(%error, "admin connection not accepted");
@@ -113,7 +149,12 @@ async fn accept(listener: tokio::net::TcpListener, router: Router, limits: Limit
     }
 }
 
-async fn carry(stream: TcpStream, router: Router, connection: Connection, limits: Limits) {
+async fn carry(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    connection: Connection,
+    limits: Limits,
+) {
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(connection.clone());
@@ -156,7 +197,7 @@ mod tests {
     const AGES: Duration = Duration::from_secs(600);
 
     async fn listening(limits: Limits, router: Router) -> SocketAddr {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(accept(listener, router, limits));
         address

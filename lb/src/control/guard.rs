@@ -12,6 +12,7 @@ use axum::{
     middleware::Next,
     response::Response,
 };
+use quic_lb_config::Commands;
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time,
@@ -20,6 +21,7 @@ use tokio::{
 use super::{
     answers::error,
     connections::{Connection, InService},
+    doors::Access,
     shared::Shared,
 };
 
@@ -33,9 +35,13 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// For the body of a request, in bytes: a number and its name.
 const MAX_BODY: usize = 256;
 
+/// How a token is shown.
+const BEARER: &[u8] = b"Bearer ";
+
 /// What stands in front of the routes.
 pub(super) struct Guard {
     shared: Arc<Shared>,
+    access: Access,
     places: Semaphore,
     place_timeout: Duration,
     body_timeout: Duration,
@@ -68,9 +74,10 @@ pub(super) async fn guard(
 }
 
 impl Guard {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, access: Access) -> Self {
         Self {
             shared,
+            access,
             places: Semaphore::new(MAX_IN_SERVICE as usize),
             place_timeout: PLACE_TIMEOUT,
             body_timeout: BODY_TIMEOUT,
@@ -88,6 +95,22 @@ impl Guard {
         let reads = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
         if !reads && head.headers.contains_key(header::ORIGIN) {
             return Err(error(StatusCode::FORBIDDEN, "commands are not taken from web pages"));
+        }
+        match self.access {
+            Access::Everything => {}
+            Access::Reading if reads || is_report(&head.uri) => {}
+            Access::Reading => {
+                let sentence = "commands are not taken here: see admin.commands";
+                return Err(error(StatusCode::FORBIDDEN, sentence));
+            }
+            Access::WithToken if self.has_token(&head.headers) => {}
+            Access::WithToken => {
+                let sentence = "this takes \"Authorization: Bearer\" with the token in admin.commands.token_file";
+                let mut refused = error(StatusCode::UNAUTHORIZED, sentence);
+                let scheme = HeaderValue::from_static("Bearer");
+                refused.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+                return Err(refused);
+            }
         }
         let body = self.read(body).await?;
         let place = time::timeout(self.place_timeout, self.places.acquire()).await;
@@ -124,6 +147,22 @@ impl Guard {
         Ok(())
     }
 
+    /// Whether a request shows the token, which a reload may change.
+    fn has_token(&self, headers: &HeaderMap) -> bool {
+        let mut given = headers.get_all(header::AUTHORIZATION).iter();
+        let (Some(given), None) = (given.next(), given.next()) else { return false };
+        let Some((scheme, shown)) = given.as_bytes().split_at_checked(BEARER.len()) else {
+            return false;
+        };
+        let plane = self.shared.plane();
+        match plane.config().admin.as_ref().and_then(|admin| admin.commands.as_ref()) {
+            Some(Commands::Token(_, token)) => {
+                scheme.eq_ignore_ascii_case(BEARER) && token.is(shown.trim_ascii())
+            }
+            Some(Commands::Unix(_)) | None => false,
+        }
+    }
+
     fn is_ours(&self, name: &str) -> bool {
         let plane = self.shared.plane();
         let admin = plane.config().admin.as_ref();
@@ -152,6 +191,11 @@ impl Guard {
 /// Whether service managers and load balancers ask this.
 fn is_probe(method: &Method, uri: &Uri) -> bool {
     matches!(*method, Method::GET | Method::HEAD) && matches!(uri.path(), "/healthz" | "/readyz")
+}
+
+/// Whether servers tell something of themselves, which is no command.
+fn is_report(uri: &Uri) -> bool {
+    uri.path().ends_with("/half_open")
 }
 
 /// Addresses, and the name by which every host calls itself.
@@ -186,11 +230,12 @@ mod tests {
     fn guarded() -> Guard {
         let mut config = fixtures::config(true);
         let address = "127.0.0.1:9090".parse().unwrap();
-        config.admin = Some(Admin { address, host_names: vec!["lb.example".into()] });
+        let host_names = vec!["lb.example".into()];
+        config.admin = Some(Admin { address, host_names, commands: None });
         let memory = Arc::new(Memory::new(10, std::time::Instant::now(), [0; 4]));
         let plane = ControlPlane::new(config, memory, [1, 2]);
         let panics = Arc::new(Panics::new(0));
-        Guard::new(Arc::new(Shared::new(plane, Mailboxes::default(), panics)))
+        Guard::new(Arc::new(Shared::new(plane, Mailboxes::default(), panics)), Access::Everything)
     }
 
     async fn ask(of: &Arc<Guard>, request: Request) -> StatusCode {

@@ -11,6 +11,7 @@ mod build;
 mod changes;
 mod checks;
 mod connections;
+mod doors;
 mod explain;
 mod guard;
 mod health;
@@ -29,14 +30,14 @@ mod watch;
 use std::{
     fs::File,
     io,
-    net::{SocketAddr, TcpListener},
-    path::Path,
+    net::SocketAddr,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use quic_lb_config::{
-    Config, Loaded, Report,
+    Admin, Config, Loaded, Report,
     system_error::{reason, why_not_listening},
 };
 use tokio::{
@@ -53,6 +54,7 @@ use crate::{
     worker::{Listen, StartError, Workers},
 };
 use checks::Checks;
+use doors::{Access, Door, Place};
 use plane::{ControlPlane, Stage};
 use shared::Shared;
 
@@ -83,7 +85,8 @@ pub fn run(path: &Path, confined: bool) -> Result<Ending, RunError> {
         warn!(%error, "core dumps of this process would have keys in them");
     }
     // Everything that can fail is tried before the first datagram is taken.
-    let admin = config.admin.as_ref().map(|admin| bind_admin(admin.address)).transpose()?;
+    let mut doors = config.admin.as_ref().map(open_addresses).transpose()?.unwrap_or_default();
+    let commands = config.admin.as_ref().map(Place::of);
 
     let memory = Memory::new(config.limits.remembered.get(), Instant::now(), seed()?);
     let memory = Arc::new(memory);
@@ -92,6 +95,13 @@ pub fn run(path: &Path, confined: bool) -> Result<Ending, RunError> {
     let listeners = Listen::at_addresses_of(plane.config());
     let workers =
         Workers::start(plane.config(), listeners, routing, Arc::clone(&memory), confined)?;
+    // Not before: whoever may not listen takes nobody's place.
+    if let Some(Place::Unix(path)) = commands {
+        let listener = doors::open_path(&path)
+            .map_err(|error| RunError::AdminSocket { path: path.clone(), error })?;
+        info!(path = %path.display(), "commands");
+        doors.push((Door::Unix(listener), Access::Everything));
+    }
     // Threads that are started from here on begin without it.
     if confined {
         confine(path);
@@ -100,7 +110,7 @@ pub fn run(path: &Path, confined: bool) -> Result<Ending, RunError> {
     plane.set_workers(workers.count(), workers.totals().clone(), workers.flow_capacity());
 
     let outcome =
-        runtime.block_on(look_after(path, plane, memory, &workers, admin, logging, signals));
+        runtime.block_on(look_after(path, plane, memory, &workers, doors, logging, signals));
     // A configuration that is being read from a slow disk is not waited for.
     runtime.shutdown_background();
     match (outcome, workers.stop()) {
@@ -166,6 +176,14 @@ pub enum RunError {
         /// Why.
         error: io::Error,
     },
+    /// The Unix socket for commands cannot be had.
+    #[error("cannot listen at {} for commands: {}", path.display(), why_not_listening(error))]
+    AdminSocket {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// The workers cannot be started.
     #[error(transparent)]
     Workers(#[from] StartError),
@@ -183,16 +201,16 @@ async fn look_after(
     plane: ControlPlane,
     memory: Arc<Memory>,
     workers: &Workers,
-    admin: Option<TcpListener>,
+    doors: Vec<(Door, Access)>,
     logging: Logging,
     signals: Signals,
 ) -> Result<Ending, RunError> {
     let Signals { mut terminate, mut interrupt, hangup, user: [mut user1, mut user2] } = signals;
-    announce(plane.config(), workers, admin.as_ref());
+    announce(plane.config(), workers, &doors);
     let shared =
         Arc::new(Shared::new(plane, workers.mailboxes().clone(), Arc::clone(workers.panics())));
-    if let Some(admin) = admin {
-        tokio::spawn(admin::serve(admin, Arc::clone(&shared)));
+    for (door, access) in doors {
+        tokio::spawn(admin::serve(door, access, Arc::clone(&shared)));
     }
     tokio::spawn(build::build(Arc::clone(&shared)));
     let _checks = Checks::start(Arc::clone(&shared)).map_err(RunError::Runtime)?;
@@ -288,23 +306,36 @@ fn sweep(memory: &Arc<Memory>, now: Instant, routing: Arc<Routing>) {
     tokio::task::spawn_blocking(move || memory.sweep(now, &routing));
 }
 
-fn bind_admin(address: SocketAddr) -> Result<TcpListener, RunError> {
-    let listener = TcpListener::bind(address)
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-        .map_err(|error| RunError::Admin { address, error })?;
-    if !address.ip().is_loopback() {
-        warn!(%address, "the admin interface has no passwords and is not on loopback");
+/// The address of the admin interface, and that for commands if they have one.
+fn open_addresses(admin: &Admin) -> Result<Vec<(Door, Access)>, RunError> {
+    let place = Place::of(admin);
+    let mut wanted = vec![(admin.address, place.access_at_address())];
+    if let Place::Address(address) = place {
+        wanted.push((address, Access::WithToken));
     }
-    Ok(listener)
+    let open = |(address, access)| {
+        let listener =
+            doors::open_address(address).map_err(|error| RunError::Admin { address, error })?;
+        if !address.ip().is_loopback() && access == Access::Everything {
+            warn!(%address, "the admin interface has no passwords and is not on loopback");
+        }
+        Ok((Door::Tcp(listener), access))
+    };
+    wanted.into_iter().map(open).collect()
 }
 
 /// One record for each address, so that whoever starts the process can read where it listens.
-fn announce(config: &Config, workers: &Workers, admin: Option<&TcpListener>) {
+fn announce(config: &Config, workers: &Workers, doors: &[(Door, Access)]) {
     for (listener, address) in config.listeners.iter().zip(workers.local_addresses()) {
         info!(listener = listener.name, %address, "listening");
     }
-    if let Some(address) = admin.and_then(|admin| admin.local_addr().ok()) {
-        info!(%address, "admin interface");
+    for (door, access) in doors {
+        let Door::Tcp(listener) = door else { continue };
+        let Ok(address) = listener.local_addr() else { continue };
+        match access {
+            Access::Everything | Access::Reading => info!(%address, "admin interface"),
+            Access::WithToken => info!(%address, "commands"),
+        }
     }
     let (wanted, flows) = (config.limits.flows.get(), workers.flow_capacity());
     if flows < wanted {

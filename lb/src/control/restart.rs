@@ -1,12 +1,13 @@
 //! Which changes of the configuration a running process can follow, and which need a restart.
 
-use quic_lb_config::Config;
+use quic_lb_config::{Commands, Config};
 
 /// Whether two configurations are the same, keys included: the digest covers those. Trust anchors of checks stand in
 /// neither, and may change while their file has the same name.
 pub(crate) fn is_same(old: &Config, new: &Config) -> bool {
     old.digest() == new.digest()
         && old.masked_document() == new.masked_document()
+        && old.admin == new.admin
         && old
             .pools
             .iter()
@@ -29,8 +30,14 @@ pub(crate) fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
         let admin = config.admin.as_ref();
         admin.map_or("no address".to_owned(), |admin| admin.address.to_string())
     };
+    let commands = |config: &Config| match config.admin.as_ref()?.commands.as_ref()? {
+        Commands::Unix(path) => Some(path.display().to_string()),
+        Commands::Token(address, _) => Some(address.to_string()),
+    };
+    let commands = |config: &Config| commands(config).unwrap_or_else(|| "the default".to_owned());
     changed("workers", workers(old), workers(new));
     changed("admin.address", admin(old), admin(new));
+    changed("admin.commands", commands(old), commands(new));
     changed("limits.flows", old.limits.flows.to_string(), new.limits.flows.to_string());
     changed(
         "limits.remembered",

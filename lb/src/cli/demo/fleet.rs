@@ -18,7 +18,7 @@ use tokio::time;
 
 use super::metrics::Metrics;
 use crate::{
-    cli::{admin, generate},
+    cli::{admin::Balancer, generate},
     control::{self, Ending, RunError},
 };
 
@@ -95,7 +95,7 @@ impl Fleet {
 
     async fn until_ready(&mut self) -> Result<(), StartError> {
         let ready = async {
-            while admin::get(self.plan.admin, "/readyz").await.is_err()
+            while Balancer::at(self.plan.admin).get("/readyz").await.is_err()
                 && !self.balancer.is_finished()
             {
                 time::sleep(LOOK).await;
@@ -146,7 +146,7 @@ impl Fleet {
 
     async fn command(&self, verb: &str) -> Result<(), String> {
         let path = format!("/api/v1/backends/{POOL}/{}/{verb}", self.last());
-        admin::post(self.plan.admin, &path).await.map_err(|error| error.to_string())?;
+        Balancer::at(self.plan.admin).post(&path).await.map_err(|error| error.to_string())?;
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, net::SocketAddr};
 
-use crate::cli::admin;
+use crate::cli::admin::Balancer;
 
 /// A page of it.
 #[derive(Debug, Default)]
@@ -10,7 +10,7 @@ pub(super) struct Metrics(String);
 
 impl Metrics {
     pub(super) async fn fetch(admin: SocketAddr) -> io::Result<Self> {
-        admin::get(admin, "/metrics").await.map(Self)
+        Balancer::at(admin).get("/metrics").await.map(Self)
     }
 
     /// Datagrams from clients by the rule that sent them on.

@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
 use super::{fleet::Fleet, metrics::Metrics};
-use crate::cli::{admin, args::DemoArgs, outcome::print_to_stderr};
+use crate::cli::{admin::Balancer, args::DemoArgs, outcome::print_to_stderr};
 
 /// Clients that the table shows.
 const CLIENTS: usize = 12;
@@ -74,7 +74,7 @@ impl Screen {
             Canvas::Terminal(_) => {
                 let metrics = Metrics::fetch(fleet.admin()).await.unwrap_or_default();
                 let states =
-                    admin::get(fleet.admin(), "/api/v1/backends").await.unwrap_or_default();
+                    Balancer::at(fleet.admin()).get("/api/v1/backends").await.unwrap_or_default();
                 let picture = self.picture(&report, &metrics, &states, fleet, &load.clients());
                 if let Canvas::Terminal(bar) = &self.canvas {
                     bar.set_message(picture);

@@ -750,7 +750,7 @@ fn what_needs_a_restart_is_refused_as_a_whole_and_named() {
     let outcome = bench.reload(|config| {
         config.workers = 4.try_into().ok();
         let address = "127.0.0.1:9090".parse().unwrap();
-        config.admin = Some(quic_lb_config::Admin { address, host_names: vec![] });
+        config.admin = Some(quic_lb_config::Admin { address, host_names: vec![], commands: None });
         config.limits.flows = 7.try_into().unwrap();
         config.limits.remembered = 7.try_into().unwrap();
         config.log.format = quic_lb_config::LogFormat::Json;

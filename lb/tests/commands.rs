@@ -1,0 +1,127 @@
+//! Commands have a door of their own: a Unix socket, or an address with a token.
+
+#![allow(clippy::unwrap_used, reason = "a failed test is a fine message")]
+
+mod support;
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    os::unix::fs::PermissionsExt as _,
+};
+
+use support::{
+    Folder,
+    balancer::{Balancer, Host},
+    quic_lb,
+};
+
+const TOKEN: &str = "correct-horse-battery-staple";
+
+fn config(host: Host, commands: &str) -> String {
+    let at = host.at(9090);
+    host.config().replace(
+        &format!("admin: {{ address: \"{at}\" }}"),
+        &format!("admin: {{ address: \"{at}\", commands: {commands} }}"),
+    )
+}
+
+#[test]
+fn with_a_socket_for_commands_the_address_is_to_be_read_alone() {
+    let host = Host::new();
+    let mut balancer = Balancer::start_with(host, &config(host, "{ unix: admin.sock }"));
+    let path = balancer.folder.path().join("admin.sock");
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660, "for its owner and group");
+    for command in ["/api/v1/backends/web/a/drain", "/api/v1/reload"] {
+        let answer = balancer.post(command);
+        assert_eq!(answer.status, 403, "{answer:?}");
+        assert!(answer.body.contains("admin.commands"), "{answer:?}");
+    }
+    assert_eq!(balancer.backend("a")["state"], "active");
+    for page in ["/", "/metrics", "/healthz", "/readyz", "/api/v1/backends", "/api/v1/config"] {
+        assert_eq!(balancer.get(page).status, 200, "{page}");
+    }
+    let report = "POST /api/v1/backends/web/a/half_open HTTP/1.1\r\nHost: localhost\r\n\
+                  Connection: close\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n\
+                  {\"half_open\": 12}";
+    assert_eq!(balancer.raw_http(report.as_bytes()).status, 204, "no command");
+
+    let path = path.to_str().unwrap();
+    let drained = quic_lb(&["drain", "--admin", path, "web/a"]).done();
+    assert!(drained.starts_with("web/a gets no new connections"), "{drained}");
+    assert_eq!(balancer.backend("a")["state"], "draining");
+    quic_lb(&["activate", "--admin", path, "web/a"]).done();
+    balancer.rewrite(&config(host, "{ unix: other.sock }"));
+    let refused = quic_lb(&["reload", "--admin", path]).failed(1);
+    assert!(refused.contains("admin.commands changes from"), "{refused}");
+
+    balancer.signal("TERM");
+    balancer.exit_code();
+    let nobody = quic_lb(&["reload", "--admin", path]).failed(1);
+    assert!(nobody.contains("no admin interface answers"), "{nobody}");
+    // It has left its socket, since it may not remove files any more. The next one puts its own there.
+    let path_of_config =
+        balancer.folder.write("lb.yaml", config(host, "{ unix: admin.sock }").as_bytes());
+    let folder = std::mem::replace(&mut balancer.folder, Folder::with(""));
+    let again = Balancer::start_at(host, folder, path_of_config);
+    quic_lb(&["drain", "--admin", path, "web/a"]).done();
+    assert_eq!(again.backend("a")["state"], "draining");
+}
+
+#[test]
+fn with_an_address_for_commands_they_need_the_token_of_the_day() {
+    let host = Host::new();
+    let folder = Folder::with("");
+    let token = folder.write("token", TOKEN.as_bytes());
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let commands = format!("{{ address: \"{}\", token_file: token }}", host.at(9091));
+    let path = folder.write("lb.yaml", config(host, &commands).as_bytes());
+    let mut balancer = Balancer::start_at(host, folder, path);
+    assert_eq!(balancer.post("/api/v1/backends/web/a/drain").status, 403);
+
+    let status = |method: &str, path: &str, header: &str| {
+        let mut stream = TcpStream::connect(host.at(9091)).unwrap();
+        let request = format!("{method} {path} HTTP/1.0\r\nHost: localhost\r\n{header}\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
+    };
+    let drain = |header: &str| status("POST", "/api/v1/backends/web/a/drain", header);
+    let shown = format!("Authorization: Bearer {TOKEN}\r\n");
+    for wrong in [
+        "",
+        "Authorization: Bearer correct-horse-battery-stapl\r\n",
+        "Authorization: Bearer correct-horse-battery-staple-\r\n",
+        "Authorization: Bearer Correct-horse-battery-staple\r\n",
+        "Authorization: Bearer \r\n",
+        "Authorization: Basic correct-horse-battery-staple\r\n",
+        &format!("{shown}{shown}"),
+    ] {
+        assert_eq!(drain(wrong), 401, "{wrong:?}");
+    }
+    assert_eq!(status("GET", "/api/v1/config", ""), 401, "neither is anything told there");
+    assert_eq!(status("GET", "/healthz", ""), 200);
+    assert_eq!(balancer.backend("a")["state"], "active");
+    assert_eq!(drain(&shown), 200);
+    assert_eq!(balancer.backend("a")["state"], "draining");
+
+    let (place, file) = (host.at(9091).to_string(), token.to_str().unwrap().to_owned());
+    let how = ["--admin", &place, "--token-file", &file];
+    let refused = quic_lb(&["activate", "--admin", &place, "web/a"]).failed(1);
+    assert!(refused.contains("Authorization: Bearer"), "{refused}");
+    quic_lb(&[&["activate"], &how[..], &["web/a"]].concat()).done();
+    // Another token, by a reload that the old one asks for.
+    let old = balancer.folder.write("old", TOKEN.as_bytes());
+    balancer.folder.write("token", b"another-token-of-some-length");
+    let reload = ["reload", "--admin", &place, "--token-file", old.to_str().unwrap()];
+    assert!(quic_lb(&reload).done().contains("token_file: another token"));
+    assert_eq!(drain(&shown), 401);
+    quic_lb(&[&["drain"], &how[..], &["web/a"]].concat()).done();
+    let shown = balancer.get("/api/v1/config").body;
+    balancer.signal("TERM");
+    balancer.exit_code();
+    let told = balancer.log() + &shown;
+    assert!(!told.contains(TOKEN) && !told.contains("another-token"), "{told}");
+}
