@@ -192,7 +192,7 @@ mod tests {
         for mut controller in both() {
             controller.on_congestion(later, now);
             let reduced = controller.window();
-            assert!(reduced < 12000);
+            assert!(reduced < 12000 && !controller.in_slow_start());
             controller.on_congestion(later + Duration::from_millis(1), now);
             assert_eq!(controller.window(), reduced);
             controller
@@ -246,5 +246,44 @@ mod tests {
             }
             assert!(controller.window() > 10 * before, "{controller:?}");
         }
+    }
+
+    #[test]
+    fn req_k07_what_counts_is_octets_and_not_packets() {
+        let start = Instant::now();
+        let rtt = Duration::from_millis(10);
+        for algorithm in [Algorithm::Cubic, Algorithm::NewReno] {
+            let grown = [300, 600, 1200].map(|size| {
+                let mut controller = algorithm.controller(1200);
+                controller.on_congestion(start, start);
+                let before = controller.window();
+                for round in 1..=20 {
+                    let now = start + rtt * round;
+                    // Twelve datagrams in each round trip, in packets of this size.
+                    for _ in 0..12 * 1200 / size {
+                        controller.on_acked(&Acked { size, rtt, ..acked(now, now, false) });
+                    }
+                }
+                controller.window() - before
+            });
+            assert!(grown[0] > 4 * 1200, "{algorithm:?}: {grown:?}");
+            assert!(grown.iter().all(|grown_by| grown_by.abs_diff(grown[0]) <= 1200), "{grown:?}");
+        }
+    }
+
+    #[test]
+    fn req_k07_after_persistent_congestion_cubic_starts_slowly_up_to_four_datagrams_at_least() {
+        let now = Instant::now();
+        let mut controller = Cubic::new(1200);
+        // The window is at its minimum, and a half of it would be less than that.
+        for _ in 0..3 {
+            controller.on_persistent_congestion();
+        }
+        let mut grows = vec![];
+        for _ in 0..4 {
+            grows.push(controller.in_slow_start());
+            controller.on_acked(&acked(now, now, false));
+        }
+        assert_eq!(grows, [true, true, false, false]);
     }
 }

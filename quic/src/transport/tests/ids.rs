@@ -1,6 +1,8 @@
 //! Connection IDs over the life of a connection: as many as the peer keeps, and given back with the
 //! paths they were for.
 
+use std::collections::BTreeSet;
+
 use super::{
     wire::{Wire, all_arrive},
     *,
@@ -23,6 +25,19 @@ fn req_b02_no_more_connection_ids_are_announced_than_the_peer_keeps() {
         wire.run(Duration::from_secs(5), &mut all_arrive);
         assert_eq!(wire.pair.at_server().local_cids().count() as u64, limit);
     }
+}
+
+#[test]
+fn req_b02_either_end_has_the_connection_ids_that_the_other_gave() {
+    let mut pair = Pair::connected();
+    let server = (set(pair.at_server().local_cids()), set(pair.at_server().remote_cids()));
+    let client = (set(pair.at_client().remote_cids()), set(pair.at_client().local_cids()));
+    assert_eq!(server, client);
+    assert_eq!((server.0.len(), server.1.len()), (4, 4));
+}
+
+fn set(ids: impl Iterator<Item = ConnectionId>) -> BTreeSet<Vec<u8>> {
+    ids.map(|id| id.to_vec()).collect()
 }
 
 #[test]
