@@ -114,6 +114,7 @@ fn rebind(pair: &mut Pair, to: &str) -> Vec<Vec<u8>> {
 }
 
 const REBOUND: &str = "192.0.2.2:2000";
+const REBOUND_AGAIN: &str = "192.0.2.2:4000";
 const MOVED: &str = "198.51.100.2:1000";
 
 #[test]
@@ -122,12 +123,15 @@ fn req_i01_nobody_migrates_before_the_handshake_is_confirmed_or_where_it_is_forb
     let now = pair.now;
     assert_eq!(pair.at_client().migrate(now, None), Err(MigrateError::NotEstablished));
     // An Initial from elsewhere does not move a handshake: whoever has seen one can make another.
-    pair.first_flights();
+    for datagram in pair.first_flights() {
+        pair.deliver_down(datagram);
+    }
     let home = pair.from;
-    let initial = pair.at_client().forge(now, Space::Initial, &[1]);
+    let initial = pair.at_client().forge_padded(now, Space::Initial, &[1]);
     pair.from = MOVED.parse().unwrap();
     pair.deliver(initial);
     assert_eq!(pair.half_open().path().remote, home);
+    assert_eq!(pair.half_open().dropped(DropReason::UnexpectedAddress), 1, "nor is it heard");
     let cids = CidIssuer::unroutable(8, [1; 32], ResetKey::new([2; 32]));
     let mut pair = Pair::connected_as(Scene { cids, ..Scene::default() });
     let now = pair.now;
@@ -217,6 +221,34 @@ fn req_i05_an_address_that_does_not_answer_gives_way_to_the_last_one_that_did() 
     pair.at_client().ping();
     pair.settle();
     assert!(!pair.at_server().is_over());
+}
+
+#[test]
+fn req_i05_where_all_paths_are_proved_a_further_address_takes_the_place_of_the_oldest() {
+    let mut pair = Pair::connected();
+    for port in [2000, 3000] {
+        let packet = pair.forge(Space::Data, &[1]);
+        pair.from.set_port(port);
+        pair.deliver(packet);
+        // A challenge in a small datagram proves the address alone, so that the paths before stay.
+        let down = down_here(&mut pair);
+        for (data, padded) in challenges(&mut pair, &down) {
+            assert!(!padded);
+            let mut response = vec![];
+            frame::write_path(types::PATH_RESPONSE, data, &mut response);
+            let packet = pair.forge(Space::Data, &response);
+            pair.deliver(packet);
+        }
+        assert!(pair.at_server().path().validated);
+    }
+    assert_eq!(pair.at_server().holdings()[2], 3);
+    rebind(&mut pair, REBOUND_AGAIN);
+    let path = pair.at_server().path();
+    assert_eq!((path.remote, path.validated), (pair.from, false));
+    assert_eq!(pair.at_server().holdings()[2], 3);
+    pair.settle();
+    assert!(pair.at_server().path().validated);
+    assert_eq!(pair.at_server().holdings()[2], 1);
 }
 
 #[test]
