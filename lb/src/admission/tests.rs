@@ -714,6 +714,38 @@ fn short_headers_that_nothing_is_known_about_are_refused_under_attack_if_wanted(
     }
 }
 
+/// The mode "adaptive" goes by their number.
+#[test]
+fn what_may_begin_something_is_an_attempt_and_what_goes_on_is_none() {
+    let hello = initial(Version::V1, DCID, SCID, &[]);
+    let other_version = [&[0xc0, 0xff, 0, 0, 29, 8][..], &[1; 8], &[0], &[0; 1200]].concat();
+    for phase in ["inactive", "transition", "active"] {
+        for (octets, expected) in [
+            (&hello[..], 1),
+            (&other_version, 1),
+            (&short(&[0xfe; 9]), 1),
+            (&hello[..1199], 0),
+            (&long(LongType::Handshake, DCID, SCID), 0),
+        ] {
+            let mut bench = Bench::in_phase(phase);
+            bench.send(PORT, octets);
+            let attempts = bench.forwarder.tally().attempts;
+            assert_eq!(attempts, expected, "{phase}: {:x?}", &octets[..6]);
+        }
+    }
+    let mut bench = Bench::in_phase("inactive");
+    for expected in [1, 0, 0] {
+        bench.send(PORT, &hello);
+        assert_eq!(bench.forwarder.tally().attempts, expected, "a repetition");
+    }
+    let mut bench = Bench::in_phase("active");
+    let (dcid, token) = bench.retried(PORT, SCID);
+    for _ in 0..2 {
+        assert_eq!(bench.initial(&dcid, &token).0, "forward");
+        assert_eq!(bench.forwarder.tally().attempts, 0, "the Initial before the Retry was one");
+    }
+}
+
 #[test]
 fn keys_are_rotated_without_an_invalid_token() {
     let mut bench = Bench::in_phase("active");
