@@ -447,9 +447,10 @@ fn a_client_whose_port_changes_after_the_retry_goes_on_within_a_bound() {
     let (dcid, token) = bench.retried(PORT, SCID);
     let second = initial(Version::V1, &dcid, SCID, &token);
     // What it repeats is not counted again.
-    for _ in 0..100 {
+    for time in 0..100 {
         assert_eq!(bench.send(PORT + 1, &second), ("forward", None));
         assert_eq!(bench.tokens(TokenResult::Port), 1);
+        assert_eq!(bench.forwarder.tally().attempts, u64::from(time == 0));
     }
     let passed = |bench: &mut Bench, ports: std::ops::Range<u16>| {
         ports.filter(|&port| bench.send(port, &second).0 == "forward").count()
@@ -488,8 +489,11 @@ fn another_balancer_takes_over_amid_a_handshake_also_without_routable_ids() {
         assert_eq!(bench.initial(&dcid, &token), ("invalid_token", None), "{phase}");
         let further = initial(Version::V1, b"of a server", SCID, &token);
         assert_eq!(bench.send(PORT + 1, &further), ("forward", None), "{phase}");
+        let attempts = bench.forwarder.tally().attempts;
+        assert_eq!((attempts, bench.tokens(TokenResult::Seal)), (1, 1), "{phase}");
         let finished = long(LongType::Handshake, b"of a server", SCID);
         assert_eq!(bench.send(PORT + 2, &finished), ("forward", None), "{phase}");
+        assert_eq!(bench.forwarder.tally().attempts, u64::from(phase == "active"), "{phase}");
         let passed = |bench: &mut Bench, octets: &[u8], first_port: u16| {
             let ports = first_port..first_port + 1_000;
             ports.filter(|&port| bench.send(port, octets).0 == "forward").count()
