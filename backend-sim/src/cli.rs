@@ -148,7 +148,7 @@ struct ServeArgs {
     /// The backend to be: NAME, or POOL/NAME where several pools have that name.
     #[arg(long, value_name = "NAME")]
     backend: String,
-    /// Issue connection IDs of this configuration; of the one with the highest ID otherwise.
+    /// Issue connection IDs of this configuration; of the last one in the file otherwise.
     #[arg(long, value_name = "N", value_parser = parse_config_id)]
     config_id: Option<ConfigId>,
     /// Listen here instead of at the backend's address in the file.

@@ -70,8 +70,8 @@ pub struct Listener {
 pub struct Pool {
     /// The metric label.
     pub name: String,
-    /// How connection IDs are read, by ascending config ID; empty for servers without routable
-    /// connection IDs.
+    /// How connection IDs are read, in the order of the file: the last is what servers make them by. Empty for
+    /// servers without routable connection IDs.
     pub cid_configs: Vec<CidConfig>,
     /// Names and addresses are unique within the pool.
     pub backends: Vec<Backend>,

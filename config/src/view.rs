@@ -243,8 +243,11 @@ struct RoutingDigest(Sha256);
 impl RoutingDigest {
     fn pool(&mut self, pool: &Pool) {
         self.text(&pool.name);
-        self.count(pool.cid_configs.len());
-        for config in &pool.cid_configs {
+        // The order says what servers are to use, and balancers take any.
+        let mut cid_configs: Vec<_> = pool.cid_configs.iter().collect();
+        cid_configs.sort_unstable_by_key(|config| config.id());
+        self.count(cid_configs.len());
+        for config in cid_configs {
             self.cid_config(config);
         }
         // Versions before there was a choice did so.

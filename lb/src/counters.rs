@@ -5,6 +5,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use quic::routable::ConfigId;
+
 use crate::{
     backend::{BackendId, MAX_BACKENDS},
     flows::census::{CONFIGS, Live},
@@ -72,6 +74,8 @@ pub struct ListenerCounters {
     pub tokens: [Counter; TokenResult::ALL.len()],
     /// Attempts to begin a connection.
     pub attempts: Counter,
+    /// Short headers with a connection ID of a server that nobody knows, by configuration.
+    pub unknown_server_ids: [Counter; ConfigId::COUNT],
     /// Datagrams from backends sent to clients.
     pub returned: Counter,
     /// Datagrams from backends that could not be sent to their clients.

@@ -173,6 +173,12 @@ const ATTEMPTS: Family = Family::counter(
     "Attempts to begin a connection, and short headers that nothing is known about: what adaptive \
      address validation goes by.",
 );
+const UNKNOWN_SERVER_ID: Family = Family::counter(
+    "quic_lb_unknown_server_id_total",
+    &["listener", "config_id"],
+    "Short headers whose connection ID is of this configuration, and of no server or of a configuration \
+     that is not there: after a server or a configuration was taken away, its connections that still lived.",
+);
 const RETRY_PHASE: Family = Family::gauge(
     "quic_lb_retry_phase",
     &["listener", "phase"],
@@ -248,7 +254,7 @@ const WORKER_PANICS: Family = Family::counter(
 );
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 44] = [
+pub const FAMILIES: [Family; 45] = [
     DATAGRAMS_RECEIVED,
     DATAGRAMS_FORWARDED,
     DATAGRAMS_DROPPED,
@@ -258,6 +264,7 @@ pub const FAMILIES: [Family; 44] = [
     RETURN_STALE,
     BYTES,
     ATTEMPTS,
+    UNKNOWN_SERVER_ID,
     FLOWS,
     FLOW_LIMIT,
     FLOWS_UNPROVEN,
@@ -599,6 +606,11 @@ fn of_listeners(reading: &Reading) -> Vec<MetricFamily> {
     let phases = reading.listeners.iter().flat_map(|of| {
         Phase::LABELS.map(|phase| ([of.name.as_str(), phase], u64::from(phase == of.phase)))
     });
+    let labels: Vec<_> = (0..ConfigId::COUNT).map(|id| id.to_string()).collect();
+    let unknown = reading.listeners.iter().flat_map(|of| {
+        let counts = labels.iter().zip(of.totals.unknown_server_ids);
+        counts.map(|(id, value)| ([of.name.as_str(), id.as_str()], value))
+    });
     let switches = reading.listeners.iter().flat_map(|of| {
         let reasons = Reason::ALL.iter().zip(of.switches);
         reasons.map(|(reason, value)| ([of.name.as_str(), reason.label()], value))
@@ -612,6 +624,7 @@ fn of_listeners(reading: &Reading) -> Vec<MetricFamily> {
         RETURN_FAILED.collect(each(|totals| totals.return_failed)),
         BYTES.collect(bytes),
         ATTEMPTS.collect(each(|totals| totals.attempts)),
+        UNKNOWN_SERVER_ID.collect(unknown),
         FLOWS.collect(each(|totals| totals.flows)),
         RETURN_STALE.collect(each(|totals| totals.return_stale)),
         FLOWS_EVICTED.collect(evicted),

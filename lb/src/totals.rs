@@ -10,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+use quic::routable::ConfigId;
+
 use crate::{
     backend::BackendId,
     counters::{BackendCounters, ListenerCounters, LiveCounters, WorkerCounters},
@@ -116,6 +118,7 @@ pub struct ListenerTotals {
     pub retries: u64,
     pub tokens: [u64; TokenResult::ALL.len()],
     pub attempts: u64,
+    pub unknown_server_ids: [u64; ConfigId::COUNT],
     pub returned: u64,
     pub return_failed: u64,
     pub received_bytes: u64,
@@ -144,6 +147,10 @@ impl ListenerTotals {
             *total += counter.get();
         }
         for (total, counter) in self.tokens.iter_mut().zip(&counters.tokens) {
+            *total += counter.get();
+        }
+        for (total, counter) in self.unknown_server_ids.iter_mut().zip(&counters.unknown_server_ids)
+        {
             *total += counter.get();
         }
         self.retries += counters.retries.get();

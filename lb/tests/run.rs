@@ -489,6 +489,34 @@ fn the_command_reload_waits_and_says_what_came_of_it() {
     assert!(nobody.contains("no admin interface answers"), "{nobody}");
 }
 
+#[test]
+fn a_reload_that_would_lose_connections_has_to_be_forced() {
+    let host = Host::new();
+    let (_a, _b) = (Server::start(host.at(5001), "a"), Server::start(host.at(5002), "b"));
+    let mut balancer = Balancer::start(host);
+    let (client, nonce) = (0..100)
+        .map(|nonce| (balancer.client(), nonce))
+        .find(|(client, nonce)| client.ask(&initial(*nonce)).starts_with("a "))
+        .expect("one of many goes to a");
+    balancer.wait("the census", |balancer| {
+        client.send(&initial(nonce));
+        balancer.backend("a")["live"]["connections"] == 1
+    });
+    let line = host.config().lines().find(|line| line.contains("name: a,")).unwrap().to_owned();
+    balancer.rewrite(&host.config().replace(&line, ""));
+    let admin = host.at(9090).to_string();
+    let reload = |more: &[&str]| quic_lb(&[&["reload", "--admin", &admin], more].concat());
+    let refused = reload(&[]).failed(1);
+    assert!(refused.contains("backend web/a: about 1 live connections would"), "{refused}");
+    assert!(refused.contains("--force"), "{refused}");
+    assert_eq!((balancer.metric(REJECTED), balancer.metric(SUCCESSFUL)), (1.0, 0.0));
+    assert!(client.ask(&initial(nonce)).starts_with("a "));
+    let done = reload(&["--force"]).done();
+    assert!(done.contains("pools[web].backends[a]: gone"), "{done}");
+    assert!(balancer.log().contains("taken away although it is in use"), "{}", balancer.log());
+    assert_eq!(balancer.metric(SUCCESSFUL), 1.0);
+}
+
 /// To open a pipe is to wait for its writer, who never comes.
 #[test]
 fn a_pipe_in_place_of_the_file_holds_no_reload_up() {

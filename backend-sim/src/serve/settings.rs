@@ -32,7 +32,7 @@ pub struct Settings {
     pub config: Config,
     /// Which server of it to be: `NAME`, or `POOL/NAME` where several pools have that name.
     pub backend: String,
-    /// Which configuration of connection IDs to use; `None` for the one with the highest ID.
+    /// Which configuration of connection IDs to use; `None` for the last in the file.
     pub config_id: Option<ConfigId>,
     /// Where to listen; `None` for the backend's address in the configuration.
     pub address: Option<SocketAddr>,

@@ -152,9 +152,8 @@ fn check_pool(
         mistakes.warning(&backends.place, found, "one with `state: active`");
     }
 
-    let mut cid_configs: Vec<CidConfig> =
+    let cid_configs: Vec<CidConfig> =
         layouts.known.into_iter().map(|layout| layout.config).collect::<Option<_>>()?;
-    cid_configs.sort_by_key(CidConfig::id);
     Some(checked::Pool {
         name: pool.name.as_ref()?.value.0.clone(),
         cid_configs,

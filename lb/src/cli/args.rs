@@ -241,6 +241,9 @@ impl fmt::Display for AdminPlace {
 pub(crate) struct ReloadArgs {
     #[command(flatten)]
     pub(crate) admin: AdminArgs,
+    /// Take away backends and configurations of connection IDs even if live connections use them.
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Arguments)]

@@ -30,8 +30,9 @@ struct Refused {
 
 pub(super) fn reload(args: &ReloadArgs, out: &mut impl Write) -> Result<(), Failure> {
     let balancer = Balancer::meant(&args.admin)?;
+    let path = if args.force { "/api/v1/reload?force=true" } else { "/api/v1/reload" };
     let answer = admin::run(async {
-        let answer = balancer.request("POST", "/api/v1/reload", PATIENCE).await;
+        let answer = balancer.request("POST", path, PATIENCE).await;
         answer.map_err(|error| balancer.refused(&error))
     })?;
     if let Ok(Refused { error, mistakes }) = serde_json::from_str(&answer.body) {

@@ -17,7 +17,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Path, State, rejection::JsonRejection},
+    extract::{Path, RawQuery, State, rejection::JsonRejection},
     http::{HeaderValue, Method, StatusCode, header},
     middleware,
     response::{Html, IntoResponse, Response},
@@ -188,8 +188,13 @@ async fn activate(state: State<Arc<Shared>>, path: Path<(String, String)>) -> Re
 }
 
 /// Reads the configuration, and answers when it is in force or refused.
-async fn reload(State(shared): State<Arc<Shared>>) -> Response {
-    let Some(outcome) = shared.reload().await else {
+async fn reload(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Response {
+    let forced = match query.as_deref() {
+        None => false,
+        Some("force=true") => true,
+        Some(_) => return error(StatusCode::BAD_REQUEST, "the query may be ?force=true"),
+    };
+    let Some(outcome) = shared.reload(forced).await else {
         let sentence = "as many reloads wait as there may be; ask again";
         return error(StatusCode::SERVICE_UNAVAILABLE, sentence);
     };

@@ -5,7 +5,11 @@ use tokio::sync::oneshot;
 use super::changes::Changes;
 
 /// Whoever wants the file to be read, and to know what came of it.
-pub(super) type Request = oneshot::Sender<Reloaded>;
+pub(super) struct Request {
+    /// Whether to take away what live connections use.
+    pub(super) forced: bool,
+    pub(super) answer: oneshot::Sender<Reloaded>,
+}
 
 /// What came of reading the file.
 #[derive(Clone, Debug)]

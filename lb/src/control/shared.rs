@@ -68,11 +68,11 @@ impl Shared {
         }
     }
 
-    /// Has the configuration read, and waits for what comes of it. `None` when as many wait as there may be, or nobody
+    /// Has the configuration read, and waits for what comes of it; `forced` takes away what live connections use. `None` when as many wait as there may be, or nobody
     /// reads.
-    pub(super) async fn reload(&self) -> Option<Reloaded> {
+    pub(super) async fn reload(&self, forced: bool) -> Option<Reloaded> {
         let (answer, outcome) = oneshot::channel();
-        self.reloads.try_send(answer).ok()?;
+        self.reloads.try_send(Request { forced, answer }).ok()?;
         outcome.await.ok()
     }
 

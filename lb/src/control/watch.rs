@@ -14,7 +14,7 @@ use std::{
     path::{Component, Path, PathBuf},
     pin::Pin,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use notify::{Event, RecursiveMode, Watcher};
@@ -77,15 +77,15 @@ pub(super) async fn watch(
                     return;
                 }
                 systemd::reloading();
-                reloader.reload(Cause::Asked).await;
+                reloader.reload(Cause::Asked { forced: false }).await;
                 systemd::ready();
             }
-            Some(request) = requests.recv() => {
+            Some(Request { forced, answer }) = requests.recv() => {
                 systemd::reloading();
-                let outcome = reloader.reload(Cause::Asked).await;
+                let outcome = reloader.reload(Cause::Asked { forced }).await;
                 systemd::ready();
                 // It may have gone.
-                let _ = request.send(outcome);
+                let _ = answer.send(outcome);
             }
             Some(()) = changed.recv() => {
                 settled.get_or_insert_with(|| Box::pin(time::sleep(SETTLE)));
@@ -105,11 +105,20 @@ pub(super) async fn watch(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
     /// Somebody asked for it, and wants an answer.
-    Asked,
+    Asked {
+        /// Whether to take away what live connections use.
+        forced: bool,
+    },
     /// It may have changed.
     Noticed,
     /// It is time to see whether it has.
     Looked,
+}
+
+impl Cause {
+    const fn is_asked(self) -> bool {
+        matches!(self, Self::Asked { .. })
+    }
 }
 
 /// What was found at one look.
@@ -176,7 +185,7 @@ impl Reloader {
     fn on_hang(&self, cause: Cause, since_before: bool) -> Reloaded {
         self.shared.plane().on_hang();
         let (file, patience) = (self.path.display(), READING);
-        if !since_before || cause == Cause::Asked {
+        if !since_before || cause.is_asked() {
             error!(%file, ?patience, "reading the configuration hangs, the old one goes on");
         }
         Reloaded::Unread(format!("reading {file} hangs"))
@@ -188,17 +197,17 @@ impl Reloader {
         let level = config.log.level;
         let file = self.path.display();
         let is_known = self.last_rejected.as_ref() == Some(&identity);
-        if cause != Cause::Asked && is_known {
+        if !cause.is_asked() && is_known {
             return None;
         }
-        let applied = self.apply(config).await;
+        let applied = self.apply(config, cause == Cause::Asked { forced: true }).await;
         match applied {
             Applied::Unchanged => {
                 let is_back = self.last_rejected.take().is_some();
                 if is_back {
                     self.shared.plane().on_corrected();
                 }
-                if is_back || cause == Cause::Asked {
+                if is_back || cause.is_asked() {
                     info!(%file, digest, "configuration unchanged");
                     return Some(Reloaded::Unchanged { digest });
                 }
@@ -229,12 +238,21 @@ impl Reloader {
                 error!(%file, reason, "a new listener cannot be opened");
                 Some(self.on_rejected(is_known, identity, vec![reason]))
             }
+            Applied::InUse(all) => {
+                for taken in &all {
+                    error!(%file, %taken, "change that would lose connections");
+                }
+                let sentence = |taken| format!("{taken}: drain first, or `quic-lb reload --force`");
+                let reasons = all.into_iter().map(sentence).collect();
+                Some(self.on_rejected(is_known, identity, reasons))
+            }
         }
     }
 
     /// Opens what has to be opened first.
-    async fn apply(&self, config: Config) -> Applied {
-        let opened = match self.shared.plane().plan(&config) {
+    async fn apply(&self, config: Config, forced: bool) -> Applied {
+        let now = Instant::now();
+        let opened = match self.shared.plane().plan(now, &config, forced) {
             Ok(opened) => opened,
             Err(applied) => return applied,
         };
@@ -246,7 +264,7 @@ impl Reloader {
             self.shared.plane().give_up();
             return Applied::NotListening(reason);
         }
-        self.shared.change(|plane| plane.apply(config))
+        self.shared.change(|plane| plane.apply(now, config, forced))
     }
 
     fn on_rejected(&mut self, is_known: bool, identity: String, reasons: Vec<String>) -> Reloaded {
@@ -263,7 +281,7 @@ impl Reloader {
     fn on_mistakes(&mut self, cause: Cause, report: &Report) -> Option<Reloaded> {
         let identity = report.to_string();
         let is_known = self.last_rejected.as_ref() == Some(&identity);
-        if cause != Cause::Asked && is_known {
+        if !cause.is_asked() && is_known {
             return None;
         }
         self.last_rejected = Some(identity);

@@ -42,7 +42,7 @@ use quic::{
     initial,
     invariants::{LongHeader, Malformed, Packet},
     random::Random,
-    routable::Unroutable,
+    routable::{ConfigId, Unroutable},
 };
 
 #[cfg(test)]
@@ -100,6 +100,8 @@ pub struct Tally {
     pub attempts: u64,
     /// Tokens looked at, by result.
     pub tokens: [u64; TokenResult::ALL.len()],
+    /// Short headers with a connection ID of a server that nobody knows, by configuration.
+    pub unknown_server_ids: [u64; ConfigId::COUNT],
 }
 
 /// What a datagram from a backend is to the flow that it came by.
@@ -376,6 +378,11 @@ impl Forwarder {
         #[cfg(test)]
         fixtures::trip(fixtures::AT_VERDICT, question.octets);
         let known = self.rules(routing).known(question, &mut Untraced);
+        if known.is_none_or(|known| known.rule == Rule::FourTuple)
+            && let Some(config) = question.unknown_server_id()
+        {
+            self.tally.unknown_server_ids[usize::from(config.get())] += 1;
+        }
         let admitted = match (known, &question.packet) {
             (Some(_), Packet::Short(_)) => Admitted { begins: false, validated: false },
             _ => match self.admit(routing, question, known, index) {

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use quic::{
     invariants::{LongHeader, Packet},
-    routable::{Decoded, Unroutable},
+    routable::{ConfigId, Decoded, Unroutable},
 };
 use quic_lb_config::HashBy;
 
@@ -61,6 +61,18 @@ impl<'a> Question<'a> {
         match self.packet {
             Packet::Long(header) => header.dcid,
             Packet::Short(header) => header.rest,
+        }
+    }
+
+    /// The configuration of the connection ID of a short header, if it may be one of a server that has been taken away,
+    /// or whose configuration has been. Those of long headers may have been drawn by a client.
+    pub(super) fn unknown_server_id(&self) -> Option<ConfigId> {
+        match (self.packet, self.decoded) {
+            (Packet::Short(_), Ok(decoded)) => Some(decoded.config_id),
+            (Packet::Short(_), Err(Unroutable::UnknownConfig(id))) => {
+                self.route.decoder.configs().next().map(|_| id)
+            }
+            _ => None,
         }
     }
 }

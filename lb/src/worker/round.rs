@@ -685,6 +685,11 @@ fn count(tally: &Tally, counters: &ListenerCounters) {
     if tally.attempts > 0 {
         counters.attempts.add(tally.attempts);
     }
+    for (counter, &count) in counters.unknown_server_ids.iter().zip(&tally.unknown_server_ids) {
+        if count > 0 {
+            counter.add(count);
+        }
+    }
     for (result, &count) in TokenResult::ALL.into_iter().zip(&tally.tokens) {
         if count > 0 {
             counters.tokens[result as usize].add(count);

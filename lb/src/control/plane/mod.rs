@@ -14,11 +14,13 @@
 //! | --- | --- |
 //! | `backends.rs` | who is watched and checked, and what their health means for a pool |
 //! | `watched.rs` | one backend, and what was seen of it |
+//! | `removals.rs` | what a new configuration takes away from live connections |
 //! | `alarms.rs` | what somebody has to know of the traffic |
 //! | `views.rs` | what is exported and shown |
 
 mod alarms;
 pub(super) mod backends;
+mod removals;
 #[cfg(test)]
 mod tests;
 pub(super) mod views;
@@ -35,6 +37,7 @@ use std::{
 use arc_swap::ArcSwap;
 use backends::{Left, established, panics, report};
 use quic_lb_config::{Admission, Backend, Config, Listener};
+use removals::InUse;
 use tracing::{debug, info, warn};
 use watched::{Name, QUIET, Watched};
 
@@ -167,6 +170,8 @@ pub(crate) enum Applied {
     NeedsRestart(Vec<String>),
     /// A listener of it cannot be opened, for this reason.
     NotListening(String),
+    /// Nobody has forced it to take these away.
+    InUse(Vec<InUse>),
 }
 
 impl ControlPlane {
@@ -280,7 +285,12 @@ impl ControlPlane {
     /// # Errors
     ///
     /// That there is nothing to apply, or that it cannot be.
-    pub(crate) fn plan(&mut self, config: &Config) -> Result<Vec<Opening>, Applied> {
+    pub(crate) fn plan(
+        &mut self,
+        now: Instant,
+        config: &Config,
+        forced: bool,
+    ) -> Result<Vec<Opening>, Applied> {
         if is_same(&self.config, config) {
             return Err(Applied::Unchanged);
         }
@@ -293,6 +303,10 @@ impl ControlPlane {
         if !reasons.is_empty() {
             return Err(Applied::NeedsRestart(reasons));
         }
+        let in_use = self.taken_in_use(now, config);
+        if !in_use.is_empty() && !forced {
+            return Err(Applied::InUse(in_use));
+        }
         self.planned = planned;
         Ok(self.planned.iter().flat_map(|(_, opened)| opened.iter().cloned()).collect())
     }
@@ -302,10 +316,11 @@ impl ControlPlane {
         self.planned = None;
     }
 
-    /// Replaces the configuration as a whole, or leaves all as it is.
-    pub(crate) fn apply(&mut self, config: Config) -> Applied {
+    /// Replaces the configuration as a whole, or leaves all as it is. It takes nothing away that live connections use,
+    /// unless it is `forced` to.
+    pub(crate) fn apply(&mut self, now: Instant, config: Config, forced: bool) -> Applied {
         if self.planned.is_none()
-            && let Err(applied) = self.plan(&config)
+            && let Err(applied) = self.plan(now, &config, forced)
         {
             return applied;
         }
@@ -322,6 +337,9 @@ impl ControlPlane {
         for Placed { listener, .. } in leaving {
             let (listener, address) = (listener.name, listener.address);
             info!(listener, %address, "no new connections; the listener ends with those that it has");
+        }
+        for taken in self.taken_in_use(now, &config) {
+            warn!(%taken, "taken away although it is in use");
         }
         self.config = Arc::new(config);
         self.reloads.applied += 1;

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use quic::routable::ServerId;
 use quic_lb_config::HealthCheck;
 
 use super::{alarms::LOOP_WARNINGS, backends::CheckTarget, views::BackendView, *};
@@ -7,6 +8,7 @@ use crate::{
     check::{CheckResult, Finding},
     counters::WorkerCounters,
     fixtures,
+    flows::census::{Live, LiveConfig},
     refusal::Refusal,
     routing::FallbackKey,
     verdict::DropReason,
@@ -58,7 +60,7 @@ impl Bench {
     fn reload(&mut self, change: impl FnOnce(&mut Config)) -> Applied {
         let mut config = fixtures::config(true);
         change(&mut config);
-        let applied = self.plane.apply(config);
+        let applied = self.plane.apply(self.now, config, false);
         self.build();
         applied
     }
@@ -819,7 +821,7 @@ fn what_is_shown_is_what_is_in_force() {
     let mut config = fixtures::config(true);
     config.pools[0].backends.remove(0);
     let digest = config.digest();
-    assert_eq!(bench.plane.apply(config), Applied::Changed);
+    assert_eq!(bench.plane.apply(bench.now, config, false), Applied::Changed);
     let shown = |bench: &Bench| {
         let reading = bench.plane.reading(bench.now);
         let masked = bench.plane.config().digest();
@@ -890,4 +892,69 @@ fn ready_is_said_while_running_only() {
         bench.plane.set_stage(stage);
         assert_eq!(bench.plane.reading(bench.now).ready, ready);
     }
+}
+
+/// Has the worker say that connections were heard just now: of a backend, by config ID.
+fn hear(bench: &Bench, name: &str, connections: &[(u8, u32)]) {
+    let routing = bench.plane.routing().load();
+    let id = routing.backends().find(|route| route.name == name).unwrap().id;
+    let mut live = Live { generation: id.generation(), flows: 1, ..Live::default() };
+    for &(config, connections) in connections {
+        let last_heard = Some(bench.now);
+        live.by_config[usize::from(config)] = LiveConfig { connections, last_heard };
+    }
+    let time = bench.plane.memory.since_epoch(bench.now);
+    let millis = u64::try_from(time.as_millis()).unwrap();
+    bench.worker.backends[id.slot()].live.publish(&live, |_| millis);
+}
+
+#[test]
+fn nothing_that_live_connections_use_is_taken_away_without_force() {
+    let told = |applied| match applied {
+        Applied::InUse(all) => all.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    let without_a = |config: &mut Config| drop(config.pools[0].backends.remove(0));
+    let renumbered = |config: &mut Config| {
+        let (_, id) = &mut config.pools[0].backends[0].server_ids[0];
+        *id = ServerId::new(&vec![0xaa; id.as_slice().len()]).unwrap();
+    };
+    let without_configs = |config: &mut Config| config.pools[0].cid_configs.clear();
+    let changes: [&dyn Fn(&mut Config); 3] = [&without_a, &renumbered, &without_configs];
+    let says = ["backend web/a: about 12", "connection IDs of web/a with config ID 0: about 7"];
+    for (change, says) in changes.into_iter().zip([says[0], says[1], says[1]]) {
+        let mut bench = Bench::new();
+        bench.now += 2 * QUIET;
+        hear(&bench, "a", &[(0, 7), (7, 5)]);
+        let told = told(bench.reload(change));
+        assert!(matches!(told.as_slice(), [one] if one.starts_with(says)), "{told:?}");
+        assert_eq!(
+            bench.plane.config().pools[0].backends.len(),
+            fixtures::config(true).pools[0].backends.len()
+        );
+        // Nor does what is left in place stand in the way, nor others.
+        let harmless = |config: &mut Config| config.pools[0].backends[1].weight = NonZeroU32::MAX;
+        let mut other = Bench::new();
+        other.now += 2 * QUIET;
+        hear(&other, "a", &[(0, 7), (7, 5)]);
+        assert_eq!(other.reload(harmless), Applied::Changed);
+        // Whoever forces it, waits, or has lost the backend, goes on.
+        let mut config = fixtures::config(true);
+        change(&mut config);
+        assert_eq!(bench.plane.apply(bench.now, config, true), Applied::Changed);
+        other.now += QUIET;
+        assert_eq!(other.reload(change), Applied::Changed);
+    }
+}
+
+#[test]
+fn a_backend_that_is_down_may_be_taken_away_with_what_is_lost_already() {
+    let mut bench = Bench::new();
+    bench.now += 2 * QUIET;
+    bench.worker.backends[bench.slot("a")].refuse(Refusal::ConnectionRefused, 3);
+    bench.tick();
+    assert_eq!(bench.state("a"), BackendState::Down);
+    hear(&bench, "a", &[(0, 7)]);
+    let without_a = |config: &mut Config| drop(config.pools[0].backends.remove(0));
+    assert_eq!(bench.reload(without_a), Applied::Changed);
 }

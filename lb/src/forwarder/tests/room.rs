@@ -268,6 +268,35 @@ fn paths_that_change_count_as_attempts() {
 }
 
 #[test]
+fn packets_of_servers_and_configurations_that_were_taken_away_are_counted() {
+    let mut bench = Bench::new(true);
+    let flow = bench.establish(1);
+    let backend = bench.backend_of(flow);
+    let cid = cid_of(&backend, 1);
+    let id = usize::from(cid_config().id().get());
+    let unknown = |bench: &Bench| bench.forwarder.tally().unknown_server_ids[id];
+    bench.send_from(somewhere(1), &short(&cid));
+    assert_eq!(unknown(&bench), 0);
+    bench.reload(|config| config.pools[0].backends.retain(|of| of.name != backend), true);
+    bench.send_from(somewhere(2), &short(&cid));
+    assert_eq!(unknown(&bench), 1);
+    // What clients draw may look like anything.
+    bench.send_from(somewhere(3), &long(1, &cid, b"client"));
+    assert_eq!(unknown(&bench), 0);
+    let another = |config: &mut quic_lb_config::Config| {
+        let other = ConfigId::new(u8::from(id == 0)).unwrap();
+        config.pools[0].cid_configs = vec![CidConfig::new(other, 2, 6, None).unwrap()];
+        config.pools[0].backends.iter_mut().for_each(|of| of.server_ids.clear());
+    };
+    bench.reload(another, true);
+    bench.send_from(somewhere(4), &short(&cid));
+    assert_eq!(unknown(&bench), 1);
+    bench.reload(|_| {}, false);
+    bench.send_from(somewhere(5), &short(&cid));
+    assert_eq!(unknown(&bench), 0, "there are none to be unknown");
+}
+
+#[test]
 fn a_flow_without_a_port_takes_one_of_another_with_its_backend_and_not_of_its_connection() {
     let mut bench = Bench::new(true);
     bench.establish(1);

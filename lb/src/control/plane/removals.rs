@@ -1,0 +1,109 @@
+//! What a new configuration takes away from connections that live.
+
+use std::{fmt, time::Instant};
+
+use quic::routable::{CidConfig, ConfigId, ServerId};
+use quic_lb_config::{Backend, Config, Pool};
+
+use super::{ControlPlane, find, watched::QUIET};
+use crate::{backend::BackendState, routing::BackendRoute};
+
+/// What would be taken away, and from how many connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InUse {
+    pool: String,
+    backend: String,
+    what: Taken,
+    connections: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    /// The backend itself.
+    Backend,
+    /// Connection IDs that lead to it.
+    CidConfig(ConfigId),
+}
+
+impl fmt::Display for InUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pool, backend, what, connections } = self;
+        match what {
+            Taken::Backend => write!(f, "backend {pool}/{backend}")?,
+            Taken::CidConfig(id) => {
+                write!(f, "connection IDs of {pool}/{backend} with config ID {id}")?
+            }
+        }
+        write!(f, ": about {connections} live connections would lose their way")
+    }
+}
+
+impl ControlPlane {
+    /// What `new` takes away from connections that were heard lately. Those of a backend that is down are lost
+    /// already.
+    pub(super) fn taken_in_use(&self, now: Instant, new: &Config) -> Vec<InUse> {
+        let routing = self.routing.load();
+        let of_route = |route: &BackendRoute| {
+            let pool = &routing.pool(route.pool).name;
+            let old = self.in_force.config.pools.iter().find(|of| of.name == *pool)?;
+            let backend = old.backends.iter().find(|of| of.name == route.name)?;
+            Some(self.taken_from(now, old, backend, route, new))
+        };
+        let alive = routing.backends().filter(|route| route.state != BackendState::Down);
+        alive.filter_map(of_route).flatten().collect()
+    }
+
+    fn taken_from(
+        &self,
+        now: Instant,
+        pool: &Pool,
+        backend: &Backend,
+        route: &BackendRoute,
+        new: &Config,
+    ) -> Vec<InUse> {
+        let live = self.totals.live(route.id);
+        let in_use = |what, connections| InUse {
+            pool: pool.name.clone(),
+            backend: backend.name.clone(),
+            what,
+            connections,
+        };
+        let is_heard = |heard| self.ago(now, heard) < QUIET;
+        let Some(left) = find(new, &pool.name, &backend.name) else {
+            let is_used = live.last_heard().is_some_and(is_heard);
+            let taken = is_used.then(|| in_use(Taken::Backend, live.connections()));
+            return taken.into_iter().collect();
+        };
+        let old = pool
+            .cid_configs
+            .iter()
+            .filter_map(|config| Some((config, server_id(backend, config)?)));
+        let taken = old.filter(|&(config, id)| {
+            let pool = new.pools.iter().find(|of| of.name == pool.name);
+            let same =
+                pool.and_then(|pool| pool.cid_configs.iter().find(|of| of.id() == config.id()));
+            !same.is_some_and(|same| {
+                reads_alike(config, same, id) && server_id(left, same) == Some(id)
+            })
+        });
+        taken
+            .filter_map(|(config, _)| {
+                let of_config = live.by_config[usize::from(config.id().get())];
+                of_config
+                    .last_heard
+                    .is_some_and(is_heard)
+                    .then(|| in_use(Taken::CidConfig(config.id()), of_config.connections))
+            })
+            .collect()
+    }
+}
+
+fn server_id<'a>(backend: &'a Backend, config: &CidConfig) -> Option<&'a ServerId> {
+    backend.server_ids.iter().find(|(of, _)| *of == config.id()).map(|(_, id)| id)
+}
+
+/// Whether what one makes of a server ID the other reads.
+fn reads_alike(old: &CidConfig, new: &CidConfig, id: &ServerId) -> bool {
+    let made = old.encode(id, &vec![0; old.nonce_len()]).ok();
+    old.nonce_len() == new.nonce_len() && made.is_some_and(|made| new.decode(&made) == Some(*id))
+}
