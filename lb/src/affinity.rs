@@ -89,6 +89,23 @@ impl AffinityTable {
         Some(Held { entry: index, settled: 0 })
     }
 
+    /// The backend of the path of an entry, and whether it has answered: for a successor.
+    pub(crate) fn handed(&self, held: &Held) -> (BackendId, bool) {
+        let entry = &self.entries[held.entry as usize];
+        (entry.backend, entry.answered)
+    }
+
+    /// As [`Self::hold`], of a path that a predecessor has said this of.
+    pub(crate) fn take_over(
+        &mut self,
+        path: PathKey,
+        (backend, answered): (BackendId, bool),
+    ) -> Option<Held> {
+        let held = self.hold(path, backend)?;
+        self.entries[held.entry as usize].answered |= answered;
+        Some(held)
+    }
+
     /// Whether an answer of the flow's backend would change nothing: mostly, and then nothing of the entry has
     /// to be looked at.
     #[inline]

@@ -5,11 +5,13 @@
 
 use std::{fmt, net::SocketAddr};
 
+use serde::{Deserialize, Serialize};
+
 /// How many backends all pools together may have.
 pub const MAX_BACKENDS: usize = quic_lb_config::MAX_BACKENDS;
 
 /// One backend, as long as the process lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BackendId {
     pub(crate) slot: u16,
     pub(crate) generation: u16,

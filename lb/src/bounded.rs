@@ -6,9 +6,12 @@ use std::{
     sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
 };
 
-use dashmap::{DashMap, Entry};
+use dashmap::{DashMap, Entry as Place};
 
 use crate::backend::BackendId;
+
+/// An entry as a successor gets it: key, backend, second of its last use, note.
+pub(crate) type Entry = (u64, BackendId, u32, u32);
 
 /// Many small shards: sweeping one holds up a worker for microseconds at most.
 const SHARDS: usize = 256;
@@ -121,7 +124,7 @@ impl Bounded {
             Remembered { backend, last_used, note }
         };
         match self.map.entry(key) {
-            Entry::Occupied(mut entry) => {
+            Place::Occupied(mut entry) => {
                 let stale = moment.is_stale(entry.get().last_used.load(Relaxed));
                 if stale {
                     entry.insert(fresh());
@@ -133,7 +136,7 @@ impl Bounded {
                     }
                 }
             }
-            Entry::Vacant(entry) => {
+            Place::Vacant(entry) => {
                 let capacity = self.capacity.load(Relaxed);
                 let limit = match note & VALIDATED {
                     0 => capacity - self.reserve,
@@ -145,6 +148,29 @@ impl Bounded {
                     entry.insert(fresh());
                 }
             }
+        }
+    }
+
+    /// All entries, for a successor.
+    #[expect(clippy::disallowed_methods, reason = "they go into a map again")]
+    pub(crate) fn handed(&self) -> Vec<Entry> {
+        let entries = self.map.iter();
+        let entry = |key: u64, of: &Remembered| {
+            (key, of.backend, of.last_used.load(Relaxed), of.note.load(Relaxed))
+        };
+        entries.map(|of| entry(*of.key(), of.value())).collect()
+    }
+
+    /// Takes over what a predecessor had, as far as there is room.
+    pub(crate) fn take_over(&self, entries: Vec<Entry>, mut kept: impl FnMut(u32)) {
+        let room = self.capacity.load(Relaxed).saturating_sub(self.len.load(Relaxed));
+        for (key, backend, last_used, note) in entries.into_iter().take(room) {
+            let (last_used, new_note) = (AtomicU32::new(last_used), AtomicU32::new(note));
+            let entry = Remembered { backend, last_used, note: new_note };
+            if self.map.insert(key, entry).is_none() {
+                self.len.fetch_add(1, Relaxed);
+            }
+            kept(note);
         }
     }
 

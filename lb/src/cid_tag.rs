@@ -1,7 +1,9 @@
 //! What stands for a connection ID of a server where only whether two are the same matters.
 
+use serde::{Deserialize, Serialize};
+
 /// The last octets of a connection ID: of one that servers make, they are random.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CidTag(u64);
 
 impl CidTag {

@@ -5,9 +5,11 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
+use serde::{Deserialize, Serialize};
+
 /// A listener, by its number: its place in the configuration that the process has begun with, and that of one which has ended or a
 /// new one since.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ListenerIndex(pub usize);
 
 /// Where a listener listens.
@@ -21,8 +23,8 @@ impl fmt::Display for ListenerAddr {
 }
 
 /// The address and port of a client, as the balancer sees them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ClientAddr(pub SocketAddr);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ClientAddr(#[serde(with = "crate::zoned")] pub SocketAddr);
 
 impl<T: Into<IpAddr>> From<(T, u16)> for ClientAddr {
     fn from(address: (T, u16)) -> Self {
@@ -49,7 +51,7 @@ impl ClientAddr {
 }
 
 /// Where a datagram came from and which of the balancer's addresses it was sent to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ClientPath {
     /// Where it came from.
     pub client: ClientAddr,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::{
     backend::BackendId,
-    bounded::{Bounded, Moment, Use},
+    bounded::{Bounded, Entry, Moment, Use},
 };
 
 /// The connection IDs of one pool's servers that have no routable ones: the share of each pool is its
@@ -61,6 +61,18 @@ impl LearntCids {
     /// How many there can be.
     pub(crate) fn capacity(&self) -> usize {
         self.cids.capacity.load(Relaxed)
+    }
+
+    /// All of them, for a successor.
+    pub(crate) fn handed(&self) -> Vec<Entry> {
+        self.cids.handed()
+    }
+
+    /// Takes over what a predecessor had learnt.
+    pub(crate) fn take_over(&self, entries: Vec<Entry>) {
+        let mut lengths = 0;
+        self.cids.take_over(entries, |length| lengths |= length);
+        self.lengths.fetch_or(lengths, Relaxed);
     }
 
     pub(crate) fn sweep(&self, moment: Moment) {

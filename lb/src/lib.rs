@@ -26,12 +26,14 @@
 //! | [`check`] | what an active check of a backend comes to |
 //! | [`counters`] | what a worker counts |
 //! | [`worker`] | the threads that carry the datagrams |
+//! | `succession` | what a process hands over to its successor |
 //! | [`socket`] | UDP sockets: batches, offloads, marks |
 //! | [`control`] | reload, health, admin interface, the life of the process |
 //! | [`totals`] | what all workers counted, added up |
 //! | [`metrics`] | what `/metrics` shows |
 //! | `colours` | whether output is coloured |
 //! | `words` | bytes and numbers as they are typed and shown |
+//! | `zoned` | socket addresses as they are written for a successor |
 //! | [`logging`] | log records |
 //! | [`cli`] | the command line |
 #![deny(unsafe_code)]
@@ -70,8 +72,10 @@ pub mod refusal;
 pub mod registry;
 pub mod routing;
 pub mod socket;
+mod succession;
 pub mod totals;
 pub mod verdict;
 pub mod wanted;
 mod words;
 pub mod worker;
+mod zoned;

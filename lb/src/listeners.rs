@@ -10,6 +10,7 @@ use std::{
 };
 
 use quic_lb_config::{Config, Listener, MAX_LISTENERS};
+use serde::{Deserialize, Serialize};
 
 use crate::client_path::ListenerIndex;
 
@@ -27,13 +28,13 @@ struct Slot {
 }
 
 /// How far a listener has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Stage {
     Serving,
     /// It is not in the configuration any more, and goes on for its connections.
     Leaving,
     /// Since when, if somebody has looked at the clock.
-    Gone(Option<Instant>),
+    Gone(#[serde(skip)] Option<Instant>),
     /// Nothing is remembered under its number.
     Forgotten,
 }
@@ -55,7 +56,39 @@ pub(crate) struct Opening {
     pub(crate) listener: Listener,
 }
 
+/// Who has a number, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HandedListener {
+    name: String,
+    #[serde(with = "crate::zoned")]
+    address: SocketAddr,
+    both_families: bool,
+    pool: String,
+    stage: Stage,
+}
+
 impl ListenerNumbers {
+    /// Who has which number, for a successor.
+    pub(crate) fn handed(&self) -> Vec<HandedListener> {
+        let handed = |Slot { listener, pool, stage }: &Slot| HandedListener {
+            name: listener.name.clone(),
+            address: listener.address,
+            both_families: listener.both_families,
+            pool: pool.clone(),
+            stage: *stage,
+        };
+        self.0.iter().map(handed).collect()
+    }
+
+    /// As a predecessor has handed them over. What stands in the configuration beside the address is taken from there.
+    pub(crate) fn succeeding(handed: Vec<HandedListener>) -> Self {
+        let slot = |HandedListener { name, address, both_families, pool, stage }| {
+            let listener = Listener { name, address, both_families, pool: 0, retry_mode: None };
+            Slot { listener, pool, stage }
+        };
+        Self(handed.into_iter().take(MAX_LISTENERS).map(slot).collect())
+    }
+
     /// The numbers after a change to `config`, and who needs sockets by then; `None` while too many numbers of others rest.
     pub(crate) fn planned(&self, config: &Config) -> Option<(Self, Vec<Opening>)> {
         let mut planned = self.clone();
@@ -252,6 +285,21 @@ mod tests {
         let (back, opened) = numbers.planned(&both).unwrap();
         assert_eq!(placed(&back), [at(0, "a", false), at(1, "b", false)], "the same number");
         assert_eq!(opened.len(), 1);
+    }
+
+    #[test]
+    fn a_successor_gives_everybody_their_number_and_knows_who_leaves() {
+        let mut numbers = ListenerNumbers::default();
+        numbers.assign(&config(&[("a", 1), ("b", 2), ("c", 3)]));
+        numbers.assign(&config(&[("a", 1), ("c", 3)]));
+        let octets = postcard::to_stdvec(&numbers.handed()).unwrap();
+        let successor = ListenerNumbers::succeeding(postcard::from_bytes(&octets).unwrap());
+        // The order is that of the file.
+        let (after, opened) = successor.planned(&config(&[("c", 3), ("a", 1)])).unwrap();
+        assert_eq!(opened, []);
+        assert_eq!(placed(&after), [at(0, "a", false), at(1, "b", true), at(2, "c", false)]);
+        let (_, opened) = successor.planned(&config(&[("a", 1), ("new", 9)])).unwrap();
+        assert_eq!(opened[0].listener.name, "new");
     }
 
     #[test]

@@ -17,13 +17,16 @@ use quic::{
     invariants::LongHeader,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     admission::Handshake,
     backend::BackendId,
-    bounded::{Bounded, Moment, Use, VALIDATED},
+    bounded::{Bounded, Entry, Moment, Use, VALIDATED},
     cid_tag::CidTag,
     client_path::{ClientPath, ListenerIndex},
     routing::{Lifetimes, PoolRoute, Routing},
+    succession::{HashKeys, Offset},
 };
 
 /// How long a handshake is remembered after its last packet: longer than any client goes on trying
@@ -46,6 +49,7 @@ const MOVED_A_SECOND: u32 = 64;
 /// What is remembered of clients.
 #[derive(Debug)]
 pub struct Memory {
+    keys: HashKeys,
     hash: ahash::RandomState,
     epoch: Instant,
     /// By 4-tuple and source connection ID, and by connection ID that a server has given.
@@ -95,15 +99,40 @@ pub struct Sizes {
     pub connection_ids: usize,
 }
 
+/// What the memory of a successor begins with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HandedBasis {
+    epoch: Offset,
+    keys: HashKeys,
+}
+
+/// What a successor is to remember.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Handed {
+    handshakes: Vec<Entry>,
+    connections: Vec<Entry>,
+    /// By the name of the pool.
+    learnt: Vec<(String, Vec<Entry>)>,
+}
+
 impl Memory {
     /// Room for `capacity` entries: half of them handshakes, the other half connections that were
     /// seen. Nobody outside may know `seed`, so that nobody can aim at a shard or make keys collide.
     #[must_use]
     pub fn new(capacity: usize, epoch: Instant, seed: [u64; 4]) -> Self {
+        Self::with_keys(capacity, epoch, HashKeys::new(seed))
+    }
+
+    /// One that can take over what a predecessor remembers, and counts time from the same moment.
+    pub(crate) fn succeeding(capacity: usize, now: Instant, of: &HandedBasis) -> Self {
+        Self::with_keys(capacity, of.epoch.from(now), of.keys)
+    }
+
+    fn with_keys(capacity: usize, epoch: Instant, keys: HashKeys) -> Self {
         let half = capacity.div_ceil(2);
-        let [a, b, c, d] = seed;
         Self {
-            hash: ahash::RandomState::with_seeds(a, b, c, d),
+            keys,
+            hash: keys.hasher(),
             epoch,
             // Forged senders must not crowd out those who prove to be none.
             handshakes: Bounded::new(half, half / 2),
@@ -111,6 +140,37 @@ impl Memory {
             from_elsewhere: PerSecond::default(),
             from_other_ports: PerSecond::default(),
         }
+    }
+
+    /// What a successor has to begin with.
+    pub(crate) fn basis(&self, now: Instant) -> HandedBasis {
+        HandedBasis { epoch: Offset::new(now, self.epoch), keys: self.keys }
+    }
+
+    /// All that is remembered, for a successor.
+    pub(crate) fn handed(&self, routing: &Routing) -> Handed {
+        let learnt = routing.pools().map(|pool| (pool.name.clone(), pool.learnt.handed()));
+        Handed {
+            handshakes: self.handshakes.handed(),
+            connections: self.connections.handed(),
+            learnt: learnt.collect(),
+        }
+    }
+
+    /// Takes over what a predecessor remembers. `false` where its hashes mean nothing here, and with them all of that.
+    pub(crate) fn take_over(&self, routing: &Routing, handed: Handed) -> bool {
+        if !self.keys.mean_the_same_here() {
+            return false;
+        }
+        let Handed { handshakes, connections, learnt } = handed;
+        self.handshakes.take_over(handshakes, drop);
+        self.connections.take_over(connections, drop);
+        for (name, entries) in learnt {
+            if let Some(pool) = routing.pools().find(|pool| pool.name == name) {
+                pool.learnt.take_over(entries);
+            }
+        }
+        true
     }
 
     /// When `moment` was, counted from when the process began.
@@ -412,6 +472,34 @@ mod tests {
         let later = start + Duration::from_secs(602);
         memory.learn_connection_id(&at(&memory, later), pool, b"12345678", ids[1]);
         assert_eq!(memory.connection_id(&at(&memory, later), pool, b"12345678"), Some(ids[1]));
+    }
+
+    #[test]
+    fn a_successor_remembers_what_it_is_handed() {
+        let (routing, ids) = backends();
+        let pool = routing.pool(PoolIndex(0));
+        let start = Instant::now();
+        let memory = Memory::new(100, start, [3; 4]);
+        let later = start + Duration::from_secs(77);
+        memory.learn_connection_id(&at(&memory, later), pool, b"12345678", ids[1]);
+        memory.remember_connection(&at(&memory, later), ids[0], CidTag::new(b"abc"));
+
+        let (successors, _) = backends();
+        let pool = successors.pool(PoolIndex(0));
+        let (basis, handed) = (memory.basis(later), memory.handed(&routing));
+        // It has clocks of its own.
+        let now = later + Duration::from_secs(1_000);
+        let successor = Memory::succeeding(100, now, &basis);
+        assert!(successor.take_over(&successors, handed));
+        assert_eq!(successor.sizes(&successors), memory.sizes(&routing));
+        let lookup = at(&successor, now);
+        let rest = b"12345678 and a payload";
+        assert_eq!(successor.connection_id_in_front(&lookup, pool, rest), Some((ids[1], 8)));
+        assert!(successor.may_move(&lookup, ids[0], CidTag::new(b"abc")));
+        assert!(!successor.may_move(&lookup, ids[1], CidTag::new(b"abc")));
+        // What was old remains so.
+        let lookup = at(&successor, now + Duration::from_secs(601));
+        assert_eq!(successor.connection_id_in_front(&lookup, pool, rest), None);
     }
 
     #[test]

@@ -8,12 +8,13 @@ use std::{
 };
 
 use quic_lb_config::Config;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     admission::{AdmissionState, Gate},
     backend::{BackendId, MAX_BACKENDS},
     learnt::LearntCids,
-    listeners::{ListenerNumbers, Placed},
+    listeners::{HandedListener, ListenerNumbers, Placed},
 };
 
 /// What outlives snapshots: who has which [`BackendId`], what admission has counted, and what was
@@ -40,16 +41,41 @@ pub(crate) struct Lasting {
     pub(crate) learnt: Vec<Arc<LearntCids>>,
 }
 
-#[derive(Debug)]
+/// Who has which number, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HandedNumbers {
+    backends: Vec<Slot>,
+    listeners: Vec<HandedListener>,
+}
+
+/// Who has a number, or had it last.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Slot {
     pool: String,
     name: String,
+    #[serde(with = "crate::zoned")]
     address: SocketAddr,
     generation: u16,
     in_use: bool,
 }
 
 impl Registry {
+    /// Who has which number, for a successor.
+    pub(crate) fn handed(&self) -> HandedNumbers {
+        HandedNumbers { backends: self.slots.clone(), listeners: self.listeners.handed() }
+    }
+
+    /// One in which everybody has the number that they had for the predecessor.
+    pub(crate) fn succeeding(handed: HandedNumbers) -> Self {
+        let HandedNumbers { backends: slots, listeners } = handed;
+        let listeners = ListenerNumbers::succeeding(listeners);
+        let mut by_address: BTreeMap<SocketAddr, Vec<usize>> = BTreeMap::new();
+        for (number, slot) in slots.iter().take(MAX_BACKENDS).enumerate() {
+            by_address.entry(slot.address).or_default().push(number);
+        }
+        Self { slots, by_address, listeners, ..Self::default() }
+    }
+
     /// The numbers of backends (pool name, backend name, address) that are wanted from now on, in
     /// their order; `None` for those that there is no number left for.
     ///
@@ -169,6 +195,17 @@ mod tests {
             assert!(id != of_a && id != of_b, "{other:?}");
         }
         assert_eq!(assign(&mut registry, &[a, b]), [Some(of_a), Some(of_b)]);
+    }
+
+    #[test]
+    fn a_successor_gives_everybody_the_number_that_they_had() {
+        let mut registry = Registry::default();
+        let [a, b, c] = [backend(1), backend(2), backend(3)];
+        let before = assign(&mut registry, &[a.clone(), b.clone()]);
+        let mut successor = Registry::succeeding(registry.handed());
+        let after = assign(&mut successor, &[c, b, a]);
+        assert_eq!([after[2], after[1]], before[..]);
+        assert!(!before.contains(&after[0]), "the new one has another");
     }
 
     #[test]

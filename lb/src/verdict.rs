@@ -2,6 +2,7 @@
 //! once.
 
 use quic::{invariants::Malformed, token::InvalidToken};
+use serde::{Deserialize, Serialize};
 
 use crate::{backend::BackendId, cid_tag::CidTag};
 
@@ -326,7 +327,7 @@ pub struct Ended {
 }
 
 /// What is known of the client of a flow; the weaker ones make room for others first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Standing {
     /// Its connection has gone to another path.
     Superseded,

@@ -33,7 +33,7 @@ pub(crate) enum Command {
     /// SIGHUP or a changed file reloads the configuration; a file with mistakes is refused as a
     /// whole and everything goes on as before. SIGTERM and SIGINT drain: /readyz says no, forwarding
     /// goes on until no connection lives or timeouts.drain is over, and the exit code is 0. A second signal
-    /// ends at once, with 4. SIGUSR1 and SIGUSR2 do nothing.
+    /// ends at once, with 4. SIGUSR2 upgrades, as the command does. SIGUSR1 does nothing.
     #[command(after_help = "\
 Examples:
   quic-lb run --config /etc/quic-lb/lb.yaml
@@ -93,6 +93,15 @@ Examples:
 Examples:
   quic-lb activate web/a")]
     Activate(BackendArgs),
+    /// Replace the program of a running balancer by the one that is on disk now, without loss.
+    ///
+    /// The file that the balancer was started from is executed with the same arguments, beside the running process, which hands over its sockets,
+    /// flows and memories and ends. No connection notices. If the new program does not start, or refuses the
+    /// configuration, the running one goes on, and the exit code is 1.
+    #[command(after_help = "\
+Examples:
+  install new/quic-lb /usr/bin/quic-lb && quic-lb upgrade")]
+    Upgrade(UpgradeArgs),
     /// Show it all in one process: a balancer, origin servers and clients that move all the time.
     ///
     /// Everything is on loopback, at ports that are free. Clients fetch over HTTP/3, check every byte,
@@ -244,6 +253,12 @@ pub(crate) struct ReloadArgs {
     /// Take away backends and configurations of connection IDs even if live connections use them.
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct UpgradeArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
 }
 
 #[derive(Debug, Arguments)]

@@ -24,6 +24,7 @@ mod links;
 mod outcome;
 mod reload;
 mod unread;
+mod upgrade;
 
 use std::{
     io::{self, BufWriter, Write},
@@ -62,7 +63,7 @@ fn run(command: Command, out: &mut impl Write) -> Result<(), Failure> {
             "a running balancer reads its configuration again and again: give it a file",
         )),
         Command::Run(args) => match control::run(&args.file.config, !args.unconfined) {
-            Ok(control::Ending::Drained) => Ok(()),
+            Ok(control::Ending::Drained | control::Ending::HandedOver) => Ok(()),
             Ok(control::Ending::CutShort) => Err(Failure::CutShort),
             Err(control::RunError::Config(report)) => Err(Failure::Config(report)),
             Err(other) => Err(Failure::other(other)),
@@ -77,6 +78,7 @@ fn run(command: Command, out: &mut impl Write) -> Result<(), Failure> {
         Command::Drain(args) => drain::drain(&args, out),
         Command::Reload(args) => reload::reload(&args, out),
         Command::Activate(args) => drain::activate(&args, out),
+        Command::Upgrade(args) => upgrade::upgrade(&args, out),
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::demo(&args, out),
         Command::Keygen => generate::key(out),

@@ -43,7 +43,7 @@ use super::{
         watched::CheckView,
     },
     reloads::Reloaded,
-    shared::Shared,
+    shared::{Shared, Succeeded},
 };
 use crate::{
     check::CheckResult,
@@ -69,6 +69,7 @@ pub(super) fn router(shared: Arc<Shared>, access: Access) -> Router {
         .route("/api/v1/backends", get(backends))
         .route("/api/v1/rotation", get(rotation))
         .route("/api/v1/reload", post(reload))
+        .route("/api/v1/upgrade", post(upgrade))
         .route("/api/v1/backends/{pool}/{name}", get(backend))
         .route("/api/v1/backends/{pool}/{name}/drain", post(drain))
         .route("/api/v1/backends/{pool}/{name}/activate", post(activate))
@@ -177,6 +178,19 @@ async fn panics(State(shared): State<Arc<Shared>>) -> Json<Vec<Value>> {
     let plane = shared.plane();
     let name = |index| plane.listener_name(index);
     Json(kept.iter().map(|panic| panic_json(panic, name)).collect())
+}
+
+/// Answers when another process has taken over, or why not.
+async fn upgrade(State(shared): State<Arc<Shared>>) -> Response {
+    match shared.upgrade().await {
+        Ok(Succeeded { process, flows, standstill }) => Json(json!({
+            "process": process,
+            "flows": flows,
+            "standstill_seconds": seconds(standstill),
+        }))
+        .into_response(),
+        Err(reason) => error(StatusCode::SERVICE_UNAVAILABLE, &reason),
+    }
 }
 
 async fn drain(state: State<Arc<Shared>>, path: Path<(String, String)>) -> Response {
@@ -365,7 +379,7 @@ async fn not_found() -> Response {
     error(
         StatusCode::NOT_FOUND,
         "there is /, /metrics, /healthz, /readyz, /api/v1/backends, /api/v1/config, \
-         /api/v1/explain, /api/v1/panics, /api/v1/rotation, /api/v1/backends/{pool}/{name}, and POST /api/v1/reload, /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
+         /api/v1/explain, /api/v1/panics, /api/v1/rotation, /api/v1/backends/{pool}/{name}, and POST /api/v1/reload, /api/v1/upgrade, /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
     )
 }
 

@@ -4,14 +4,18 @@
 use std::{
     env, fs, io,
     net::{SocketAddr, TcpListener},
-    os::unix::{
-        fs::{FileTypeExt as _, PermissionsExt as _},
-        net::UnixListener,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{FileTypeExt as _, PermissionsExt as _},
+            net::UnixListener,
+        },
     },
     path::{Path, PathBuf},
 };
 
 use quic_lb_config::{Admin, Commands};
+use serde::{Deserialize, Serialize};
 
 /// What systemd calls the folder of a service with a RuntimeDirectory.
 const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
@@ -63,6 +67,38 @@ impl Place {
             Self::Here => Access::Everything,
             Self::Unix(_) | Self::Address(_) => Access::Reading,
         }
+    }
+}
+
+/// What a door is known by, here and in a successor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Where {
+    Address(#[serde(with = "crate::zoned")] SocketAddr),
+    Path(PathBuf),
+}
+
+/// Doors that a process hands over to its successor: nobody finds them closed meanwhile, and who has given up rights
+/// could not open them.
+#[derive(Debug, Default)]
+pub(super) struct Handed(pub(super) Vec<(Where, OwnedFd)>);
+
+impl Handed {
+    /// All of them, open a second time.
+    pub(super) fn of(doors: &[(Where, Door, Access)]) -> io::Result<Self> {
+        let again = |(place, door, _): &(Where, Door, Access)| {
+            let door = match door {
+                Door::Tcp(listener) => listener.try_clone()?.into(),
+                Door::Unix(listener) => listener.try_clone()?.into(),
+            };
+            Ok((place.clone(), door))
+        };
+        doors.iter().map(again).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// The one at this place, if it was handed over.
+    pub(super) fn take(&mut self, place: &Where) -> Option<OwnedFd> {
+        let at = self.0.iter().position(|(of, _)| of == place)?;
+        Some(self.0.swap_remove(at).1)
     }
 }
 

@@ -21,6 +21,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// Refusals without an answer in between that make a backend count as down. One or two also
 /// happen to a server that restarts its socket.
 const REFUSALS: u32 = 3;
@@ -70,38 +72,58 @@ impl Signal {
 }
 
 /// The health of one backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Health {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Health<T = Instant> {
     /// Nothing is known against it.
-    Well(Streak),
+    Well(Streak<T>),
     /// It refuses; no new connections until then.
     Down {
         /// How often it has fallen without recovering.
         level: u32,
         /// When it is tried again.
-        until: Instant,
+        until: T,
     },
     /// It gets a few new connections and has to answer.
     Trial {
         /// As before the trial.
         level: u32,
         /// Since when nothing speaks against it.
-        since: Instant,
+        since: T,
     },
     /// It has answered, gets its share again, and is not trusted yet.
     Recovering {
         /// As before the trial.
         level: u32,
         /// When the trial began.
-        since: Instant,
+        since: T,
     },
 }
 
 /// Refusals in a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub(crate) struct Streak {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Streak<T = Instant> {
     refused: u32,
-    last: Option<Instant>,
+    last: Option<T>,
+}
+
+impl<T> Default for Streak<T> {
+    fn default() -> Self {
+        Self { refused: 0, last: None }
+    }
+}
+
+impl<T> Health<T> {
+    /// The same, with its moments on another clock.
+    pub(crate) fn map<U>(self, clock: impl Fn(T) -> U) -> Health<U> {
+        match self {
+            Self::Well(Streak { refused, last }) => {
+                Health::Well(Streak { refused, last: last.map(clock) })
+            }
+            Self::Down { level, until } => Health::Down { level, until: clock(until) },
+            Self::Trial { level, since } => Health::Trial { level, since: clock(since) },
+            Self::Recovering { level, since } => Health::Recovering { level, since: clock(since) },
+        }
+    }
 }
 
 impl Default for Health {

@@ -24,13 +24,15 @@ mod seen;
 mod shared;
 mod silence;
 mod systemd;
+mod upgrade;
 mod validation;
 mod watch;
 
 use std::{
     fs::File,
-    io,
+    future, io, mem,
     net::SocketAddr,
+    os::unix::net::UnixListener,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -42,6 +44,7 @@ use quic_lb_config::{
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    task::{self, JoinHandle},
     time::{self, MissedTickBehavior},
 };
 use tracing::{debug, error, info, warn};
@@ -50,13 +53,14 @@ use crate::{
     logging::Logging,
     memory::Memory,
     routing::Routing,
-    socket::{self, Confined},
+    socket::{self, Confined, Execution},
     worker::{Listen, StartError, Workers},
 };
 use checks::Checks;
-use doors::{Access, Door, Place};
+use doors::{Access, Door, Handed, Place, Where};
 use plane::{ControlPlane, Stage};
-use shared::Shared;
+use shared::{Shared, Succeeded, UpgradeRequest};
+use upgrade::{Binary, Predecessor, Upgrader};
 
 /// From one look at the health of backends and workers to the next.
 const TICK: Duration = Duration::from_millis(200);
@@ -64,14 +68,31 @@ const TICK: Duration = Duration::from_millis(200);
 /// From one sweep of the memory to the next.
 const SWEEP: Duration = Duration::from_secs(5);
 
+/// For answers that are under way when the process ends because another one has taken over.
+const FAREWELL: Duration = Duration::from_millis(300);
+
 /// Runs the balancer as the file at `path` says, until a signal ends it. If it is to be `confined`, it gives up all capabilities and
 /// the right to change or execute files once its sockets are open, and leaves no core dumps.
 ///
 /// # Errors
 ///
 /// [`RunError`], when it could not start or had to stop.
-#[expect(clippy::disallowed_methods, reason = "the shell gives the state its time")]
 pub fn run(path: &Path, confined: bool) -> Result<Ending, RunError> {
+    let predecessor = Predecessor::of_this_process().map_err(RunError::Predecessor)?;
+    let outcome = run_after(predecessor.as_ref(), path, confined);
+    if let (Some(predecessor), Err(error)) = (&predecessor, &outcome) {
+        predecessor.refuse(error);
+    }
+    outcome
+}
+
+#[expect(clippy::disallowed_methods, reason = "the shell gives the state its time")]
+fn run_after(
+    predecessor: Option<&Predecessor>,
+    path: &Path,
+    confined: bool,
+) -> Result<Ending, RunError> {
+    let binary = Binary::of_this_process().map_err(RunError::Runtime)?;
     // Before there are keys in it.
     let private = if confined { socket::keep_memory_private() } else { Ok(()) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -85,32 +106,70 @@ pub fn run(path: &Path, confined: bool) -> Result<Ending, RunError> {
         warn!(%error, "core dumps of this process would have keys in them");
     }
     // Everything that can fail is tried before the first datagram is taken.
-    let mut doors = config.admin.as_ref().map(open_addresses).transpose()?.unwrap_or_default();
-    let commands = config.admin.as_ref().map(Place::of);
+    let legacy = predecessor.map(|predecessor| predecessor.legacy(&config)).transpose();
+    let mut legacy = legacy.map_err(RunError::Predecessor)?;
+    let handed = legacy.as_mut().map(|legacy| mem::take(&mut legacy.doors));
+    let mut handed = handed.unwrap_or_default();
+    let doors = config.admin.as_ref().map(|admin| open_addresses(admin, &mut handed));
+    let mut doors = doors.transpose()?.unwrap_or_default();
+    let commands = match config.admin.as_ref().map(Place::of) {
+        Some(Place::Unix(path)) => Some(path),
+        _ => None,
+    };
+    // One that is not handed over cannot be opened as long as its owner lives.
+    let mut socket = commands.as_ref().and_then(|path| handed.take(&Where::Path(path.clone())));
 
-    let memory = Memory::new(config.limits.remembered.get(), Instant::now(), seed()?);
-    let memory = Arc::new(memory);
-    let mut plane = ControlPlane::new(config, Arc::clone(&memory), seed()?);
-    let routing = Arc::clone(plane.routing());
-    let listeners = Listen::at_addresses_of(plane.config());
-    let workers =
-        Workers::start(plane.config(), listeners, routing, Arc::clone(&memory), confined)?;
-    // Not before: whoever may not listen takes nobody's place.
-    if let Some(Place::Unix(path)) = commands {
-        let listener = doors::open_path(&path)
-            .map_err(|error| RunError::AdminSocket { path: path.clone(), error })?;
+    let (now, remembered) = (Instant::now(), config.limits.remembered.get());
+    let was_confined = legacy.as_ref().is_some_and(|legacy| legacy.confined);
+    let (memory, mut plane, workers);
+    match (predecessor, legacy) {
+        (Some(predecessor), Some(legacy)) => {
+            if let (Some(path), None) = (&commands, &socket) {
+                socket = Some(open_path(path)?.into());
+            }
+            memory = Arc::new(Memory::succeeding(remembered, now, &legacy.memory));
+            let (shared, numbers) = (Arc::clone(&memory), legacy.numbers);
+            plane = ControlPlane::succeeding(config, shared, seed()?, numbers)
+                .map_err(RunError::NotOpened)?;
+            plane.take_over(now, legacy.plane);
+            let (routing, shared) = (Arc::clone(plane.routing()), Arc::clone(&memory));
+            let waiting =
+                Workers::succeed(plane.config(), legacy.workers, routing, shared, confined)?;
+            workers = predecessor.take_over(waiting, &mut plane, &memory)?;
+        }
+        _ => {
+            memory = Arc::new(Memory::new(remembered, now, seed()?));
+            plane = ControlPlane::new(config, Arc::clone(&memory), seed()?);
+            let (routing, shared) = (Arc::clone(plane.routing()), Arc::clone(&memory));
+            let listeners = Listen::at_addresses_of(plane.config());
+            workers = Workers::start(plane.config(), listeners, routing, shared, confined)?;
+        }
+    }
+    if let Some(path) = commands {
+        // Not before: whoever may not listen takes nobody's place.
+        let listener = match socket {
+            Some(socket) => socket.into(),
+            None => open_path(&path)?,
+        };
         info!(path = %path.display(), "commands");
-        doors.push((Door::Unix(listener), Access::Everything));
+        doors.push((Where::Path(path), Door::Unix(listener), Access::Everything));
     }
     // Threads that are started from here on begin without it.
-    if confined {
+    if confined && !was_confined {
         confine(path);
     }
     plane.on_reload(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), true);
     plane.set_workers(workers.count(), workers.totals().clone(), workers.flow_capacity());
 
-    let outcome =
-        runtime.block_on(look_after(path, plane, memory, &workers, doors, logging, signals));
+    let upgrader = Upgrader {
+        binary,
+        orders: Arc::clone(workers.orders()),
+        memory,
+        doors: Handed::of(&doors).map_err(RunError::Runtime)?,
+        confined,
+    };
+    let life = Life { path, workers: &workers, doors, logging, signals, upgrader };
+    let outcome = runtime.block_on(look_after(life, plane));
     // A configuration that is being read from a slow disk is not waited for.
     runtime.shutdown_background();
     match (outcome, workers.stop()) {
@@ -123,7 +182,7 @@ pub fn run(path: &Path, confined: bool) -> Result<Ending, RunError> {
 
 /// Gives up what the control plane does not need either, now that everything is open.
 fn confine(path: &Path) {
-    match socket::confine_thread() {
+    match socket::confine_thread(Execution::Kept) {
         Ok(Confined { files }) => debug!(files, "confined"),
         Err(error) => warn!(%error, "the process keeps rights that it does not need"),
     }
@@ -140,6 +199,8 @@ pub enum Ending {
     Drained,
     /// A second signal cut the drain short.
     CutShort,
+    /// Another process goes on with everything.
+    HandedOver,
 }
 
 /// The signals that are followed, and those that would kill and mean nothing here.
@@ -160,6 +221,16 @@ impl Signals {
             user: [of(SignalKind::user_defined1())?, of(SignalKind::user_defined2())?],
         })
     }
+}
+
+/// What belongs to the life of a process beside its state.
+struct Life<'a> {
+    path: &'a Path,
+    workers: &'a Workers,
+    doors: Vec<(Where, Door, Access)>,
+    logging: Logging,
+    signals: Signals,
+    upgrader: Upgrader,
 }
 
 /// Why the balancer does not run.
@@ -184,6 +255,12 @@ pub enum RunError {
         /// Why.
         error: io::Error,
     },
+    /// It was to take over from a process, and cannot.
+    #[error("cannot take over: {}", reason(.0))]
+    Predecessor(io::Error),
+    /// It was to take over from a process that has not opened all listeners.
+    #[error("cannot take over: {}; reload first, then upgrade", .0.join(", "))]
+    NotOpened(Vec<String>),
     /// The workers cannot be started.
     #[error(transparent)]
     Workers(#[from] StartError),
@@ -196,22 +273,17 @@ pub enum RunError {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the shell gives the state its time")]
-async fn look_after(
-    path: &Path,
-    plane: ControlPlane,
-    memory: Arc<Memory>,
-    workers: &Workers,
-    doors: Vec<(Door, Access)>,
-    logging: Logging,
-    signals: Signals,
-) -> Result<Ending, RunError> {
+async fn look_after(life: Life<'_>, plane: ControlPlane) -> Result<Ending, RunError> {
+    let Life { path, workers, doors, logging, signals, upgrader } = life;
     let Signals { mut terminate, mut interrupt, hangup, user: [mut user1, mut user2] } = signals;
     announce(plane.config(), workers, &doors);
     let shared =
         Arc::new(Shared::new(plane, workers.mailboxes().clone(), Arc::clone(workers.panics())));
-    for (door, access) in doors {
-        tokio::spawn(admin::serve(door, access, Arc::clone(&shared)));
-    }
+    let serve = |(_, door, access)| tokio::spawn(admin::serve(door, access, Arc::clone(&shared)));
+    let doors: Vec<_> = doors.into_iter().map(serve).collect();
+    let memory = Arc::clone(&upgrader.memory);
+    let mut upgrades = Upgrades::new(upgrader);
+    let mut upgrade_requests = shared.upgrade_requests();
     tokio::spawn(build::build(Arc::clone(&shared)));
     let _checks = Checks::start(Arc::clone(&shared)).map_err(RunError::Runtime)?;
     if let Some(requests) = shared.reload_requests() {
@@ -230,7 +302,25 @@ async fn look_after(
             _ = terminate.recv() => true,
             _ = interrupt.recv() => true,
             _ = user1.recv() => passes("SIGUSR1"),
-            _ = user2.recv() => passes("SIGUSR2"),
+            _ = user2.recv() => {
+                // What comes of it is in the log.
+                upgrades.begin(&shared, None);
+                false
+            }
+            Some(request) = upgrade_requests.recv() => {
+                upgrades.begin(&shared, Some(request));
+                false
+            }
+            outcome = upgrades.outcome() => match outcome {
+                Some(succeeded) => {
+                    systemd::main_process(succeeded.process);
+                    doors.iter().for_each(JoinHandle::abort);
+                    // Whoever has asked is told.
+                    time::sleep(FAREWELL).await;
+                    return Ok(Ending::HandedOver);
+                }
+                None => false,
+            },
         };
         if asked_to_end {
             if draining.is_some() {
@@ -270,6 +360,47 @@ async fn look_after(
     }
 }
 
+/// The upgrade that is under way, if there is one.
+struct Upgrades {
+    upgrader: Arc<Upgrader>,
+    running: Option<JoinHandle<Result<Succeeded, String>>>,
+    asked_by: Option<UpgradeRequest>,
+}
+
+impl Upgrades {
+    fn new(upgrader: Upgrader) -> Self {
+        Self { upgrader: Arc::new(upgrader), running: None, asked_by: None }
+    }
+
+    fn begin(&mut self, shared: &Arc<Shared>, asked_by: Option<UpgradeRequest>) {
+        if self.running.is_some() {
+            return;
+        }
+        let (upgrader, shared) = (Arc::clone(&self.upgrader), Arc::clone(shared));
+        info!(binary = %upgrader.binary.path().display(), "upgrade begins");
+        self.running = Some(task::spawn_blocking(move || upgrader.upgrade(&shared)));
+        self.asked_by = asked_by;
+    }
+
+    /// Waits for the end of the upgrade: `None` if this process goes on.
+    async fn outcome(&mut self) -> Option<Succeeded> {
+        let Some(running) = &mut self.running else { return future::pending().await };
+        let outcome = running.await.unwrap_or_else(|error| Err(error.to_string()));
+        self.running = None;
+        match &outcome {
+            Ok(Succeeded { process, flows, standstill }) => {
+                info!(process, flows, ?standstill, "handed over");
+            }
+            Err(reason) => error!(reason, "upgrade failed, this process goes on"),
+        }
+        if let Some(asked_by) = self.asked_by.take() {
+            // Nobody may wait any more.
+            let _ = asked_by.send(outcome.clone());
+        }
+        outcome.ok()
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "the shell gives the state its time")]
 fn begin_drain(shared: &Shared) -> Instant {
     systemd::stopping();
@@ -303,33 +434,44 @@ fn seed<const N: usize>() -> Result<[u64; N], RunError> {
 /// A full table takes tens of milliseconds, too long for the thread that answers scrapes.
 fn sweep(memory: &Arc<Memory>, now: Instant, routing: Arc<Routing>) {
     let memory = Arc::clone(memory);
-    tokio::task::spawn_blocking(move || memory.sweep(now, &routing));
+    task::spawn_blocking(move || memory.sweep(now, &routing));
 }
 
-/// The address of the admin interface, and that for commands if they have one.
-fn open_addresses(admin: &Admin) -> Result<Vec<(Door, Access)>, RunError> {
+fn open_path(path: &Path) -> Result<UnixListener, RunError> {
+    doors::open_path(path).map_err(|error| RunError::AdminSocket { path: path.to_owned(), error })
+}
+
+/// The address of the admin interface, and that for commands if they have one, which may be handed over.
+fn open_addresses(
+    admin: &Admin,
+    handed: &mut Handed,
+) -> Result<Vec<(Where, Door, Access)>, RunError> {
     let place = Place::of(admin);
     let mut wanted = vec![(admin.address, place.access_at_address())];
     if let Place::Address(address) = place {
         wanted.push((address, Access::WithToken));
     }
     let open = |(address, access)| {
-        let listener =
-            doors::open_address(address).map_err(|error| RunError::Admin { address, error })?;
+        let listener = match handed.take(&Where::Address(address)) {
+            Some(listener) => listener.into(),
+            None => {
+                doors::open_address(address).map_err(|error| RunError::Admin { address, error })?
+            }
+        };
         if !address.ip().is_loopback() && access == Access::Everything {
             warn!(%address, "the admin interface has no passwords and is not on loopback");
         }
-        Ok((Door::Tcp(listener), access))
+        Ok((Where::Address(address), Door::Tcp(listener), access))
     };
     wanted.into_iter().map(open).collect()
 }
 
 /// One record for each address, so that whoever starts the process can read where it listens.
-fn announce(config: &Config, workers: &Workers, doors: &[(Door, Access)]) {
+fn announce(config: &Config, workers: &Workers, doors: &[(Where, Door, Access)]) {
     for (listener, address) in config.listeners.iter().zip(workers.local_addresses()) {
         info!(listener = listener.name, %address, "listening");
     }
-    for (door, access) in doors {
+    for (_, door, access) in doors {
         let Door::Tcp(listener) = door else { continue };
         let Ok(address) = listener.local_addr() else { continue };
         match access {

@@ -33,6 +33,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Requests to reload that may wait: each takes a reading of the file.
 const MAX_RELOADS: usize = 4;
 
+/// Where the outcome of an upgrade is told.
+pub(crate) type UpgradeRequest = oneshot::Sender<Result<Succeeded, String>>;
+
+/// A successor that serves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Succeeded {
+    pub(crate) process: u32,
+    pub(crate) flows: usize,
+    /// For how long nobody has read.
+    pub(crate) standstill: Duration,
+}
+
 /// What the tasks of the control plane have in common.
 pub(crate) struct Shared {
     plane: Arc<Mutex<ControlPlane>>,
@@ -46,6 +58,8 @@ pub(crate) struct Shared {
     reloads: mpsc::Sender<Request>,
     /// Until the task that reloads has taken them.
     reload_requests: Mutex<Option<mpsc::Receiver<Request>>>,
+    upgrades: mpsc::Sender<UpgradeRequest>,
+    asked_to_upgrade: Mutex<Option<mpsc::Receiver<UpgradeRequest>>>,
 }
 
 impl Shared {
@@ -56,6 +70,7 @@ impl Shared {
         let metrics = Metrics::new(move || locked(&read).reading(Instant::now()));
         let mailboxes = tokio::sync::Mutex::new(mailboxes);
         let (reloads, requests) = mpsc::channel(MAX_RELOADS);
+        let (upgrades, asked_to_upgrade) = mpsc::channel(1);
         Self {
             plane,
             changed: Notify::new(),
@@ -65,6 +80,8 @@ impl Shared {
             metrics,
             reloads,
             reload_requests: Mutex::new(Some(requests)),
+            upgrades,
+            asked_to_upgrade: Mutex::new(Some(asked_to_upgrade)),
         }
     }
 
@@ -124,6 +141,21 @@ impl Shared {
     /// The way to the workers, when nobody else asks them something.
     pub(crate) async fn mailboxes(&self) -> tokio::sync::MutexGuard<'_, Mailboxes> {
         self.mailboxes.lock().await
+    }
+
+    /// Asks for an upgrade, and waits for what comes of it: the sentence of an error says why there is none.
+    pub(crate) async fn upgrade(&self) -> Result<Succeeded, String> {
+        let (answer, answered) = oneshot::channel();
+        let busy = || "another upgrade is under way".to_owned();
+        self.upgrades.try_send(answer).map_err(|_| busy())?;
+        answered.await.unwrap_or_else(|_| Err(busy()))
+    }
+
+    /// Where requests for upgrades arrive: for the one who follows them.
+    pub(crate) fn upgrade_requests(&self) -> mpsc::Receiver<UpgradeRequest> {
+        let requests = self.asked_to_upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Asked for again: none arrive there.
+        requests.unwrap_or_else(|| mpsc::channel(1).1)
     }
 
     /// What is known of the panics of workers.

@@ -15,6 +15,11 @@ pub(super) fn reloading() {
     }
 }
 
+/// From now on this one is the service.
+pub(super) fn main_process(process: u32) {
+    notify(&[NotifyState::MainPid(process)]);
+}
+
 pub(super) fn stopping() {
     notify(&[NotifyState::Stopping]);
 }

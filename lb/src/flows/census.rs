@@ -13,6 +13,7 @@
 use std::time::{Duration, Instant};
 
 use quic::routable::ConfigId;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::{BackendId, MAX_BACKENDS},
@@ -26,7 +27,7 @@ pub(crate) const CONFIGS: usize = ConfigId::COUNT + 1;
 const WINDOW: Duration = Duration::from_secs(5);
 
 /// Whose connection ID it is, by [`CONFIGS`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ConfigIndex(u8);
 
 /// The live connections of one backend.
@@ -61,7 +62,7 @@ pub(super) struct Census {
 }
 
 /// What one flow has shown in this window and the one before.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Lately {
     cids: [u64; 2],
     /// One bit for each of [`CONFIGS`].

@@ -11,6 +11,10 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+use crate::succession::Offset;
+
 /// Exchanges that prove the path of a connection that was seen before.
 const EXCHANGES_OF_KNOWN: u8 = 3;
 /// Exchanges that prove any other one, if the server has sent [`OCTETS`] besides.
@@ -21,7 +25,7 @@ const OCTETS: u16 = 4_096;
 const LARGER_THAN_RESET: usize = 100;
 
 /// The evidence of one flow.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Evidence {
     /// A hash of the connection ID that the server gave last in a long header.
     pub(super) server_cid: u64,
@@ -68,10 +72,13 @@ impl Evidence {
 
 /// Which connection IDs clients have given as theirs on a flow, as a set that never misses one and rarely finds one
 /// too many: one socket may carry any number of connections.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ClientCids(u64);
 
 impl ClientCids {
+    /// Contains all of them.
+    pub(super) const ANY: Self = Self(u64::MAX);
+
     pub(super) fn insert(&mut self, cid: &[u8], hash: &ahash::RandomState) {
         self.0 |= Self::bits(cid, hash);
     }
@@ -89,17 +96,36 @@ impl ClientCids {
 }
 
 /// The connection ID that a client uses and that no server was seen to give.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct InUse {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct InUse<T = Instant> {
     /// A hash of it.
     cid: u64,
     /// How often the client used it, and nothing else, after the server was heard.
     exchanges: u8,
     /// When it was to be learnt last: there may have been no room for it.
-    tried: Option<Instant>,
+    tried: Option<T>,
+}
+
+impl<T> Default for InUse<T> {
+    fn default() -> Self {
+        Self { cid: 0, exchanges: 0, tried: None }
+    }
+}
+
+impl InUse<Offset> {
+    pub(super) fn taken_over(self, now: Instant) -> InUse {
+        let Self { cid, exchanges, tried } = self;
+        InUse { cid, exchanges, tried: tried.map(|tried| tried.from(now)) }
+    }
 }
 
 impl InUse {
+    /// For a successor.
+    pub(super) fn handed(self, now: Instant) -> InUse<Offset> {
+        let Self { cid, exchanges, tried } = self;
+        InUse { cid, exchanges, tried: tried.map(|tried| Offset::new(now, tried)) }
+    }
+
     /// Takes note of a datagram of the client, and whether `server_spoke` since the last; says whether its server goes on
     /// answering to this connection ID, once and again every [`TRY_INTERVAL`].
     pub(super) fn client_was_heard(

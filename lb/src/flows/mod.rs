@@ -18,6 +18,7 @@
 
 pub(crate) mod census;
 mod evidence;
+mod handed;
 mod lists;
 mod room;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use std::{
 };
 
 use hashbrown::HashMap;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     affinity::{AffinityTable, Held},
@@ -40,11 +42,12 @@ use crate::{
 };
 use census::{Census, ConfigIndex, Lately, Live};
 use evidence::{ClientCids, Evidence, InUse};
+pub(crate) use handed::HandedFlow;
 use lists::Lists;
 use room::{Room, Scope};
 
 /// A client path bound to one backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
     /// Where the client's datagrams arrive.
     pub listener: ListenerIndex,
@@ -81,7 +84,7 @@ const CHANCE: Duration = Duration::from_millis(500);
 const SWEEP_DIVISOR: usize = 16;
 
 /// What is known of the one who starts a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Claim {
     /// Nothing.
     None,
@@ -111,7 +114,7 @@ pub(crate) struct Shown<'a> {
 }
 
 /// Whether the backend of a flow has answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Talk {
     /// Not yet.
     Unanswered,

@@ -34,7 +34,7 @@ mod replies;
 mod rules;
 mod trace;
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{array, fmt, sync::Arc, time::Instant};
 
 use quic::{
     bucket::Bucket,
@@ -56,9 +56,10 @@ use crate::{
     cid_tag::CidTag,
     client_path::{ClientAddr, ClientPath, ListenerIndex},
     counters::WorkerCounters,
-    flows::{Claim, FlowTable, Found, Shown, census::ConfigIndex},
+    flows::{Claim, FlowTable, Found, HandedFlow, Shown, census::ConfigIndex},
     memory::{Lookup, Memory, NewHandshake},
     routing::{BackendRoute, Forwarding, Routing},
+    succession::HashKeys,
     verdict::{
         DropReason, Ended, FlowId, Opened, Opening, ReplyKind, Rule, TokenResult, Verdict, Via,
     },
@@ -137,6 +138,8 @@ pub struct Forwarder {
     memory: Arc<Memory>,
     flows: FlowTable,
     affinity: AffinityTable,
+    /// Those of the two.
+    hash_keys: HashKeys,
     clock: Clock,
     random: Random,
     replies: Replies,
@@ -156,16 +159,41 @@ impl Forwarder {
         start: &Start,
     ) -> Self {
         let mut random = Random::new(start.seed);
-        let hash = hasher(&mut random);
+        let hash_keys = HashKeys::new(array::from_fn(|_| random.number()));
+        Self::with(max_flows, routing, memory, start.clock, random, hash_keys)
+    }
+
+    /// One that can take over the flows of a forwarder in another process, which has these keys. Its randomness is its own.
+    pub(crate) fn succeeding(
+        max_flows: usize,
+        routing: Arc<Routing>,
+        memory: Arc<Memory>,
+        start: &Start,
+        hash_keys: HashKeys,
+    ) -> Self {
+        let random = Random::new(start.seed);
+        Self::with(max_flows, routing, memory, start.clock, random, hash_keys)
+    }
+
+    fn with(
+        max_flows: usize,
+        routing: Arc<Routing>,
+        memory: Arc<Memory>,
+        clock: Clock,
+        random: Random,
+        hash_keys: HashKeys,
+    ) -> Self {
+        let hash = hash_keys.hasher();
         Self {
             routing,
             memory,
-            flows: FlowTable::new(max_flows, start.clock.now, &hash),
-            affinity: AffinityTable::new(max_flows, start.clock.now, &hash),
-            clock: start.clock,
+            flows: FlowTable::new(max_flows, clock.now, &hash),
+            affinity: AffinityTable::new(max_flows, clock.now, &hash),
+            hash_keys,
+            clock,
             random,
             replies: Replies::new(),
-            refusals: Bucket::new(start.clock.now, REFUSALS_PER_SECOND, REFUSALS_AT_ONCE),
+            refusals: Bucket::new(clock.now, REFUSALS_PER_SECOND, REFUSALS_AT_ONCE),
             tally: Tally::default(),
             at: None,
         }
@@ -353,6 +381,27 @@ impl Forwarder {
     /// The connection ID of a server that the client of a flow uses.
     pub(crate) fn cid_of(&self, flow: FlowId) -> Option<CidTag> {
         self.flows.cid(flow)
+    }
+
+    /// The keys of its hashes, for a successor.
+    pub(crate) const fn hash_keys(&self) -> HashKeys {
+        self.hash_keys
+    }
+
+    /// Its flows, in the order in which a successor is to take them over.
+    pub(crate) fn flows_by_last_use(&self) -> Vec<FlowId> {
+        self.flows.by_last_use()
+    }
+
+    /// What a successor has to know of a flow.
+    pub(crate) fn handed(&self, now: Instant, flow: FlowId) -> Option<HandedFlow> {
+        self.flows.handed(now, flow, &self.affinity)
+    }
+
+    /// Goes on with a flow of a predecessor, if there is room.
+    pub(crate) fn take_over(&mut self, now: Instant, handed: HandedFlow) -> Option<FlowId> {
+        let hashes_hold = self.hash_keys.mean_the_same_here();
+        self.flows.take_over(now, handed, hashes_hold, &mut self.affinity)
     }
 
     /// How many flows there are.
@@ -609,12 +658,6 @@ impl Forwarder {
             self.memory.learn_connection_id(lookup, pool, cid, backend);
         }
     }
-}
-
-/// A hasher whose keys come from `random`.
-fn hasher(random: &mut Random) -> ahash::RandomState {
-    let [a, b, c, d] = std::array::from_fn(|_| random.number());
-    ahash::RandomState::with_seeds(a, b, c, d)
 }
 
 /// What admission made of a packet that goes on.

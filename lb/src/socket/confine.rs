@@ -28,16 +28,25 @@ pub(crate) fn keep_memory_private() -> io::Result<()> {
     prctl(libc::PR_SET_DUMPABLE, 0)
 }
 
-/// Gives up every capability and, where the kernel can do that, the right to write, make, remove and execute files. Reading them,
-/// sockets and whatever is open remain.
+/// Whether a thread keeps the right to execute files. Whatever it executes has no more rights than it has itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Execution {
+    /// As the one does that starts a successor of the process.
+    Kept,
+    /// As all others do.
+    GivenUp,
+}
+
+/// Gives up every capability and, where the kernel can do that, the right to write, make, remove and mostly also that to execute
+/// files. Reading them, sockets and whatever is open remain.
 ///
 /// # Errors
 ///
 /// When capabilities remain, or new privileges could be had.
-pub(crate) fn confine_thread() -> io::Result<Confined> {
+pub(crate) fn confine_thread(execution: Execution) -> io::Result<Confined> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1)?;
     drop_capabilities()?;
-    Ok(Confined { files: forbid_files().is_ok() })
+    Ok(Confined { files: forbid_files(execution).is_ok() })
 }
 
 fn drop_capabilities() -> io::Result<()> {
@@ -58,7 +67,7 @@ fn drop_capabilities() -> io::Result<()> {
 }
 
 /// A Landlock ruleset that handles these rights and grants none of them.
-fn forbid_files() -> io::Result<()> {
+fn forbid_files(execution: Execution) -> io::Result<()> {
     // SAFETY: without attributes the kernel only says which version it has.
     let version = unsafe {
         libc::syscall(
@@ -69,7 +78,10 @@ fn forbid_files() -> io::Result<()> {
         )
     };
     check_long(version)?;
-    let mut handled = RIGHTS;
+    let mut handled = match execution {
+        Execution::Kept => RIGHTS & !RIGHT_TO_EXECUTE,
+        Execution::GivenUp => RIGHTS,
+    };
     if version >= 2 {
         handled |= RIGHT_TO_REFER;
     }
@@ -88,8 +100,10 @@ fn forbid_files() -> io::Result<()> {
     check_long(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) })
 }
 
-/// linux/landlock.h: execute, write, remove directories and files, make seven kinds of files.
-const RIGHTS: u64 = 1 | 1 << 1 | 0b1_1111_1111 << 4;
+/// linux/landlock.h.
+const RIGHT_TO_EXECUTE: u64 = 1;
+/// Execute, write, remove directories and files, make seven kinds of files.
+const RIGHTS: u64 = RIGHT_TO_EXECUTE | 1 << 1 | 0b1_1111_1111 << 4;
 const RIGHT_TO_REFER: u64 = 1 << 13;
 const RIGHT_TO_TRUNCATE: u64 = 1 << 14;
 const RULESET_VERSION: c_int = 1;

@@ -2,7 +2,7 @@
 
 use std::{
     io, mem,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
 };
 
@@ -14,8 +14,8 @@ use super::kernel::check;
 pub(crate) struct Lent(RawFd);
 
 impl Lent {
-    pub(crate) fn new(owned: &OwnedFd) -> Self {
-        Self(owned.as_raw_fd())
+    pub(crate) fn new(owned: &impl AsFd) -> Self {
+        Self(owned.as_fd().as_raw_fd())
     }
 }
 

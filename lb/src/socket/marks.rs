@@ -1,18 +1,20 @@
 //! What the IP header of a datagram says that is carried on with it: how routers treat it, and how
 //! many of them it may still pass.
 
+use serde::{Deserialize, Serialize};
+
 /// The octet that IPv4 calls type of service and IPv6 traffic class: the differentiated services
 /// codepoint in the upper six bits (RFC 2474), congestion in the lower two (RFC 3168, section 5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrafficClass(u8);
 
 /// How many routers a datagram may still pass, the one that forwards it next included: time to live
 /// in IPv4, hop limit in IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct HopLimit(u8);
 
 /// Both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marks {
     /// How it is treated.
     pub class: TrafficClass,

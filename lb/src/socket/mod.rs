@@ -11,6 +11,7 @@
 //! that hold one can be sent to another thread.
 #![allow(unsafe_code)]
 
+mod channel;
 mod confine;
 mod descriptors;
 mod kernel;
@@ -25,14 +26,15 @@ use std::{
     io,
     marker::PhantomData,
     net::{IpAddr, SocketAddr},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
     time::Duration,
 };
 
 use libc::c_int;
 
-pub(crate) use confine::{Confined, confine_thread, keep_memory_private};
+pub(crate) use channel::Channel;
+pub(crate) use confine::{Confined, Execution, confine_thread, keep_memory_private};
 pub use descriptors::raise_descriptor_limit;
 pub(crate) use descriptors::{Lent, unshare_descriptors};
 use kernel::{Name, check, milliseconds, octets_of};
@@ -158,6 +160,11 @@ impl Socket {
         socket.ask_for_local_addresses(address)?;
         socket.set_buffers(LISTENER_BUFFER);
         Ok(socket)
+    }
+
+    /// A listener or an upstream socket that another process of this program has opened, with all options set.
+    pub(crate) fn taken_over(fd: OwnedFd) -> Self {
+        Self { fd, stays: PhantomData }
     }
 
     /// A socket for datagrams between `local` and `peer` and nobody else.
@@ -368,5 +375,11 @@ impl Socket {
 
     fn raw(&self) -> RawFd {
         self.fd.as_raw_fd()
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }

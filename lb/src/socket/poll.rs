@@ -3,22 +3,19 @@
 use std::{
     io,
     marker::PhantomData,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
     time::Duration,
 };
 
 use libc::c_int;
 
-use super::{
-    Socket,
-    kernel::{check, milliseconds},
-};
+use super::kernel::{check, milliseconds};
 
 /// Says which of many sockets have something.
 #[derive(Debug)]
 pub struct Poller {
     fd: OwnedFd,
-    /// As in [`Socket`].
+    /// As in [`Socket`](super::Socket).
     stays: PhantomData<*const ()>,
 }
 
@@ -48,9 +45,9 @@ impl Poller {
     /// # Errors
     ///
     /// Those of epoll_ctl(2).
-    pub fn watch(&self, socket: &Socket, token: u64) -> io::Result<()> {
+    pub fn watch(&self, socket: &impl AsFd, token: u64) -> io::Result<()> {
         let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
-        let (poller, socket) = (self.fd.as_raw_fd(), socket.raw());
+        let (poller, socket) = (self.fd.as_raw_fd(), socket.as_fd().as_raw_fd());
         // SAFETY: the kernel reads one event, alive for the call.
         check(unsafe { libc::epoll_ctl(poller, libc::EPOLL_CTL_ADD, socket, &raw mut event) })
     }

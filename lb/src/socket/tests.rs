@@ -279,7 +279,10 @@ fn a_confined_thread_reads_files_and_sends_and_changes_no_file() {
     let confined = std::thread::spawn({
         let (there, new) = (there.clone(), new.clone());
         move || {
-            let Confined { files } = confine_thread().unwrap();
+            let Confined { files } = confine_thread(Execution::Kept).unwrap();
+            let executed = std::process::Command::new("true").status().unwrap();
+            assert!(executed.success(), "a successor could not be started");
+            confine_thread(Execution::GivenUp).unwrap();
             assert_eq!(std::fs::read_to_string(&there).unwrap(), "words");
             let (socket, to) = (UdpSocket::bind("127.0.0.1:0").unwrap(), "127.0.0.1:9");
             socket.send_to(b"out", to).unwrap();
@@ -287,7 +290,7 @@ fn a_confined_thread_reads_files_and_sends_and_changes_no_file() {
             assert_eq!(std::fs::write(&there, "others").is_err(), files);
             assert_eq!(std::process::Command::new("true").status().is_err(), files);
             assert_eq!(std::fs::remove_file(&there).is_err(), files);
-            confine_thread().unwrap();
+            confine_thread(Execution::GivenUp).unwrap();
         }
     });
     confined.join().unwrap();

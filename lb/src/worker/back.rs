@@ -1,6 +1,6 @@
 //! From the backends to the clients: what was received for each flow, and sending it.
 
-use std::ops::Range;
+use std::{io, ops::Range};
 
 use super::{
     burst::Burst,
@@ -36,6 +36,13 @@ pub(super) struct Listener {
     pub(super) ipv6: bool,
     /// Whether a snapshot has the listener. Nothing is taken from the socket before.
     pub(super) serves: bool,
+}
+
+impl Listener {
+    pub(super) fn new(socket: Socket) -> io::Result<Self> {
+        let ipv6 = socket.local_address()?.is_ipv6();
+        Ok(Self { socket, ipv6, serves: true })
+    }
 }
 
 impl ReturnPlan {

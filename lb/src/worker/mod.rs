@@ -22,6 +22,8 @@
 //! | `mailbox` | questions from outside, one a round |
 //! | `panics` | what is kept of panics |
 //! | `upstreams` | the socket of each flow |
+//! | `succession` | the hand-over to a worker of another process |
+//! | `orders` | what the process orders the workers |
 //! | `ports` | the local ports that those have |
 //! | `loops` | datagrams that come round again |
 //! | `plan` | which datagrams may leave together |
@@ -33,6 +35,7 @@ mod burst;
 mod forward;
 mod loops;
 pub(crate) mod mailbox;
+pub(crate) mod orders;
 pub(crate) mod panics;
 mod plan;
 mod port_range;
@@ -40,6 +43,7 @@ mod ports;
 mod replies;
 mod round;
 mod setup;
+mod succession;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -49,6 +53,7 @@ mod upstreams;
 use std::{
     io,
     num::NonZeroUsize,
+    os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -66,15 +71,16 @@ use crate::{
     counters::WorkerCounters,
     memory::Memory,
     routing::Routing,
-    socket::{self, Lent, Sharing},
+    socket::{self, Channel, Lent, Sharing},
     totals::Totals,
 };
 use loops::UpstreamPorts;
 use mailbox::Mailboxes;
+use orders::Orders;
 use panics::Panics;
 use port_range::PortRange;
 pub use setup::Listen;
-use setup::{Setup, Source};
+use setup::{Setup, Sockets, Source};
 use thread::Report;
 pub use thread::StartError;
 
@@ -88,6 +94,7 @@ pub struct Workers {
     stop: Arc<AtomicBool>,
     totals: Totals,
     mailboxes: Mailboxes,
+    orders: Arc<Orders>,
     panics: Arc<Panics>,
     addresses: Vec<ListenerAddr>,
     flow_capacity: usize,
@@ -108,8 +115,7 @@ impl Workers {
         memory: Arc<Memory>,
         confined: bool,
     ) -> Result<Self, StartError> {
-        let count = config.workers.or_else(|| std::thread::available_parallelism().ok());
-        let count = count.map_or(1, NonZeroUsize::get);
+        let count = worker_count(config);
         for listener in &listeners {
             if let Listen::Inherit(sockets) = listener
                 && sockets.len() != count
@@ -117,27 +123,9 @@ impl Workers {
                 return Err(StartError::Inherited { sockets: sockets.len(), workers: count });
             }
         }
-        let mut workers = Self {
-            threads: Vec::new(),
-            stop: Arc::default(),
-            totals: Totals::default(),
-            mailboxes: Mailboxes::new(count),
-            panics: Arc::new(Panics::new(count)),
-            addresses: config
-                .listeners
-                .iter()
-                .map(|listener| ListenerAddr(listener.address))
-                .collect(),
-            flow_capacity: 0,
-        };
-        let descriptors = socket::raise_descriptor_limit().map_err(StartError::Descriptors)?;
-        let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
-        panics::tell_by_catching();
-        let (report, reports) = mpsc::channel();
-        let upstream_ports = Arc::new(UpstreamPorts::default());
-        let ports = PortRange::of_the_system();
-        for at in 0..count {
-            let counters = Arc::new(WorkerCounters::new(MAX_LISTENERS));
+        let (mut workers, ends) = Self::none(config, count)?;
+        let spawner = Spawner::new(config, routing, memory, confined, count)?;
+        for (at, end) in ends.iter().enumerate() {
             // The first worker takes the addresses, and finds out which ports stand for 0; the
             // others join it.
             let sharing = if at == 0 { Sharing::First } else { Sharing::Join };
@@ -146,37 +134,90 @@ impl Workers {
                 &Listen::Bind(_, families) => Source::Bind(address, families, sharing),
                 Listen::Inherit(sockets) => Source::Inherit(Lent::new(&sockets[at])),
             };
-            let setup = Setup {
-                worker: at,
-                listeners: listeners.iter().zip(&workers.addresses).map(source).collect(),
-                flows: config.limits.flows.get().div_ceil(count),
-                descriptors,
-                siblings: count,
-                ports: ports.share(at, count).map_err(StartError::Poll)?,
-                stop: Arc::clone(&workers.stop),
-                routing: Arc::clone(&routing),
-                memory: Arc::clone(&memory),
-                counters: Arc::clone(&counters),
-                mailbox: workers.mailboxes.of(at),
-                confined,
-                upstream_ports: Arc::clone(&upstream_ports),
-                panics: Arc::clone(&workers.panics),
-            };
-            let report = report.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("worker-{at}"))
-                .spawn(move || setup.run(&report))
-                .map_err(StartError::Thread)?;
-            workers.threads.push(thread);
-            workers.totals.add(counters);
+            let sources = listeners.iter().zip(&workers.addresses).map(source).collect();
+            workers.spawn(&spawner, at, Sockets::Listeners(sources), Lent::new(end))?;
             if at == 0 {
-                workers.take(&reports)?;
+                workers.take(&spawner.reports)?;
             }
         }
         for _ in 1..count {
-            workers.take(&reports)?;
+            workers.take(&spawner.reports)?;
         }
         Ok(workers)
+    }
+
+    /// Starts one worker for each of those of the process before this one, which are going to hand over by `predecessors`.
+    pub(crate) fn succeed(
+        config: &Config,
+        predecessors: Vec<OwnedFd>,
+        routing: Arc<ArcSwap<Routing>>,
+        memory: Arc<Memory>,
+        confined: bool,
+    ) -> Result<Successors, StartError> {
+        let predecessors = Predecessors(predecessors.into_iter().map(Channel::from).collect());
+        let count = predecessors.0.len();
+        let (mut workers, ends) = Self::none(config, count)?;
+        let spawner = Spawner::new(config, routing, memory, confined, count)?;
+        for (at, (end, predecessor)) in ends.iter().zip(&predecessors.0).enumerate() {
+            let sockets = Sockets::Predecessor(Lent::new(predecessor), config.listeners.len());
+            workers.spawn(&spawner, at, sockets, Lent::new(end))?;
+        }
+        let reports = spawner.reports;
+        Ok(Successors { _predecessors: predecessors, workers, reports, _ends: ends })
+    }
+
+    /// None of so many, and where each is to get its orders.
+    fn none(config: &Config, count: usize) -> Result<(Self, Vec<OwnedFd>), StartError> {
+        let (orders, ends) = Orders::new(count).map_err(StartError::Orders)?;
+        let addresses = config.listeners.iter().map(|listener| ListenerAddr(listener.address));
+        let workers = Self {
+            threads: Vec::new(),
+            stop: Arc::default(),
+            totals: Totals::default(),
+            mailboxes: Mailboxes::new(count),
+            orders: Arc::new(orders),
+            panics: Arc::new(Panics::new(count)),
+            addresses: addresses.collect(),
+            flow_capacity: 0,
+        };
+        Ok((workers, ends))
+    }
+
+    /// Starts one. What is lent has to stay open until it has reported.
+    fn spawn(
+        &mut self,
+        spawner: &Spawner<'_>,
+        at: usize,
+        sockets: Sockets,
+        orders: Lent,
+    ) -> Result<(), StartError> {
+        let Spawner { config, count, .. } = *spawner;
+        let counters = Arc::new(WorkerCounters::new(MAX_LISTENERS));
+        let setup = Setup {
+            worker: at,
+            sockets,
+            orders,
+            flows: config.limits.flows.get().div_ceil(count),
+            descriptors: spawner.descriptors,
+            siblings: count,
+            ports: spawner.ports.share(at, count).map_err(StartError::Poll)?,
+            stop: Arc::clone(&self.stop),
+            routing: Arc::clone(&spawner.routing),
+            memory: Arc::clone(&spawner.memory),
+            counters: Arc::clone(&counters),
+            mailbox: self.mailboxes.of(at),
+            confined: spawner.confined,
+            upstream_ports: Arc::clone(&spawner.upstream_ports),
+            panics: Arc::clone(&self.panics),
+        };
+        let report = spawner.report.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{at}"))
+            .spawn(move || setup.run(&report))
+            .map_err(StartError::Thread)?;
+        self.threads.push(thread);
+        self.totals.add(counters);
+        Ok(())
     }
 
     /// How many there are.
@@ -194,6 +235,11 @@ impl Workers {
     /// What is known of their panics.
     pub(crate) const fn panics(&self) -> &Arc<Panics> {
         &self.panics
+    }
+
+    /// The way to order them something.
+    pub(crate) const fn orders(&self) -> &Arc<Orders> {
+        &self.orders
     }
 
     /// The way to ask them something.
@@ -237,6 +283,8 @@ impl Workers {
 
     fn end(&mut self) -> Option<String> {
         self.stop.store(true, Relaxed);
+        // Whoever has handed over waits for an order.
+        self.orders.close();
         let mut failure = None;
         for thread in self.threads.drain(..) {
             match thread.join() {
@@ -252,5 +300,78 @@ impl Workers {
 impl Drop for Workers {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// How many workers there are to be.
+pub(crate) fn worker_count(config: &Config) -> usize {
+    let count = config.workers.or_else(|| std::thread::available_parallelism().ok());
+    count.map_or(1, NonZeroUsize::get)
+}
+
+/// Workers that wait for those of the process before this one.
+pub(crate) struct Successors {
+    // In this order: whoever waits for a predecessor would not end.
+    _predecessors: Predecessors,
+    workers: Workers,
+    reports: mpsc::Receiver<Report>,
+    _ends: Vec<OwnedFd>,
+}
+
+/// The channels by which workers hand over. Nobody waits at them any more when they are dropped.
+struct Predecessors(Vec<Channel>);
+
+impl Successors {
+    /// Waits until all have taken over. They begin when they are ordered to.
+    pub(crate) fn taken_over(self) -> Result<Workers, StartError> {
+        let Self { mut workers, reports, .. } = self;
+        (0..workers.count()).try_for_each(|_| workers.take(&reports))?;
+        Ok(workers)
+    }
+}
+
+impl Drop for Predecessors {
+    fn drop(&mut self) {
+        self.0.iter().for_each(Channel::close);
+    }
+}
+
+/// What all workers have in common when they are started.
+struct Spawner<'a> {
+    config: &'a Config,
+    count: usize,
+    routing: Arc<ArcSwap<Routing>>,
+    memory: Arc<Memory>,
+    confined: bool,
+    descriptors: usize,
+    ports: PortRange,
+    upstream_ports: Arc<UpstreamPorts>,
+    report: mpsc::Sender<Report>,
+    reports: mpsc::Receiver<Report>,
+}
+
+impl<'a> Spawner<'a> {
+    fn new(
+        config: &'a Config,
+        routing: Arc<ArcSwap<Routing>>,
+        memory: Arc<Memory>,
+        confined: bool,
+        count: usize,
+    ) -> Result<Self, StartError> {
+        let descriptors = socket::raise_descriptor_limit().map_err(StartError::Descriptors)?;
+        panics::tell_by_catching();
+        let (report, reports) = mpsc::channel();
+        Ok(Self {
+            config,
+            count,
+            routing,
+            memory,
+            confined,
+            descriptors: usize::try_from(descriptors).unwrap_or(usize::MAX),
+            ports: PortRange::of_the_system(),
+            upstream_ports: Arc::default(),
+            report,
+            reports,
+        })
     }
 }

@@ -21,12 +21,13 @@
 use std::{
     collections::VecDeque,
     io,
-    net::{IpAddr, SocketAddr, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use hashbrown::HashMap;
+use serde::{Deserialize, Serialize};
 
 use super::loops::UpstreamPorts;
 use crate::{
@@ -34,6 +35,7 @@ use crate::{
     cid_tag::CidTag,
     refusal::Refusal,
     socket::{PortUse, Socket},
+    succession::Offset,
     verdict::DropReason,
 };
 
@@ -76,7 +78,7 @@ pub(super) struct NotOpened {
 }
 
 /// A port towards a backend, to be handed back once the socket is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[must_use]
 pub(super) struct Lease {
     pair: u32,
@@ -112,13 +114,30 @@ struct Pair {
     resting: VecDeque<Resting>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Resting {
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Resting<T = Instant> {
     port: u32,
     /// `None` if the pair has never used it.
-    since: Option<Instant>,
+    since: Option<T>,
     /// The connection that was the last to use it.
     cid: Option<CidTag>,
+}
+
+/// What a successor has to know of ports: which there were, and which rest. Leases keep their meaning.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct HandedPorts {
+    sources: Vec<(IpAddr, Vec<u16>)>,
+    /// `None` for numbers that nobody has.
+    pairs: Vec<Option<HandedPair>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct HandedPair {
+    source: u32,
+    #[serde(with = "crate::zoned")]
+    peer: SocketAddr,
+    unseen: u32,
+    resting: Vec<Resting<Offset>>,
 }
 
 impl Ports {
@@ -134,6 +153,99 @@ impl Ports {
             picked: HashMap::default(),
             turn: 0,
         }
+    }
+
+    /// For a successor. Of sockets that are about to be closed, `given_up` says which port they have, and who was the last to
+    /// use it.
+    #[expect(clippy::cast_possible_truncation, reason = "fewer than ports and descriptors")]
+    pub(super) fn handed(
+        &self,
+        now: Instant,
+        given_up: impl IntoIterator<Item = (Lease, Option<CidTag>)>,
+    ) -> HandedPorts {
+        let numbers = |source: &Source| source.ports.iter().map(|port| port.number).collect();
+        let sources = self.sources.iter().map(|source| (source.address, numbers(source)));
+        let offset = |moment| Offset::new(now, moment);
+        let resting = |&Resting { port, since, cid }: &Resting| Resting {
+            port,
+            since: since.map(offset),
+            cid,
+        };
+        let pair = |(index, pair): (u32, &Pair)| {
+            let is_known = self.pair_of.get(&(pair.source, pair.peer)) == Some(&index);
+            is_known.then(|| HandedPair {
+                source: pair.source as u32,
+                peer: pair.peer,
+                unseen: pair.unseen as u32,
+                resting: pair.resting.iter().map(resting).collect(),
+            })
+        };
+        let mut pairs: Vec<_> = (0..).zip(&self.pairs).map(pair).collect();
+        for (lease, cid) in given_up {
+            if let Some(Some(pair)) = pairs.get_mut(lease.pair as usize) {
+                pair.resting.push(Resting { port: lease.port, since: Some(offset(now)), cid });
+            }
+        }
+        HandedPorts { sources: sources.collect(), pairs }
+    }
+
+    /// As a predecessor has handed them over: nobody uses any yet.
+    pub(super) fn succeeding(
+        now: Instant,
+        handed: HandedPorts,
+        share: Vec<u16>,
+        in_use: Arc<UpstreamPorts>,
+    ) -> Self {
+        let HandedPorts { sources, pairs } = handed;
+        let source = |(address, numbers): (IpAddr, Vec<u16>)| {
+            let ports = numbers.into_iter().map(|number| Port { number, users: 0 }).collect();
+            let source = Source {
+                address,
+                ports,
+                index_of: HashMap::default(),
+                walked: 0,
+                exhausted_until: None,
+            };
+            source.without_users()
+        };
+        let mut after =
+            Self { sources: sources.into_iter().map(source).collect(), ..Self::new(share, in_use) };
+        for (index, handed) in (0..).zip(pairs) {
+            let known = handed.and_then(|HandedPair { source, peer, unseen, resting }| {
+                let source = source as usize;
+                let ports = after.sources.get(source)?.ports.len();
+                let resting = resting.into_iter().filter(|resting| (resting.port as usize) < ports);
+                let resting = resting.map(|Resting { port, since, cid }| Resting {
+                    port,
+                    since: since.map(|since| since.from(now)),
+                    cid,
+                });
+                let (unseen, resting) = ((unseen as usize).min(ports), resting.collect());
+                Some(Pair { source, peer, users: 0, unseen, resting })
+            });
+            match known {
+                Some(pair) => {
+                    after.pair_of.insert((pair.source, pair.peer), index);
+                    after.pairs.push(pair);
+                }
+                None => {
+                    after.free_pairs.push(index);
+                    after.pairs.push(Pair::nobodys());
+                }
+            }
+        }
+        after
+    }
+
+    /// Goes on with a port that a predecessor's socket has; says whom it is towards. `None` when there is no such port.
+    pub(super) fn take_over(&mut self, lease: Lease) -> Option<SocketAddr> {
+        let pair = self.pairs.get_mut(lease.pair as usize)?;
+        let source = self.sources.get_mut(pair.source)?;
+        let port = source.ports.get_mut(lease.port as usize)?;
+        port.users += 1;
+        pair.users += 1;
+        self.in_use.add(source.address, port.number);
+        Some(pair.peer)
     }
 
     /// The ports of a worker that has lost its sockets, wherever it was amid its work: all that were in use are given up now.
@@ -296,6 +408,12 @@ impl Ports {
 }
 
 impl Pair {
+    /// One that has a number and no meaning.
+    fn nobodys() -> Self {
+        let peer = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).into();
+        Self { source: 0, peer, users: 0, unseen: 0, resting: VecDeque::new() }
+    }
+
     /// As it is when nobody uses it any more. The source has so many `ports`; `cid` says who was the last to use one.
     fn without_users(
         mut self,
@@ -507,6 +625,57 @@ mod tests {
         assert_eq!(set(&to_b), set(&to_a));
         assert_eq!(set(&to_c).len(), 4);
         assert!(set(&to_c).is_superset(&set(&to_a)));
+    }
+
+    /// Sockets cross too: here they stay open.
+    #[test]
+    fn a_successor_knows_which_ports_are_in_use_and_which_rest() {
+        let (_sockets, [a, b]) = backends();
+        let (start, mut before) = (Instant::now(), ports());
+        let open: Vec<_> = (0..4).map(|_| before.open(start, a, &[], ANYONE).unwrap()).collect();
+        let (to_b, of_b) = before.open(start, b, &[], ANYONE).unwrap();
+        let number = |socket: &Socket| socket.local_address().unwrap().port();
+        let mut open = open.into_iter();
+        let (closed, given_up) = open.next().unwrap();
+        let (closing, about_to) = open.next().unwrap();
+        let last = CidTag::new(b"the last");
+        let resting = [number(&closed), number(&closing)];
+        drop(closed);
+        before.release(start, given_up, Some(last));
+
+        let now = start + Duration::from_secs(1);
+        let handed = before.handed(now, [(about_to, Some(last))]);
+        drop(closing);
+        let octets = postcard::to_stdvec(&handed).unwrap();
+        let handed = postcard::from_bytes(&octets).unwrap();
+        let later = now + Duration::from_secs(1_000);
+        let share = PortRange::of_the_system().share(0, 1).unwrap();
+        let in_use = Arc::new(UpstreamPorts::default());
+        let mut after = Ports::succeeding(later, handed, share, Arc::clone(&in_use));
+        let open: Vec<_> = open.collect();
+        for (socket, lease) in &open {
+            assert_eq!(after.take_over(*lease), Some(a.0));
+            assert!(in_use.contains(socket.local_address().unwrap()));
+        }
+        assert_eq!(after.take_over(of_b), Some(b.0));
+        assert!(after.take_over(Lease { pair: 77, ..of_b }).is_none());
+        assert!(after.take_over(Lease { port: 77, ..of_b }).is_none());
+
+        let taken: HashSet<_> = open.iter().map(|(socket, _)| number(socket)).collect();
+        let (another, _) = after.open(later, a, &[], ANYONE).unwrap();
+        assert!(!taken.contains(&number(&another)) && !resting.contains(&number(&another)));
+        // A port of the one is good for the other, and those in use are tried beside their sockets.
+        let (beside, _) = after.open(later, b, &[], ANYONE).unwrap();
+        assert_ne!(number(&beside), number(&to_b));
+        // When they have rested they are used again.
+        let rested = later + PORT_REST;
+        let mut seen = HashSet::new();
+        for _ in 0..4 {
+            let (socket, lease) = after.open(rested, a, &[], ANYONE).unwrap();
+            seen.insert(number(&socket));
+            std::mem::forget((socket, lease));
+        }
+        assert!(seen.is_disjoint(&taken), "{seen:?} {taken:?}");
     }
 
     #[test]

@@ -31,10 +31,12 @@ use super::{
     forward::{ForwardPlan, onward},
     loops::{Passages, UpstreamPorts},
     mailbox::{Answer, Close, Mailbox, Open, Place, Question, Request, Sample},
+    orders::{Order, Report},
     panics::{self, Origin, Panic, Panics, Suspect, Told},
     ports::NotOpened,
     replies::Outbox,
     setup::Setup,
+    succession::{Belongings, Inheritance, PATIENCE},
     transmit::Transmitter,
     upstreams::{Connected, Connection, Upstreams, flow_of},
 };
@@ -46,7 +48,8 @@ use crate::{
     explained::Explained,
     forwarder::{AnsweredAs, BATCH, Clock, Datagram, Forwarder, OnFailure, Returned, Start, Tally},
     routing::Routing,
-    socket::{Peer, Poller, Ready, Receiver, SLOTS, Sharing, Socket},
+    socket::{Channel, Peer, Poller, Ready, Receiver, SLOTS, Sharing, Socket},
+    succession::HashKeys,
     verdict::{DropReason, Ended, FlowId, Opened, ReplyKind, Rule, TokenResult, Verdict, Via},
 };
 
@@ -59,6 +62,9 @@ const LISTENER_BATCHES: usize = 4;
 /// How many messages one round takes from one flow, at least: with few flows, each may have more.
 const FLOW_MESSAGES: usize = 8;
 
+/// The token of the channel that orders come by, beyond those of listeners.
+const ORDERS: u64 = u32::MAX as u64;
+
 /// What stands where no verdict was written yet.
 const UNDECIDED: Verdict = Verdict::Drop(DropReason::Empty);
 
@@ -66,6 +72,8 @@ const UNDECIDED: Verdict = Verdict::Drop(DropReason::Empty);
 pub(super) struct Datapath {
     worker: usize,
     stop: Arc<AtomicBool>,
+    /// What the process orders; `None` when it has nothing to say any more.
+    orders: Option<Channel>,
     mailbox: Arc<Mailbox>,
     panics: Arc<Panics>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
@@ -118,31 +126,65 @@ enum At {
 }
 
 impl Datapath {
-    pub(super) fn new(setup: &Setup, sockets: Vec<Socket>, max_flows: usize) -> io::Result<Self> {
-        let listener = |socket: Socket| {
-            let ipv6 = socket.local_address()?.is_ipv6();
-            Ok(Some(Listener { socket, ipv6, serves: true }))
-        };
+    pub(super) fn new(
+        setup: &Setup,
+        orders: Channel,
+        sockets: Vec<Socket>,
+        max_flows: usize,
+    ) -> io::Result<Self> {
+        let listener = |socket| Listener::new(socket).map(Some);
         let listeners = sockets.into_iter().map(listener).collect::<io::Result<_>>()?;
         let upstreams = Upstreams::new(setup.ports.clone(), Arc::clone(&setup.upstream_ports));
-        Self::begin(setup, listeners, upstreams, max_flows)
+        Self::begin(setup, Some(orders), listeners, upstreams, max_flows, None)
+    }
+
+    /// A worker that goes on where one of another process has stopped.
+    pub(super) fn succeeding(
+        setup: &Setup,
+        orders: Channel,
+        inheritance: Inheritance,
+        max_flows: usize,
+    ) -> io::Result<Self> {
+        let Inheritance { listeners, hash_keys, ports, flows } = inheritance;
+        let now = Instant::now();
+        let listener = |socket: Option<Socket>| socket.map(Listener::new).transpose();
+        let listeners = listeners.into_iter().map(listener).collect::<io::Result<_>>()?;
+        let in_use = Arc::clone(&setup.upstream_ports);
+        let upstreams = Upstreams::succeeding(now, ports, setup.ports.clone(), in_use);
+        let keys = Some(hash_keys);
+        let mut new = Self::begin(setup, Some(orders), listeners, upstreams, max_flows, keys)?;
+        let Self { forwarder, upstreams, poller, counters, .. } = &mut new;
+        flows.take_over(now, max_flows, forwarder, upstreams, poller, counters)?;
+        new.count_flows();
+        Ok(new)
+    }
+
+    /// Where its listeners listen.
+    pub(super) fn local_addresses(&self) -> io::Result<Vec<ListenerAddr>> {
+        let address = |listener: &Listener| Ok(ListenerAddr(listener.socket.local_address()?));
+        self.listeners.iter().flatten().map(address).collect()
     }
 
     /// A worker that takes the place of this one, which has panicked somewhere. Its listeners are the same sockets, so that
     /// each client path remains its own; everything else is new. Its flows are gone, and their ports rest.
     pub(super) fn anew(self, setup: &Setup) -> io::Result<Self> {
-        let Self { listeners, upstreams, forwarder, max_flows, .. } = self;
+        let Self { orders, listeners, upstreams, forwarder, max_flows, .. } = self;
         let upstreams = upstreams.after_loss(Instant::now(), |flow| forwarder.cid_of(flow));
-        Self::begin(setup, listeners, upstreams, max_flows)
+        Self::begin(setup, orders, listeners, upstreams, max_flows, None)
     }
 
     fn begin(
         setup: &Setup,
+        orders: Option<Channel>,
         listeners: Vec<Option<Listener>>,
         upstreams: Upstreams,
         max_flows: usize,
+        hash_keys: Option<HashKeys>,
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
+        if let Some(orders) = &orders {
+            poller.watch(orders, ORDERS)?;
+        }
         for (token, listener) in listeners.iter().enumerate() {
             if let Some(listener) = listener.as_ref().filter(|listener| listener.serves) {
                 poller.watch(&listener.socket, token as u64)?;
@@ -155,16 +197,22 @@ impl Datapath {
         let key = || getrandom::u64().map_err(io::Error::other);
         let passages = ahash::RandomState::with_seeds(key()?, key()?, key()?, key()?);
         let clock = Clock { now: Instant::now(), unix: SystemTime::now() };
-        let start = Start { clock, seed };
+        let (start, memory) = (Start { clock, seed }, Arc::clone(&setup.memory));
+        let routing_now = Arc::clone(&snapshot);
+        let forwarder = match hash_keys {
+            None => Forwarder::new(max_flows, routing_now, memory, &start),
+            Some(keys) => Forwarder::succeeding(max_flows, routing_now, memory, &start, keys),
+        };
         let mut begun = Self {
             worker: setup.worker,
             stop: Arc::clone(&setup.stop),
+            orders,
             mailbox: Arc::clone(&setup.mailbox),
             panics: Arc::clone(&setup.panics),
             routing,
-            snapshot: Arc::clone(&snapshot),
+            snapshot,
             max_flows,
-            forwarder: Forwarder::new(max_flows, snapshot, Arc::clone(&setup.memory), &start),
+            forwarder,
             listeners,
             upstreams,
             upstream_ports: Arc::clone(&setup.upstream_ports),
@@ -200,7 +248,9 @@ impl Datapath {
             let now = Instant::now();
             self.transmitter.begin();
             self.refresh_routing();
-            self.serve(now, &ready);
+            if self.serve(now, &ready) {
+                self.obey();
+            }
             if let Some(request) = self.mailbox.take() {
                 self.answer(now, request);
             }
@@ -361,7 +411,49 @@ impl Datapath {
         }
     }
 
-    fn serve(&mut self, now: Instant, ready: &Ready) {
+    /// Waits for the word to begin with what was taken over. `false` when the process ends instead.
+    pub(super) fn wait_to_begin(&self) -> bool {
+        let orders = self.orders.as_ref().map(Channel::receive::<Order>);
+        matches!(orders, Some(Ok((Order::Begin, _))))
+    }
+
+    /// Does what the process orders.
+    #[cold]
+    fn obey(&mut self) {
+        if self.follow_order().is_err() {
+            // The process is about to end, and says so otherwise too.
+            self.orders = None;
+        }
+    }
+
+    fn follow_order(&self) -> io::Result<()> {
+        let Some(orders) = &self.orders else { return Ok(()) };
+        let (Order::HandOver(attempt), successor) = orders.receive()? else { return Ok(()) };
+        let outcome = match successor.into_iter().next() {
+            Some(successor) => self.hand_over(&Channel::from(successor)),
+            None => Err(io::ErrorKind::InvalidData.into()),
+        };
+        let outcome = outcome.map_err(|error| error.to_string());
+        orders.send(&Report { attempt, outcome }, &[])?;
+        // From now on the successor may read what arrives.
+        while !matches!(orders.receive()?, (Order::GoOn, _)) {}
+        Ok(())
+    }
+
+    fn hand_over(&self, successor: &Channel) -> io::Result<usize> {
+        successor.set_patience(Some(PATIENCE))?;
+        let Self { listeners, forwarder, upstreams, .. } = self;
+        let listeners = listeners.iter().enumerate();
+        let listeners = listeners.filter_map(|(number, listener)| {
+            let listener = listener.as_ref().filter(|listener| listener.serves)?;
+            Some((ListenerIndex(number), &listener.socket))
+        });
+        let listeners = listeners.collect();
+        Belongings { listeners, forwarder, upstreams }.hand_over(Instant::now(), successor)
+    }
+
+    /// Serves what is ready; says whether there is an order too.
+    fn serve(&mut self, now: Instant, ready: &Ready) -> bool {
         let share = (SLOTS / ready.len().max(1)).max(FLOW_MESSAGES);
         for at in 0..ready.len() {
             if let Some(flow) = flow_of(ready.token(at)) {
@@ -373,12 +465,17 @@ impl Datapath {
         let all = ready.is_full();
         let reported = (0..ready.len()).map(|at| ready.token(at));
         let reported = reported.filter(|&token| flow_of(token).is_none());
-        let reported = reported.fold(0u64, |set, token| set | 1 << (token & 63));
+        let mut is_ordered = false;
+        let reported = reported.fold(0u64, |set, token| {
+            is_ordered |= token == ORDERS;
+            if token == ORDERS { set } else { set | 1 << (token & 63) }
+        });
         for listener in 0..self.listeners.len() {
             if all || reported & 1 << (listener & 63) != 0 {
                 self.serve_listener(now, ListenerIndex(listener));
             }
         }
+        is_ordered
     }
 
     fn serve_listener(&mut self, now: Instant, listener: ListenerIndex) {
@@ -670,6 +767,10 @@ impl Datapath {
         self.expired = expired;
         self.forwarder.tell_live(&self.counters);
         self.upstreams.sweep(now);
+        self.count_flows();
+    }
+
+    fn count_flows(&self) {
         self.counters.unproven_flows.set(self.forwarder.unproven_flow_count() as u64);
         self.counters.unfinished_flows.set(self.unfinished_before + self.forwarder.unfinished());
     }

@@ -48,12 +48,32 @@ pub(super) enum Source {
     Inherit(Lent),
 }
 
+impl Source {
+    /// What the process lends the worker for it.
+    pub(super) const fn lent(&self) -> Option<Lent> {
+        match self {
+            Self::Bind(..) => None,
+            Self::Inherit(lent) => Some(*lent),
+        }
+    }
+}
+
+/// Where the sockets of a worker come from.
+#[derive(Clone, Debug)]
+pub(super) enum Sockets {
+    /// Those of its listeners, in the order of the configuration.
+    Listeners(Vec<Source>),
+    /// A worker of the process before this one hands them over, with all that it has: so many listeners.
+    Predecessor(Lent, usize),
+}
+
 /// All that a worker is started with.
 pub(super) struct Setup {
     /// Its number.
     pub(super) worker: usize,
-    /// In the order of the configuration.
-    pub(super) listeners: Vec<Source>,
+    pub(super) sockets: Sockets,
+    /// Where it gets its orders, in the table of the process.
+    pub(super) orders: Lent,
     pub(super) flows: usize,
     pub(super) descriptors: usize,
     pub(super) siblings: usize,

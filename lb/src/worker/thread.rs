@@ -8,6 +8,7 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     sync::{atomic::Ordering::Relaxed, mpsc},
     thread,
     time::{Duration, Instant, SystemTime},
@@ -19,11 +20,12 @@ use tracing::{error, warn};
 use super::{
     panics::{self, Panic, Told},
     round::Datapath,
-    setup::{Setup, Source},
+    setup::{Setup, Sockets, Source},
+    succession::Inheritance,
 };
 use crate::{
     client_path::ListenerAddr,
-    socket::{self, Socket},
+    socket::{self, Channel, Execution, Socket},
 };
 
 /// Descriptors of a worker that are not flows: standard streams, the poller, the short-lived
@@ -47,6 +49,12 @@ pub enum StartError {
     /// A socket that was to be taken over cannot be.
     #[error("cannot take over the socket of a listener: {}", reason(.0))]
     Inherit(io::Error),
+    /// There is no way to order workers something.
+    #[error("cannot make channels to workers: {}", reason(.0))]
+    Orders(io::Error),
+    /// What the process before this one hands over cannot be taken over.
+    #[error("cannot take over from the process before: {}", reason(.0))]
+    Predecessor(io::Error),
     /// There is not one socket for each worker.
     #[error(
         "the sockets of a listener to take over are not one for each worker: {sockets} for {workers}"
@@ -87,11 +95,14 @@ impl Setup {
         match opened {
             Ok((datapath, ready)) => {
                 if self.confined
-                    && let Err(error) = socket::confine_thread()
+                    && let Err(error) = socket::confine_thread(Execution::GivenUp)
                 {
                     warn!(%error, "a worker keeps rights that it does not need");
                 }
                 let _ = report.send(Ok(ready));
+                if self.takes_over() && !datapath.wait_to_begin() {
+                    return Ok(());
+                }
                 self.work(datapath)
             }
             Err(error) => {
@@ -137,40 +148,56 @@ impl Setup {
         }
     }
 
+    fn takes_over(&self) -> bool {
+        matches!(self.sockets, Sockets::Predecessor(..))
+    }
+
     fn open(&self) -> Result<(Datapath, Readiness), StartError> {
-        let lent = self.listeners.iter().filter_map(|source| match source {
-            Source::Inherit(lent) => Some(*lent),
-            Source::Bind(..) => None,
-        });
-        let lent: Vec<_> = lent.collect();
+        let mut lent = vec![self.orders];
+        match &self.sockets {
+            Sockets::Listeners(sources) => lent.extend(sources.iter().filter_map(Source::lent)),
+            Sockets::Predecessor(predecessor, _) => lent.push(*predecessor),
+        }
         let table = socket::unshare_descriptors(&lent).map_err(StartError::Inherit)?;
         // Where it is forbidden, the workers share one table, and its limit.
         let tables = if table.is_own { 1 } else { self.siblings };
-        let spare = SPARE_DESCRIPTORS + self.listeners.len();
+        let listeners = match &self.sockets {
+            Sockets::Listeners(sources) => sources.len(),
+            Sockets::Predecessor(_, listeners) => *listeners,
+        };
+        let spare = SPARE_DESCRIPTORS + listeners;
         let max_flows = self.flows.min((self.descriptors / tables).saturating_sub(spare));
         let mut inherited = table.inherited.into_iter();
-        let mut sockets = Vec::with_capacity(self.listeners.len());
-        let mut addresses = Vec::with_capacity(self.listeners.len());
-        for source in &self.listeners {
-            let (socket, address) = match *source {
-                Source::Bind(address, families, sharing) => {
-                    let refused = |error| StartError::Listen { address, error };
-                    let socket =
-                        Socket::listener_of(address.0, families, sharing).map_err(refused)?;
-                    let address = socket.local_address().map_err(refused)?;
-                    (socket, address)
-                }
-                Source::Inherit(_) => {
-                    let fd = inherited.next().expect("each that was lent was taken over");
-                    let socket = Socket::inherited(fd).map_err(StartError::Inherit)?;
-                    let address = socket.local_address().map_err(StartError::Inherit)?;
-                    (socket, address)
-                }
-            };
-            sockets.push(socket);
-            addresses.push(ListenerAddr(address));
-        }
-        let datapath = Datapath::new(self, sockets, max_flows).map_err(StartError::Poll)?;
+        let mut next = || inherited.next().expect("each that was lent was taken over");
+        let orders = Channel::from(next());
+        let datapath = match &self.sockets {
+            Sockets::Listeners(sources) => {
+                let sockets = open_listeners(sources, next)?;
+                Datapath::new(self, orders, sockets, max_flows).map_err(StartError::Poll)?
+            }
+            Sockets::Predecessor(..) => {
+                let inheritance = Inheritance::receive(next());
+                let inheritance = inheritance.map_err(StartError::Predecessor)?;
+                let taken = Datapath::succeeding(self, orders, inheritance, max_flows);
+                taken.map_err(StartError::Predecessor)?
+            }
+        };
+        let addresses = datapath.local_addresses().map_err(StartError::Inherit)?;
         Ok((datapath, Readiness { addresses, flow_capacity: max_flows }))
     }
+}
+
+/// The sockets of listeners; `next` is the next one of those that were lent.
+fn open_listeners(
+    sources: &[Source],
+    mut next: impl FnMut() -> OwnedFd,
+) -> Result<Vec<Socket>, StartError> {
+    let open = |source: &Source| match *source {
+        Source::Bind(address, families, sharing) => {
+            let socket = Socket::listener_of(address.0, families, sharing);
+            socket.map_err(|error| StartError::Listen { address, error })
+        }
+        Source::Inherit(_) => Socket::inherited(next()).map_err(StartError::Inherit),
+    };
+    sources.iter().map(open).collect()
 }

@@ -3,16 +3,17 @@
 //! Sockets of flows that have ended are closed a few at a time: closing is slow, and many flows end
 //! together.
 
-use std::{collections::VecDeque, mem, sync::Arc, time::Instant};
+use std::{collections::VecDeque, io, mem, sync::Arc, time::Instant};
 
 use super::{
     loops::UpstreamPorts,
-    ports::{Lease, NotOpened, Ports},
+    ports::{HandedPorts, Lease, NotOpened, Ports},
 };
 use crate::{
     cid_tag::CidTag,
     client_path::ListenerIndex,
     counters::WorkerCounters,
+    forwarder::Flow,
     routing::{BackendRoute, Routing},
     socket::{Marks, Poller, Socket},
     verdict::{DropReason, Ended, FlowId, Opened, Opening},
@@ -58,6 +59,13 @@ pub(super) struct Connected {
     ipv6: bool,
 }
 
+/// What a predecessor has handed over for a flow.
+pub(super) struct Taken {
+    pub(super) socket: Socket,
+    pub(super) lease: Lease,
+    pub(super) marks: Marks,
+}
+
 /// The flow whose socket the poller reports as `token`; `None` when it is a listener.
 pub(super) fn flow_of(token: u64) -> Option<FlowId> {
     let flow = token.checked_sub(FIRST_FLOW)?;
@@ -70,6 +78,51 @@ impl Upstreams {
     pub(super) fn new(ports: Vec<u16>, in_use: Arc<UpstreamPorts>) -> Self {
         let ports = Ports::new(ports, in_use);
         Self { sockets: Vec::new(), ports, closing: VecDeque::new() }
+    }
+
+    /// What a successor has to know of their ports.
+    pub(super) fn handed_ports(&self, now: Instant) -> HandedPorts {
+        self.ports.handed(now, self.closing.iter().map(|(_, lease, cid)| (*lease, *cid)))
+    }
+
+    /// With the ports that a predecessor had, and no sockets yet.
+    pub(super) fn succeeding(
+        now: Instant,
+        handed: HandedPorts,
+        ports: Vec<u16>,
+        in_use: Arc<UpstreamPorts>,
+    ) -> Self {
+        let ports = Ports::succeeding(now, handed, ports, in_use);
+        Self { sockets: Vec::new(), ports, closing: VecDeque::new() }
+    }
+
+    /// Goes on with the socket of a flow that a predecessor had. An error leaves the flow without one.
+    pub(super) fn take_over(
+        &mut self,
+        counters: &WorkerCounters,
+        poller: &Poller,
+        id: FlowId,
+        flow: &Flow,
+        taken: Taken,
+    ) -> io::Result<()> {
+        let Taken { socket, lease, marks } = taken;
+        poller.watch(&socket, FIRST_FLOW + id.index() as u64)?;
+        let peer = self.ports.take_over(lease).ok_or(io::ErrorKind::InvalidData)?;
+        if self.sockets.len() <= id.index() {
+            self.sockets.resize_with(id.index() + 1, Upstream::default);
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "each has a descriptor")]
+        let listener = flow.listener.0 as u16;
+        #[expect(clippy::cast_possible_truncation, reason = "below MAX_BACKENDS")]
+        let backend = flow.backend.slot() as u16;
+        let connection = Connection::Open(socket, lease);
+        let ipv6 = peer.is_ipv6();
+        self.sockets[id.index()] =
+            Upstream { connection, marks, ipv6, queue: NO_QUEUE, listener, backend };
+        if let Some(counters) = counters.listeners.get(flow.listener.0) {
+            counters.flows.add(1);
+        }
+        Ok(())
     }
 
     /// As they are once all sockets are closed, wherever the worker was amid its work; their ports rest. `cid` says which

@@ -18,7 +18,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Ended, Folder, KEY, command};
+use super::{Ended, Folder, KEY, command, quic_lb};
 
 /// Far more than anything here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -70,6 +70,8 @@ pub(crate) struct Balancer {
     pub(crate) host: Host,
     pub(crate) folder: Folder,
     child: Child,
+    /// The process that has taken over, if one has.
+    successor: Option<u32>,
     log: Arc<Mutex<Vec<Value>>>,
 }
 
@@ -85,7 +87,16 @@ impl Balancer {
     }
 
     pub(crate) fn start_at(host: Host, folder: Folder, config: PathBuf) -> Self {
-        let mut child = command()
+        Self::start_as(command(), host, folder, config)
+    }
+
+    pub(crate) fn start_as(
+        mut command: Command,
+        host: Host,
+        folder: Folder,
+        config: PathBuf,
+    ) -> Self {
+        let mut child = command
             .arg("run")
             .arg("--config")
             .arg(config)
@@ -103,14 +114,37 @@ impl Balancer {
                 records.lock().unwrap().push(record);
             }
         });
-        let mut balancer = Self { host, folder, child, log };
+        let mut balancer = Self { host, folder, child, successor: None, log };
         balancer.wait_for_record("running");
         balancer
     }
 
+    /// The one that runs.
+    pub(crate) fn process(&self) -> u32 {
+        self.successor.unwrap_or(self.child.id())
+    }
+
+    /// Has the program on disk take over, and says what the command has printed.
+    pub(crate) fn upgrade(&mut self) -> String {
+        let told = self.try_to_upgrade().done();
+        let process = told.split(' ').nth(1).and_then(|process| process.parse().ok());
+        self.follow(process.unwrap_or_else(|| panic!("{told}")));
+        told
+    }
+
+    pub(crate) fn try_to_upgrade(&self) -> Ended {
+        quic_lb(&["upgrade", "--admin", &self.host.at(9090).to_string()])
+    }
+
+    /// Another process has taken over.
+    pub(crate) fn follow(&mut self, successor: u32) {
+        assert_ne!(successor, self.process());
+        self.successor = Some(successor);
+    }
+
     /// What the kernel says of each of its threads, by the names in /proc/PID/status.
     pub(crate) fn threads(&self) -> Vec<BTreeMap<String, String>> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process())).unwrap();
         let read = |task: std::io::Result<std::fs::DirEntry>| {
             let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
             let pairs = status.lines().filter_map(|line| line.split_once(':'));
@@ -144,7 +178,10 @@ impl Balancer {
     pub(crate) fn wait(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !done(self) {
-            let ended = self.child.try_wait().unwrap();
+            let ended = match self.successor {
+                None => self.child.try_wait().unwrap(),
+                Some(_) => None,
+            };
             assert_eq!(ended, None, "ended while waiting for {what}\n{}", self.log());
             assert!(Instant::now() < deadline, "no {what}\n{}", self.log());
             thread::sleep(Duration::from_millis(20));
@@ -153,7 +190,7 @@ impl Balancer {
 
     /// Sends a signal.
     pub(crate) fn signal(&self, name: &str) {
-        let kill = format!("kill -{name} {}", self.child.id());
+        let kill = format!("kill -{name} {}", self.process());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
@@ -251,6 +288,10 @@ impl Balancer {
 
 impl Drop for Balancer {
     fn drop(&mut self) {
+        if let Some(successor) = self.successor {
+            // Somebody else's child by now.
+            let _ = Command::new("kill").args(["-KILL", &successor.to_string()]).status();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -108,7 +108,12 @@ impl From<Output> for Ended {
 }
 
 pub(crate) fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quic-lb"));
+    command_at(Path::new(env!("CARGO_BIN_EXE_quic-lb")))
+}
+
+/// As [`command`], of a program elsewhere.
+pub(crate) fn command_at(program: &Path) -> Command {
+    let mut command = Command::new(program);
     command
         .env_remove("RUST_LOG")
         .env_remove("NOTIFY_SOCKET")

@@ -21,12 +21,13 @@ use quic::{
     routable::{Decoded, Decoder, ServerId, Unroutable},
 };
 use quic_lb_config::{Backend, Pool};
+use serde::{Deserialize, Serialize};
 
 /// So many checks in a row change what is thought of a server.
 const IN_A_ROW: u32 = 2;
 
 /// Whether a server chooses connection IDs that lead to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Contract {
     /// It does, as far as is known.
     Kept {

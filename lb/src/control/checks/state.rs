@@ -16,6 +16,8 @@
 
 use std::{num::NonZeroU32, time::Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::super::health::{PROBATION, hold};
 use crate::check::CheckResult;
 
@@ -29,8 +31,8 @@ pub(crate) struct Thresholds {
 }
 
 /// What the checks of a backend have shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Checked {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Checked<T = Instant> {
     /// Nothing yet.
     Unknown {
         /// Whether it gets new connections until then. Those of a process that begins do: somebody has to.
@@ -42,7 +44,7 @@ pub(crate) enum Checked {
         /// How often it has fallen without recovering.
         falls: u32,
         /// Since when.
-        since: Instant,
+        since: T,
         /// Failed checks in a row.
         failed: u32,
     },
@@ -51,10 +53,23 @@ pub(crate) enum Checked {
         /// How often it has fallen without recovering.
         falls: u32,
         /// Before this, only the first fall ends.
-        until: Instant,
+        until: T,
         /// Passed checks in a row.
         passed: u32,
     },
+}
+
+impl<T> Checked<T> {
+    /// The same, with its moments on another clock.
+    pub(crate) fn map<U>(self, clock: impl Fn(T) -> U) -> Checked<U> {
+        match self {
+            Self::Unknown { trusted } => Checked::Unknown { trusted },
+            Self::Up { falls, since, failed } => Checked::Up { falls, since: clock(since), failed },
+            Self::Down { falls, until, passed } => {
+                Checked::Down { falls, until: clock(until), passed }
+            }
+        }
+    }
 }
 
 impl Checked {

@@ -16,10 +16,12 @@
 //! | `watched.rs` | one backend, and what was seen of it |
 //! | `removals.rs` | what a new configuration takes away from live connections |
 //! | `alarms.rs` | what somebody has to know of the traffic |
+//! | `handed.rs` | what a successor takes over |
 //! | `views.rs` | what is exported and shown |
 
 mod alarms;
 pub(super) mod backends;
+pub(super) mod handed;
 mod removals;
 #[cfg(test)]
 mod tests;
@@ -110,6 +112,8 @@ pub(crate) struct ControlPlane {
     loops_warned_of: (u64, Option<Instant>),
     reloads: Reloads,
     stage: Stage,
+    /// When this process began to listen, as time since the first of those began that have handed over to each other.
+    knows_since: Duration,
 }
 
 /// What the snapshot that workers see was made from.
@@ -178,7 +182,10 @@ impl ControlPlane {
     /// The control plane of `config`, before there are workers. Nobody outside should know `seed`:
     /// see [`AdmissionState::new`].
     pub(crate) fn new(config: Config, memory: Arc<Memory>, seed: [u64; 2]) -> Self {
-        let mut registry = Registry::default();
+        Self::with(config, memory, seed, Registry::default())
+    }
+
+    fn with(config: Config, memory: Arc<Memory>, seed: [u64; 2], mut registry: Registry) -> Self {
         registry.admission = AdmissionState::new(seed);
         let none = |_: &str, _: &str| None;
         let healthy = |_: &str, _: &str| BackendState::Active;
@@ -212,6 +219,7 @@ impl ControlPlane {
             loops_warned_of: (0, None),
             reloads: Reloads::default(),
             stage: Stage::Running,
+            knows_since: Duration::ZERO,
         };
         plane.watch_wanted(&BTreeSet::new());
         plane

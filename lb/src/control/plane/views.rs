@@ -188,7 +188,7 @@ impl ControlPlane {
                 let heard = of_config().filter_map(|of| of.last_heard).max();
                 let silent = heard.map(|heard| self.ago(now, heard));
                 // Of what was used before this process began it knows nothing until it was heard.
-                let known_for = self.ago(now, Duration::ZERO);
+                let known_for = self.ago(now, self.knows_since);
                 RotationView {
                     pool: pool.name.clone(),
                     config_id: config.id(),

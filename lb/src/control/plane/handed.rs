@@ -1,0 +1,124 @@
+//! What the control plane of a successor takes over: the numbers of backends, what an operator has commanded, and what is known of
+//! the health of backends. The configuration is in the file.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use quic_lb_config::{Admission, Config};
+use serde::{Deserialize, Serialize};
+
+use super::{ControlPlane, watched::Name};
+use crate::{
+    control::{
+        checks::{contract::Contract, state::Checked},
+        health::Health,
+    },
+    listeners::Opening,
+    memory::Memory,
+    registry::{HandedNumbers, Registry},
+    succession::Offset,
+};
+
+/// Commands and health.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HandedPlane {
+    /// Whether the backend is to drain, or to be active.
+    commands: Vec<(Name, bool)>,
+    backends: Vec<HandedBackend>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct HandedBackend {
+    name: Name,
+    #[serde(with = "crate::zoned")]
+    address: SocketAddr,
+    health: Health<Offset>,
+    wiring: Health<Offset>,
+    checked: Option<Checked<Offset>>,
+    contract: Contract,
+    drains_since: Option<Duration>,
+}
+
+impl ControlPlane {
+    /// As [`ControlPlane::new`], with the numbers that backends and listeners had for the predecessor.
+    ///
+    /// # Errors
+    ///
+    /// Why not, if `config` has listeners that the predecessor has not opened.
+    pub(crate) fn succeeding(
+        config: Config,
+        memory: Arc<Memory>,
+        seed: [u64; 2],
+        numbers: HandedNumbers,
+    ) -> Result<Self, Vec<String>> {
+        let registry = Registry::succeeding(numbers);
+        let Some((_, opened)) = registry.listeners.planned(&config) else {
+            return Err(vec!["there are more new listeners than there are numbers".to_owned()]);
+        };
+        if opened.is_empty() {
+            return Ok(Self::with(config, memory, seed, registry));
+        }
+        let reason = |Opening { listener, .. }: &Opening| {
+            format!("listener {} at {} is new", listener.name, listener.address)
+        };
+        Err(opened.iter().map(reason).collect())
+    }
+
+    /// Who has which number, for a successor.
+    pub(crate) fn handed_numbers(&self) -> HandedNumbers {
+        self.registry.handed()
+    }
+
+    /// How many configurations have been applied; `None` while one is about to be.
+    pub(crate) fn settled(&self) -> Option<u64> {
+        self.planned.is_none().then_some(self.reloads.applied)
+    }
+
+    /// What a successor takes over.
+    pub(crate) fn handed(&self, now: Instant) -> HandedPlane {
+        let offset = |moment| Offset::new(now, moment);
+        let commands = self.commands.iter();
+        let commands =
+            commands.map(|(name, wanted)| (name.clone(), *wanted == Admission::Draining));
+        let backends = self.backends.iter().map(|(name, watched)| HandedBackend {
+            name: name.clone(),
+            address: watched.address,
+            health: watched.health.map(offset),
+            wiring: watched.wiring.map(offset),
+            checked: watched.checked.map(|checked| checked.map(offset)),
+            contract: watched.contract,
+            drains_since: watched.drains_since,
+        });
+        HandedPlane { commands: commands.collect(), backends: backends.collect() }
+    }
+
+    /// Goes on with what a predecessor has handed over, and puts it in force.
+    pub(crate) fn take_over(&mut self, now: Instant, handed: HandedPlane) {
+        self.knows_since = self.memory.since_epoch(now);
+        let wanted = |drains| if drains { Admission::Draining } else { Admission::Active };
+        let commands = handed.commands.into_iter();
+        self.commands = commands.map(|(name, drains)| (name, wanted(drains))).collect();
+        for of in handed.backends {
+            let watched = self.backends.get_mut(&of.name);
+            // In the file it may be another one by now.
+            let Some(watched) = watched.filter(|watched| watched.address == of.address) else {
+                continue;
+            };
+            let moment = |offset: Offset| offset.from(now);
+            watched.health = of.health.map(moment);
+            watched.wiring = of.wiring.map(moment);
+            watched.contract = of.contract;
+            watched.drains_since = of.drains_since;
+            if watched.checked.is_some() {
+                watched.checked = of.checked.map(|checked| checked.map(moment)).or(watched.checked);
+            }
+        }
+        self.want();
+        if let Some(order) = self.order() {
+            self.install(order.build());
+        }
+    }
+}
