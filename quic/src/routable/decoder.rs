@@ -179,7 +179,9 @@ mod tests {
         let id = |id| ConfigId::new(id).unwrap();
         assert_eq!(decoder.decode(&[]), Err(Unroutable::Empty));
         assert_eq!(decoder.decode(&[0xe8; 9]), Err(Unroutable::Reserved));
-        assert_eq!(decoder.decode(&[0x28; 9]), Err(Unroutable::UnknownConfig(id(1))));
+        let unknown = Unroutable::UnknownConfig(id(1));
+        assert_eq!(decoder.decode(&[0x28; 9]), Err(unknown));
+        assert_eq!(unknown.to_string(), "there is no configuration with ID 1");
         assert_eq!(decoder.decode(&[0x08; 8]), Err(Unroutable::TooShort(id(0))));
         assert!(decoder.decode(&[0x08; 9]).is_ok());
         assert!(decoder.decode(&[0x1f; 20]).is_ok(), "the length bits are not looked at");

@@ -288,3 +288,18 @@ fn draft_sixteen(address: IpAddr) -> [u8; 16] {
         IpAddr::V6(address) => address.octets(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_word_of_its_own_that_metrics_can_have() {
+        let words: BTreeSet<_> = InvalidToken::ALL.map(InvalidToken::label).into();
+        assert_eq!(words.len(), InvalidToken::ALL.len());
+        let is_fit = |word: &str| word.bytes().all(|octet| matches!(octet, b'a'..=b'z' | b'_'));
+        assert!(words.iter().all(|word| is_fit(word) && word.len() > 3), "{words:?}");
+    }
+}

@@ -236,6 +236,28 @@ fn strangers_take_nothing_from_connections_that_are_in_use() {
 }
 
 #[test]
+fn strangers_take_what_is_idle_until_they_have_their_share_and_then_from_each_other() {
+    let mut bench = Bench::with_flows(true, 64);
+    // As many as may begin without having been seen before.
+    for n in 0..56u32 {
+        let (path, port) = (somewhere(n << 8), small(n));
+        let flow = bench.flow_from(path, &hello(port)).unwrap();
+        let cid = cid_of(&bench.backend_of(flow), n);
+        bench.answer(flow, &answer(port, &cid));
+        assert_eq!(bench.flow_from(path, &short(&cid)), Some(flow));
+        assert!(bench.is_proven(flow));
+    }
+    bench.now += Duration::from_secs(1);
+    for n in 0..20u32 {
+        bench.later();
+        let made = evicted(bench.send_from(somewhere((100 + n) << 8), &hello(1_000 + small(n))));
+        // An eighth of 56.
+        let expected = if n < 7 { Standing::Proven } else { Standing::Unproven };
+        assert_eq!(made.map(|made| made.standing), Some(expected), "{n}");
+    }
+}
+
+#[test]
 fn one_network_shares_its_part_of_a_table_that_fills() {
     let mut bench = Bench::with_flows(true, 320);
     for n in 0..160 {
