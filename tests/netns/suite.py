@@ -48,6 +48,9 @@ BLIND, BLIND_RATE, BLIND_SECONDS, REBIND_SECONDS, SUCCEED = ("short", "versions"
 # New connections in a second while a server is silent, how long it is, and from when on no new connection
 # may fail: without checks, and with checks every second.
 NEW_CONNECTIONS, SILENT_SECONDS, WITHOUT_CHECKS, WITH_CHECKS = 50, 12, 3.0, 2.5
+# How often the balancer is replaced, how many seconds apart, and for how long nobody may hear anything meanwhile; its
+# server says something ten times a second.
+UPGRADES, UPGRADE_SECONDS, LONGEST_SILENCE = 20, 1, 0.35
 # Forged senders are of this network (RFC 2544); no host has such an address.
 FORGED = "198.18.0.0/15"
 # What the balancer's memory may grow by under a flood: its flows have a limit, and little else is kept.
@@ -240,6 +243,8 @@ class Namespaces(Suite):
         self.network = Network()
         self.origin_metrics = []
         self.processes_of = {}
+        # The process that has taken over from the first balancer, by its number.
+        self.balancer_now = None
 
     def start(self, role, *command):
         return super().start("ip", "netns", "exec", self.network.name(role), *command)
@@ -541,6 +546,65 @@ class Namespaces(Suite):
             f"{states.index('down') * 0.1:.1f} s or more, back after {back:.1f} s"
         )
 
+    def upgraded(self, pool):
+        """The balancer is replaced by itself again and again, while clients listen that send nothing but acknowledgements, others
+        ask again and again, and new ones come. Nobody is lost or waits for long, and the kernel drops nothing."""
+        listener, target = f"to-{pool}", f"{VIP4}:{POOLS[pool]['listen'][1]}"
+        files = ("--target", target, "--certificate", self.path("cert.der"))
+        # Not behind a NAT: its ports would be used up.
+        listening = self.start("attacker", self.arguments.peer, "listen", *files)
+        visiting = self.start("attacker", self.arguments.peer, "visit", *files, "--every", "20")
+        standstills, strays = [], self.origins("misrouted_datagrams_total")
+        # Each process counts from zero.
+        names = ("datagrams_dropped_total", "path_changes_total")
+        count = lambda: [self.count(name, listener=listener) for name in names]
+        counted = []
+        try:
+            listening.wait_for("ready")
+            visiting.wait_for("ready")
+            drops, before = self.kernel_drops(), count()
+            for _ in range(UPGRADES):
+                counted.append(count())
+                told = self.network.run("balancer", self.arguments.balancer, "upgrade", "--admin", ADMIN)
+                process, millis = re.match(r"process (\d+) goes on with \d+ flows; handed over in ([\d.]+) ms", told).groups()
+                self.balancer_now, standstill = int(process), float(millis)
+                standstills.append(standstill)
+                time.sleep(UPGRADE_SECONDS)
+            heard, visited = listening.end(), visiting.end()
+        finally:
+            listening.kill()
+            visiting.kill()
+        drops = self.kernel_drops() - drops
+        verdicts = self.verdicts(listener=listener)
+        counted.append(count())
+        dropped, changes = (sum(of) - at_first for of, at_first in zip(zip(*counted), before))
+        expect(heard["lost"] == [] and visited["lost"] == [], f"lost: {heard['lost']} {visited['lost']}")
+        expect(visited["refused"] == [], f"handshakes failed: {visited['refused']}")
+        expect(len(heard["octets"]) == 20 and min(heard["octets"]) > 0, f"{heard}")
+        expect(heard["silence"] <= LONGEST_SILENCE, f"silent for {heard['silence']} s")
+        expect(drops == 0, f"the kernel has dropped {drops} datagrams")
+        expect(dropped == 0, f"the balancer has dropped {dropped} datagrams")
+        expect(self.origins("misrouted_datagrams_total") == strays, "datagrams at a wrong origin")
+        # Their servers would see other addresses.
+        expect(changes == 0, f"{changes} connections came to another port")
+        return (
+            f"{UPGRADES} upgrades, at a standstill for {max(standstills):.0f} ms at most; 20 connections listened, silent "
+            f"for {heard['silence'] * 1000:.0f} ms at most; {visited['requests']} requests on {visited['established']} connections, "
+            f"{visited['handshakes']} new ones, 0 lost; {verdicts} since the last, kernel drops 0"
+        )
+
+    def kernel_drops(self):
+        """Datagrams that found no room in a socket of the balancer's namespace."""
+        counted = 0
+        for file, name in (("snmp", "Udp"), ("snmp6", "Udp6")):
+            text = self.network.run("balancer", "cat", f"/proc/net/{file}")
+            if file == "snmp":
+                names, values = [line.split()[1:] for line in text.splitlines() if line.startswith(f"{name}:")]
+                counted += int(dict(zip(names, values))["RcvbufErrors"])
+            else:
+                counted += int(dict(line.split() for line in text.splitlines())[f"{name}RcvbufErrors"])
+        return counted
+
     def silence(self, backend, how, silent):
         if how == "stopped":
             process = self.processes_of[backend].process
@@ -621,8 +685,16 @@ class Namespaces(Suite):
         return sums
 
     def end_of_balancer(self):
-        self.balancer.process.send_signal(signal.SIGTERM)
-        expect(self.balancer.process.wait(END) == 0, self.balancer.logged())
+        if not self.balancer_now:
+            self.balancer.process.send_signal(signal.SIGTERM)
+            expect(self.balancer.process.wait(END) == 0, self.balancer.logged())
+            return
+        # It is another process, and nobody's child here: its last record says how it went.
+        os.kill(self.balancer_now, signal.SIGTERM)
+        deadline = time.monotonic() + END
+        while "ended reason=" not in self.balancer.logged():
+            expect(time.monotonic() < deadline, self.balancer.logged())
+            time.sleep(0.1)
 
     def run(self):
         rebind, change_uplink = self.network.rebind, self.network.change_uplink
@@ -671,6 +743,7 @@ class Namespaces(Suite):
                 self.check(title, self.silenced, pool, how, from_when)
         title = "Chromium: the balancer asks for its address, a NAT rebinds"
         self.check(title, self.browsed, rebind)
+        self.check("quinn client: the balancer is upgraded again and again", self.upgraded, "plain")
         self.check("quinn client: forged senders flood the balancer", self.flooded)
         for pool, mode in (("plain", "off"), ("origin", "always"), ("defended", "adaptive")):
             for kind in BLIND:
@@ -685,6 +758,8 @@ class Namespaces(Suite):
 
     def clean_up(self):
         super().clean_up()
+        if self.balancer_now and os.path.exists(f"/proc/{self.balancer_now}"):
+            os.kill(self.balancer_now, signal.SIGKILL)
         self.network.remove()
 
 

@@ -12,7 +12,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -70,6 +70,19 @@ enum Command {
     Http3(Http3),
     /// Keeps connections busy over HTTP/3 and makes new ones, until SIGTERM.
     Visit(Visit),
+    /// Asks an origin once on each connection, over HTTP/3, for what never ends, and listens until SIGTERM: nothing but
+    /// acknowledgements leaves.
+    Listen {
+        /// The listener.
+        #[arg(long)]
+        target: SocketAddr,
+        /// The origins' certificate, in DER.
+        #[arg(long)]
+        certificate: PathBuf,
+        /// Connections, each from a socket of its own.
+        #[arg(long, default_value_t = 20)]
+        connections: usize,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -139,6 +152,9 @@ async fn main() -> anyhow::Result<()> {
             Stack::S2nQuic => http3_on_s2n_quic(&options).await?,
         },
         Command::Visit(options) => visit(&options).await?,
+        Command::Listen { target, certificate, connections } => {
+            listen(target, &certificate, connections).await?
+        }
     };
     println!("{report}");
     Ok(())
@@ -264,11 +280,19 @@ struct Requester {
 
 impl Requester {
     async fn connect(target: SocketAddr, certificate: &[u8]) -> anyhow::Result<Self> {
+        Self::connect_with(target, certificate, Some(Duration::from_millis(300))).await
+    }
+
+    async fn connect_with(
+        target: SocketAddr,
+        certificate: &[u8],
+        keep_alive: Option<Duration>,
+    ) -> anyhow::Result<Self> {
         let mut tls = client_tls(certificate, provider())?;
         tls.alpn_protocols = vec![b"h3".to_vec()];
         let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
         let mut transport = quinn::TransportConfig::default();
-        transport.keep_alive_interval(Some(Duration::from_millis(300)));
+        transport.keep_alive_interval(keep_alive);
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.transport_config(Arc::new(transport));
         let endpoint = quinn::Endpoint::client(SocketAddr::new(any(target), 0))?;
@@ -290,6 +314,31 @@ impl Requester {
             body.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));
         }
         Ok(body)
+    }
+
+    /// Listens to what never ends until `stopped`; says how many octets came, and for how long none did at most.
+    async fn listen(
+        &mut self,
+        stopped: &mut watch::Receiver<bool>,
+    ) -> anyhow::Result<(usize, Duration)> {
+        let uri = format!("https://{}/stream", self.authority);
+        let mut stream = self.requests.send_request(http::Request::get(uri).body(())?).await?;
+        stream.finish().await?;
+        let status = stream.recv_response().await?.status();
+        ensure!(status == http::StatusCode::OK, "/stream: {status}");
+        let (mut octets, mut silence, mut heard) = (0, Duration::ZERO, Instant::now());
+        loop {
+            tokio::select! {
+                chunk = stream.recv_data() => {
+                    octets += chunk?.context("what never ends has ended")?.remaining();
+                    silence = silence.max(heard.elapsed());
+                    heard = Instant::now();
+                }
+                _ = stopped.wait_for(|stopped| *stopped) => {
+                    return Ok((octets, silence.max(heard.elapsed())));
+                }
+            }
+        }
     }
 
     /// As [`Requester::get`], with content that is known.
@@ -331,7 +380,7 @@ async fn visit(options: &Visit) -> anyhow::Result<serde_json::Value> {
 
     let new_every = Duration::from_millis(options.new_every);
     let (mut visits, mut ticks) = (JoinSet::new(), tokio::time::interval(new_every));
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let mut terminated = signal(SignalKind::terminate())?;
     let within = Duration::from_millis(options.within);
     loop {
@@ -379,6 +428,35 @@ async fn visit(options: &Visit) -> anyhow::Result<serde_json::Value> {
         "refused": refused,
         "refused_at": refused_at,
     }))
+}
+
+async fn listen(
+    target: SocketAddr,
+    certificate: &PathBuf,
+    connections: usize,
+) -> anyhow::Result<serde_json::Value> {
+    let certificate = std::fs::read(certificate)?;
+    let (stop, stopped) = watch::channel(false);
+    let mut listeners = JoinSet::new();
+    for _ in 0..connections {
+        let mut requester = Requester::connect_with(target, &certificate, None).await?;
+        let mut stopped = stopped.clone();
+        listeners.spawn(async move { requester.listen(&mut stopped).await });
+    }
+    say("ready")?;
+    signal(SignalKind::terminate())?.recv().await;
+    stop.send_replace(true);
+    let (mut octets, mut silence, mut lost) = (Vec::new(), Duration::ZERO, Vec::new());
+    while let Some(listener) = listeners.join_next().await {
+        match listener? {
+            Ok((heard, longest)) => {
+                octets.push(heard);
+                silence = silence.max(longest);
+            }
+            Err(error) => lost.push(format!("{error:#}")),
+        }
+    }
+    Ok(json!({ "lost": lost, "octets": octets, "silence": silence.as_secs_f64() }))
 }
 
 async fn http3_on_s2n_quic(options: &Http3) -> anyhow::Result<serde_json::Value> {
