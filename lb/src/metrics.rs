@@ -1,18 +1,16 @@
-//! What `/metrics` shows: every family with its help text, and the collector that turns one
-//! [`Reading`] of the counters into samples.
+//! What `/metrics` shows: every family with its help text, and how one [`Reading`] of the counters becomes text.
 //!
 //! Labels are names from the configuration and words of this program; never anything that a client
 //! can choose. Verdicts are read before arrivals, so that a scrape in the middle of traffic shows more
 //! verdicts than datagrams by no more than a batch for each worker; at rest they are equal.
 
-use std::{fmt, time::Duration};
-
-use prometheus::{
-    IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
-    core::{Collector, Desc},
-    process_collector::ProcessCollector,
-    proto::{Bucket, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+use std::{
+    fmt::{self, Write as _},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
 };
+
+use prometheus::{TextEncoder, core::Collector, process_collector::ProcessCollector};
 use quic::routable::ConfigId;
 
 use crate::{
@@ -426,30 +424,35 @@ impl Reloads {
     pub const RESULTS: [&str; 3] = ["applied", "rejected", "hung"];
 }
 
-/// The registry behind `/metrics`.
+/// What `/metrics` shows.
 pub struct Metrics {
-    registry: Registry,
+    read: Box<dyn Fn() -> Reading + Send + Sync>,
+    process: ProcessCollector,
+    /// As long as the last page, and some.
+    room: AtomicUsize,
 }
 
 impl Metrics {
     /// Exports what `read` returns, and facts about this process.
     #[must_use]
     pub fn new(read: impl Fn() -> Reading + Send + Sync + 'static) -> Self {
-        let registry = Registry::new();
-        for collector in [
-            Box::new(Export::new(read)) as Box<dyn Collector>,
-            Box::new(ProcessCollector::for_self()),
-        ] {
-            registry.register(collector).expect("the names differ: a test collects them all");
-        }
-        Self { registry }
+        let process = ProcessCollector::for_self();
+        Self { read: Box::new(read), process, room: AtomicUsize::new(1 << 14) }
     }
 
-    /// The text format of Prometheus.
+    /// The text format of Prometheus, written anew from one reading for each scrape, so that backends and digests of former
+    /// configurations leave nothing behind.
     #[must_use]
     pub fn render(&self) -> String {
-        // It fails for families without samples alone, and the registry leaves those out.
-        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+        let reading = (self.read)();
+        let mut out = String::with_capacity(self.room.load(Relaxed));
+        of_listeners(&mut out, &reading);
+        of_backends(&mut out, &reading);
+        of_the_process(&mut out, &reading);
+        // It fails for families without samples alone.
+        let _ = TextEncoder::new().encode_utf8(&self.process.collect(), &mut out);
+        self.room.store(out.len() + out.len() / 8, Relaxed);
+        out
     }
 }
 
@@ -484,102 +487,108 @@ impl Family {
         Self { name, kind: Kind::Histogram, labels, help }
     }
 
-    fn desc(&self) -> Desc {
-        let labels = self.labels.iter().map(|&label| label.to_owned()).collect();
-        Desc::new(self.name.to_owned(), self.help.to_owned(), labels, Default::default())
-            .expect("names and labels are valid: a test registers them all")
-    }
-
-    /// The family with these samples: values of the labels, value.
-    fn collect<'a, const LABELS: usize>(
+    /// Writes the family with these samples: values of the labels, value. Without any, there is no family.
+    fn write<'a, const LABELS: usize>(
         &self,
+        out: &mut String,
         samples: impl IntoIterator<Item = ([&'a str; LABELS], u64)>,
-    ) -> Vec<MetricFamily> {
-        const VALID: &str = "names and labels are valid: a test collects them all";
+    ) {
         debug_assert_eq!(self.labels.len(), LABELS, "{}", self.name);
-        let options = Opts::new(self.name, self.help);
-        match self.kind {
-            Kind::Counter => {
-                let family = IntCounterVec::new(options, self.labels).expect(VALID);
-                for (labels, value) in samples {
-                    family.with_label_values(&labels).inc_by(value);
-                }
-                family.collect()
+        let mut any = false;
+        for (values, value) in samples {
+            if !any {
+                self.write_head(out);
+                any = true;
             }
-            Kind::Gauge => {
-                let family = IntGaugeVec::new(options, self.labels).expect(VALID);
-                for (labels, value) in samples {
-                    let value = i64::try_from(value).unwrap_or(i64::MAX);
-                    family.with_label_values(&labels).set(value);
-                }
-                family.collect()
-            }
-            Kind::Histogram => {
-                debug_assert!(false, "{} is collected otherwise", self.name);
-                vec![]
-            }
+            out.push_str(self.name);
+            self.write_labels(out, &values, None);
+            write_number(out, value);
         }
     }
 
-    /// The family with one histogram for each value of its label.
-    fn collect_times<'a>(
+    /// Writes the family with one histogram for each value of its label.
+    fn write_times<'a>(
         &self,
+        out: &mut String,
         samples: impl IntoIterator<Item = (&'a str, &'a CheckTimes)>,
-    ) -> Vec<MetricFamily> {
-        let metric = |(value, times): (&str, &CheckTimes)| {
-            let mut label = LabelPair::default();
-            label.set_name(self.labels.concat());
-            label.set_value(value.to_owned());
-            let buckets = times.cumulative().map(|(bound, count)| {
-                let mut bucket = Bucket::default();
-                bucket.set_upper_bound(bound.as_secs_f64());
-                bucket.set_cumulative_count(count);
-                bucket
-            });
-            let mut histogram = Histogram::default();
+    ) {
+        for (nth, (value, times)) in samples.into_iter().enumerate() {
+            if nth == 0 {
+                self.write_head(out);
+            }
             let (count, sum) = times.total();
-            histogram.set_bucket(buckets.collect());
-            histogram.set_sample_count(count);
-            histogram.set_sample_sum(sum.as_secs_f64());
-            let mut metric = Metric::default();
-            metric.set_label(vec![label]);
-            metric.set_histogram(histogram);
-            metric
+            let bounds = times.cumulative().map(|(bound, n)| (bound.as_secs_f64().to_string(), n));
+            for (bound, below) in bounds.chain([("+Inf".to_owned(), count)]) {
+                let _ = write!(out, "{}_bucket", self.name);
+                self.write_labels(out, &[value], Some(&bound));
+                write_number(out, below);
+            }
+            let _ = write!(out, "{}_sum", self.name);
+            self.write_labels(out, &[value], None);
+            let _ = writeln!(out, " {}", sum.as_secs_f64());
+            let _ = write!(out, "{}_count", self.name);
+            self.write_labels(out, &[value], None);
+            write_number(out, count);
+        }
+    }
+
+    fn write_head(&self, out: &mut String) {
+        let Self { name, kind, help, .. } = self;
+        let kind = match kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
         };
-        let mut family = MetricFamily::default();
-        family.set_name(self.name.to_owned());
-        family.set_help(self.help.to_owned());
-        family.set_field_type(MetricType::HISTOGRAM);
-        family.set_metric(samples.into_iter().map(metric).collect());
-        vec![family]
+        let help = help.replace('\\', "\\\\").replace('\n', "\\n");
+        // Writing to a string cannot fail, here as elsewhere.
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    /// Labels by ascending name, as everybody writes them; the bound of a bucket comes last.
+    fn write_labels(&self, out: &mut String, values: &[&str], bound: Option<&str>) {
+        let mut separator = '{';
+        let mut last = "";
+        for _ in self.labels {
+            let labels = self.labels.iter().zip(values).filter(|(name, _)| **name > last);
+            let Some((name, value)) = labels.min_by_key(|(name, _)| **name) else { break };
+            last = name;
+            out.push(separator);
+            separator = ',';
+            out.push_str(name);
+            out.push_str("=\"");
+            write_escaped(out, value);
+            out.push('"');
+        }
+        if let Some(bound) = bound {
+            let _ = write!(out, "{separator}le=\"{bound}\"");
+            separator = ',';
+        }
+        if separator == ',' {
+            out.push('}');
+        }
     }
 }
 
-/// Builds all families anew from one reading at every scrape, so that backends and digests of
-/// former configurations leave nothing behind.
-struct Export<F> {
-    read: F,
-    descriptions: Vec<Desc>,
-}
-
-impl<F: Fn() -> Reading> Export<F> {
-    fn new(read: F) -> Self {
-        Self { read, descriptions: FAMILIES.iter().map(Family::desc).collect() }
+/// Names come from the configuration, and may have anything in them.
+fn write_escaped(out: &mut String, value: &str) {
+    if !value.contains(['\\', '"', '\n']) {
+        return out.push_str(value);
+    }
+    for letter in value.chars() {
+        match letter {
+            '\\' => out.push_str("\\\\"),
+            '"' => out.push_str("\\\""),
+            '\n' => out.push_str("\\n"),
+            other => out.push(other),
+        }
     }
 }
 
-impl<F: Fn() -> Reading + Send + Sync> Collector for Export<F> {
-    fn desc(&self) -> Vec<&Desc> {
-        self.descriptions.iter().collect()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let reading = (self.read)();
-        [of_listeners(&reading), of_backends(&reading), of_the_process(&reading)].concat()
-    }
+fn write_number(out: &mut String, number: u64) {
+    let _ = writeln!(out, " {number}");
 }
 
-fn of_listeners(reading: &Reading) -> Vec<MetricFamily> {
+fn of_listeners(out: &mut String, reading: &Reading) {
     let each = |value: fn(&ListenerTotals) -> u64| {
         reading.listeners.iter().map(move |of| ([of.name.as_str()], value(&of.totals)))
     };
@@ -615,27 +624,24 @@ fn of_listeners(reading: &Reading) -> Vec<MetricFamily> {
         let reasons = Reason::ALL.iter().zip(of.switches);
         reasons.map(|(reason, value)| ([of.name.as_str(), reason.label()], value))
     });
-    [
-        DATAGRAMS_RECEIVED.collect(each(|totals| totals.received)),
-        DATAGRAMS_FORWARDED.collect(forwarded),
-        DATAGRAMS_DROPPED.collect(dropped),
-        DATAGRAMS_REPLIED.collect(replied),
-        DATAGRAMS_RETURNED.collect(each(|totals| totals.returned)),
-        RETURN_FAILED.collect(each(|totals| totals.return_failed)),
-        BYTES.collect(bytes),
-        ATTEMPTS.collect(each(|totals| totals.attempts)),
-        UNKNOWN_SERVER_ID.collect(unknown),
-        FLOWS.collect(each(|totals| totals.flows)),
-        RETURN_STALE.collect(each(|totals| totals.return_stale)),
-        FLOWS_EVICTED.collect(evicted),
-        PATH_CHANGES.collect(each(|totals| totals.path_changes)),
-        RETRY_PHASE.collect(phases),
-        RETRY_SWITCHES.collect(switches),
-    ]
-    .concat()
+    DATAGRAMS_RECEIVED.write(out, each(|totals| totals.received));
+    DATAGRAMS_FORWARDED.write(out, forwarded);
+    DATAGRAMS_DROPPED.write(out, dropped);
+    DATAGRAMS_REPLIED.write(out, replied);
+    DATAGRAMS_RETURNED.write(out, each(|totals| totals.returned));
+    RETURN_FAILED.write(out, each(|totals| totals.return_failed));
+    BYTES.write(out, bytes);
+    ATTEMPTS.write(out, each(|totals| totals.attempts));
+    UNKNOWN_SERVER_ID.write(out, unknown);
+    FLOWS.write(out, each(|totals| totals.flows));
+    RETURN_STALE.write(out, each(|totals| totals.return_stale));
+    FLOWS_EVICTED.write(out, evicted);
+    PATH_CHANGES.write(out, each(|totals| totals.path_changes));
+    RETRY_PHASE.write(out, phases);
+    RETRY_SWITCHES.write(out, switches);
 }
 
-fn of_backends(reading: &Reading) -> Vec<MetricFamily> {
+fn of_backends(out: &mut String, reading: &Reading) {
     let each = |value: fn(&BackendTotals) -> u64| {
         reading
             .backends
@@ -685,25 +691,22 @@ fn of_backends(reading: &Reading) -> Vec<MetricFamily> {
         seen.map(|(_, (result, n))| ([of.pool.as_str(), of.name.as_str(), result.label()], n))
     });
     let panics = reading.pools.iter().map(|of| ([of.name.as_str()], u64::from(of.panic)));
-    [
-        BACKEND_DATAGRAMS.collect(each(|totals| totals.forwarded)),
-        BACKEND_RETURNED.collect(each(|totals| totals.returned)),
-        BACKEND_STATE.collect(states),
-        LIVE_CIDS.collect(live),
-        BACKEND_FLOWS.collect(flows),
-        BACKEND_SILENT.collect(silent),
-        BACKEND_REFUSED.collect(refused),
-        BACKEND_MISNAMED.collect(each(|totals| totals.misnamed)),
-        BACKEND_UNANSWERED.collect(each(|totals| totals.unanswered)),
-        BACKEND_HALF_OPEN.collect(half_open),
-        BACKEND_CHECKS.collect(checks),
-        CHECK_SECONDS.collect_times(reading.pools.iter().map(|of| (of.name.as_str(), &of.times))),
-        POOL_PANIC.collect(panics),
-    ]
-    .concat()
+    BACKEND_DATAGRAMS.write(out, each(|totals| totals.forwarded));
+    BACKEND_RETURNED.write(out, each(|totals| totals.returned));
+    BACKEND_STATE.write(out, states);
+    LIVE_CIDS.write(out, live);
+    BACKEND_FLOWS.write(out, flows);
+    BACKEND_SILENT.write(out, silent);
+    BACKEND_REFUSED.write(out, refused);
+    BACKEND_MISNAMED.write(out, each(|totals| totals.misnamed));
+    BACKEND_UNANSWERED.write(out, each(|totals| totals.unanswered));
+    BACKEND_HALF_OPEN.write(out, half_open);
+    BACKEND_CHECKS.write(out, checks);
+    CHECK_SECONDS.write_times(out, reading.pools.iter().map(|of| (of.name.as_str(), &of.times)));
+    POOL_PANIC.write(out, panics);
 }
 
-fn of_the_process(reading: &Reading) -> Vec<MetricFamily> {
+fn of_the_process(out: &mut String, reading: &Reading) {
     let by_table = |Sizes { handshakes, connections, connection_ids }| {
         [
             (["handshakes"], handshakes as u64),
@@ -720,30 +723,30 @@ fn of_the_process(reading: &Reading) -> Vec<MetricFamily> {
     let limits = keys.iter().filter_map(|(sequence, key)| Some(([sequence.as_str()], key.limit?)));
     let panics = reading.panics.iter().enumerate();
     let panics: Vec<_> = panics.map(|(worker, &count)| (worker.to_string(), count)).collect();
-    [
-        FLOW_LIMIT.collect([([], reading.flow_limit as u64)]),
-        FLOWS_UNPROVEN.collect([([], reading.unproven_flows)]),
-        REMEMBERED.collect(by_table(reading.remembered)),
-        REMEMBERED_LIMIT.collect(by_table(reading.remembered_limits)),
-        RETRY_SENT.collect([([], listeners().map(|of| of.retries).sum())]),
-        RETRY_UNFINISHED.collect([([], reading.unfinished_flows)]),
-        RETRY_TOKENS.collect(TokenResult::ALL.map(|result| {
+    FLOW_LIMIT.write(out, [([], reading.flow_limit as u64)]);
+    FLOWS_UNPROVEN.write(out, [([], reading.unproven_flows)]);
+    REMEMBERED.write(out, by_table(reading.remembered));
+    REMEMBERED_LIMIT.write(out, by_table(reading.remembered_limits));
+    RETRY_SENT.write(out, [([], listeners().map(|of| of.retries).sum())]);
+    RETRY_UNFINISHED.write(out, [([], reading.unfinished_flows)]);
+    RETRY_TOKENS.write(
+        out,
+        TokenResult::ALL.map(|result| {
             let count = listeners().map(|of| of.tokens[result as usize]).sum();
             ([result.label()], count)
-        })),
-        RETRY_KEY_TOKENS.collect(made),
-        RETRY_KEY_LIMIT.collect(limits),
-        CONFIG_RELOADS.collect(reloads.map(|(result, count)| ([result], count))),
-        CONFIG_LAST_SUCCESSFUL
-            .collect([([], u64::from(last.is_none_or(|(_, ended_well)| ended_well)))]),
-        CONFIG_LAST_RELOAD.collect(last.iter().map(|(time, _)| ([], time.as_secs()))),
-        CONFIG_INFO.collect([([reading.digest.as_str()], 1)]),
-        BUILD_INFO.collect([([env!("CARGO_PKG_VERSION")], 1)]),
-        READY.collect([([], u64::from(reading.ready))]),
-        WORKERS.collect([([], reading.workers as u64)]),
-        WORKER_PANICS.collect(panics.iter().map(|(worker, count)| ([worker.as_str()], *count))),
-    ]
-    .concat()
+        }),
+    );
+    RETRY_KEY_TOKENS.write(out, made);
+    RETRY_KEY_LIMIT.write(out, limits);
+    CONFIG_RELOADS.write(out, reloads.map(|(result, count)| ([result], count)));
+    let ended_well = last.is_none_or(|(_, ended_well)| ended_well);
+    CONFIG_LAST_SUCCESSFUL.write(out, [([], u64::from(ended_well))]);
+    CONFIG_LAST_RELOAD.write(out, last.iter().map(|(time, _)| ([], time.as_secs())));
+    CONFIG_INFO.write(out, [([reading.digest.as_str()], 1)]);
+    BUILD_INFO.write(out, [([env!("CARGO_PKG_VERSION")], 1)]);
+    READY.write(out, [([], u64::from(reading.ready))]);
+    WORKERS.write(out, [([], reading.workers as u64)]);
+    WORKER_PANICS.write(out, panics.iter().map(|(worker, count)| ([worker.as_str()], *count)));
 }
 
 #[cfg(test)]

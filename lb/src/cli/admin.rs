@@ -77,6 +77,7 @@ impl Balancer {
     }
 
     /// The one at an address that wants no token.
+    #[cfg(feature = "demo")]
     pub(super) const fn at(address: SocketAddr) -> Self {
         Self { place: AdminPlace::Address(address), token: None }
     }

@@ -27,6 +27,7 @@ use quic::routable::ConfigId;
 use quic_lb_config::Admission;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio::task;
 
 use super::{
     answers::error,
@@ -88,9 +89,13 @@ async fn status_page(State(shared): State<Arc<Shared>>) -> Html<String> {
     Html(page::status(&reading, &views))
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+/// With thousands of backends a page is megabytes, which the thread that answers everybody does not write itself.
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    ([(header::CONTENT_TYPE, format)], shared.metrics())
+    match task::spawn_blocking(move || shared.metrics()).await {
+        Ok(text) => ([(header::CONTENT_TYPE, format)], text).into_response(),
+        Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written"),
+    }
 }
 
 /// Whether this process does its work; if not, it should be replaced.

@@ -958,3 +958,61 @@ fn a_backend_that_is_down_may_be_taken_away_with_what_is_lost_already() {
     let without_a = |config: &mut Config| drop(config.pools[0].backends.remove(0));
     assert_eq!(bench.reload(without_a), Applied::Changed);
 }
+
+/// cargo test --release -p quic-lb --lib -- --ignored --nocapture what_a_large_fleet_costs
+#[test]
+#[ignore = "measures, and proves nothing"]
+fn what_a_large_fleet_costs() {
+    use std::sync::Mutex;
+
+    use crate::{backend::MAX_BACKENDS, metrics::Metrics};
+
+    for count in [4096, MAX_BACKENDS] {
+        let mut config = fixtures::config(true);
+        let pool = &mut config.pools[0];
+        let backend = pool.backends[0].clone();
+        let (id, _) = backend.server_ids[0];
+        let named = |n: u16| Backend {
+            name: format!("backend-{n}"),
+            address: ([10, 0, 0, 1], n).into(),
+            server_ids: vec![(id, ServerId::new(&n.to_be_bytes()).unwrap())],
+            ..backend.clone()
+        };
+        pool.backends = (1..=u16::try_from(count).unwrap()).map(named).collect();
+        let other = config.clone();
+        let mut bench = Bench::of(config);
+        let timed = |what: &str, begin: Instant| println!("{count}: {what} {:?}", begin.elapsed());
+        for nth in 0..3 {
+            let wanted = if nth == 1 { Admission::Active } else { Admission::Draining };
+            let begin = Instant::now();
+            assert!(bench.plane.command("web", "backend-7", wanted));
+            timed("command", begin);
+            let begin = Instant::now();
+            let order = bench.plane.order().unwrap();
+            timed("order", begin);
+            let begin = Instant::now();
+            let built = order.build();
+            timed("build (beside)", begin);
+            let begin = Instant::now();
+            bench.plane.install(built);
+            timed("install", begin);
+            let begin = Instant::now();
+            bench.plane.on_tick(bench.now);
+            timed("tick", begin);
+        }
+        let begin = Instant::now();
+        assert_eq!(bench.plane.apply(bench.now, other, false), Applied::Unchanged);
+        timed("unchanged file", begin);
+        let plane = Arc::new(Mutex::new(bench.plane));
+        let (read, now) = (Arc::clone(&plane), bench.now);
+        let metrics = Metrics::new(move || read.lock().unwrap().reading(now));
+        for _ in 0..2 {
+            let begin = Instant::now();
+            drop(plane.lock().unwrap().reading(now));
+            timed("reading", begin);
+            let begin = Instant::now();
+            let text = metrics.render();
+            timed(&format!("scrape of {} octets", text.len()), begin);
+        }
+    }
+}
