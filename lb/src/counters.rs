@@ -54,6 +54,10 @@ pub struct WorkerCounters {
     pub unfinished_flows: Counter,
     /// How often the worker has panicked and begun anew.
     pub panics: Counter,
+    /// How often it has received something from listeners: at most a batch at once.
+    pub batches: Counter,
+    /// The time that its thread has had of a processor, in microseconds.
+    pub cpu_micros: Counter,
 }
 
 /// What happened on one listener. `received` is the sum of all `forwarded`, all `dropped` and all
@@ -62,6 +66,8 @@ pub struct WorkerCounters {
 pub struct ListenerCounters {
     /// Datagrams from clients.
     pub received: Counter,
+    /// Datagrams that the kernel had no room for.
+    pub receive_dropped: Counter,
     /// Datagrams sent to backends, by rule.
     pub forwarded: [Counter; Rule::ALL.len()],
     /// Datagrams not sent, by reason.
@@ -183,6 +189,8 @@ impl WorkerCounters {
             unproven_flows: Counter::default(),
             unfinished_flows: Counter::default(),
             panics: Counter::default(),
+            batches: Counter::default(),
+            cpu_micros: Counter::default(),
         }
     }
 

@@ -22,7 +22,7 @@ use crate::{
     check::{CheckCounts, CheckTimes},
     memory::Sizes,
     refusal::Refusal,
-    totals::{BackendTotals, ListenerTotals, LiveTotals},
+    totals::{BackendTotals, ListenerTotals, LiveTotals, Usage},
     verdict::{DropReason, ReplyKind, Rule, Standing, TokenResult},
 };
 
@@ -238,7 +238,26 @@ const CONFIG_INFO: Family = Family::gauge(
     &["digest"],
     "Always 1. Balancers with the same digest make the same decision for the same packet.",
 );
-const BUILD_INFO: Family = Family::gauge("quic_lb_build_info", &["version"], "Always 1.");
+const BUILD_INFO: Family = Family::gauge(
+    "quic_lb_build_info",
+    &["version", "revision"],
+    "Always 1. The revision is what QUIC_LB_REVISION was when the program was built.",
+);
+const RECEIVE_DROPPED: Family = Family::counter(
+    "quic_lb_receive_dropped_total",
+    &["listener", "worker"],
+    "Datagrams from clients that the kernel had no room for in the worker's buffer of the listener. They are in no other counter.",
+);
+const WORKER_BATCHES: Family = Family::counter(
+    "quic_lb_worker_batches_total",
+    &["worker"],
+    "How often the worker has received something from listeners, 64 messages at once at most: full batches mean that it has no time to spare.",
+);
+const WORKER_CPU: Family = Family::counter(
+    "quic_lb_worker_cpu_seconds_total",
+    &["worker"],
+    "Time of a processor that the worker has had. One that has a second for each second carries all that it can.",
+);
 const READY: Family = Family::gauge(
     "quic_lb_ready",
     &[],
@@ -252,8 +271,9 @@ const WORKER_PANICS: Family = Family::counter(
 );
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 45] = [
+pub const FAMILIES: [Family; 48] = [
     DATAGRAMS_RECEIVED,
+    RECEIVE_DROPPED,
     DATAGRAMS_FORWARDED,
     DATAGRAMS_DROPPED,
     DATAGRAMS_REPLIED,
@@ -297,6 +317,8 @@ pub const FAMILIES: [Family; 45] = [
     BUILD_INFO,
     READY,
     WORKERS,
+    WORKER_BATCHES,
+    WORKER_CPU,
     WORKER_PANICS,
 ];
 
@@ -347,6 +369,8 @@ pub struct Reading {
     pub workers: usize,
     /// How often each of them has panicked.
     pub panics: Vec<u64>,
+    /// What each of them does, and what that takes.
+    pub usage: Vec<Usage>,
     /// What /readyz says.
     pub ready: bool,
     /// Tokens made with each key.
@@ -368,6 +392,8 @@ pub struct ListenerReading {
     pub phase: &'static str,
     /// How often it began, by reason.
     pub switches: [u64; Reason::ALL.len()],
+    /// What the kernel had no room for, by worker.
+    pub receive_dropped: Vec<u64>,
 }
 
 /// One pool of which the backends are checked.
@@ -506,6 +532,22 @@ impl Family {
         }
     }
 
+    /// As [`Self::write`], of durations.
+    fn write_seconds<'a, const LABELS: usize>(
+        &self,
+        out: &mut String,
+        samples: impl IntoIterator<Item = ([&'a str; LABELS], Duration)>,
+    ) {
+        for (nth, (values, time)) in samples.into_iter().enumerate() {
+            if nth == 0 {
+                self.write_head(out);
+            }
+            out.push_str(self.name);
+            self.write_labels(out, &values, None);
+            let _ = writeln!(out, " {}", time.as_secs_f64());
+        }
+    }
+
     /// Writes the family with one histogram for each value of its label.
     fn write_times<'a>(
         &self,
@@ -625,6 +667,13 @@ fn of_listeners(out: &mut String, reading: &Reading) {
         reasons.map(|(reason, value)| ([of.name.as_str(), reason.label()], value))
     });
     DATAGRAMS_RECEIVED.write(out, each(|totals| totals.received));
+    let workers = reading.listeners.iter().map(|of| of.receive_dropped.len()).max().unwrap_or(0);
+    let workers: Vec<_> = (0..workers).map(|worker| worker.to_string()).collect();
+    let overflowed = reading.listeners.iter().flat_map(|of| {
+        let of_workers = workers.iter().zip(&of.receive_dropped);
+        of_workers.map(|(worker, dropped)| ([of.name.as_str(), worker.as_str()], *dropped))
+    });
+    RECEIVE_DROPPED.write(out, overflowed);
     DATAGRAMS_FORWARDED.write(out, forwarded);
     DATAGRAMS_DROPPED.write(out, dropped);
     DATAGRAMS_REPLIED.write(out, replied);
@@ -743,7 +792,12 @@ fn of_the_process(out: &mut String, reading: &Reading) {
     CONFIG_LAST_SUCCESSFUL.write(out, [([], u64::from(ended_well))]);
     CONFIG_LAST_RELOAD.write(out, last.iter().map(|(time, _)| ([], time.as_secs())));
     CONFIG_INFO.write(out, [([reading.digest.as_str()], 1)]);
-    BUILD_INFO.write(out, [([env!("CARGO_PKG_VERSION")], 1)]);
+    let revision = option_env!("QUIC_LB_REVISION").unwrap_or("unknown");
+    BUILD_INFO.write(out, [([env!("CARGO_PKG_VERSION"), revision], 1)]);
+    let workers: Vec<_> = (0..reading.usage.len()).map(|worker| worker.to_string()).collect();
+    let usage = || workers.iter().map(String::as_str).zip(&reading.usage);
+    WORKER_BATCHES.write(out, usage().map(|(worker, of)| ([worker], of.batches)));
+    WORKER_CPU.write_seconds(out, usage().map(|(worker, of)| ([worker], of.cpu)));
     READY.write(out, [([], u64::from(reading.ready))]);
     WORKERS.write(out, [([], reading.workers as u64)]);
     WORKER_PANICS.write(out, panics.iter().map(|(worker, count)| ([worker.as_str()], *count)));
@@ -812,6 +866,9 @@ mod tests {
             "quic_lb_pool_panic{pool=\"web\"} 1",
             "quic_lb_remembered{table=\"connection_ids\"} 9",
             "quic_lb_worker_panics_total{worker=\"1\"} 2",
+            "quic_lb_receive_dropped_total{listener=\"edge\",worker=\"1\"} 31",
+            "quic_lb_worker_batches_total{worker=\"1\"} 5",
+            "quic_lb_worker_cpu_seconds_total{worker=\"1\"} 1.5",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }
@@ -850,6 +907,7 @@ mod tests {
                 totals: edge,
                 phase: Phase::LABELS[2],
                 switches: [0, 4, 0],
+                receive_dropped: vec![0, 31],
             }],
             backends: vec![BackendReading {
                 pool: "web".into(),
@@ -881,6 +939,7 @@ mod tests {
                 last: Some((Duration::from_millis(5_700), false)),
             },
             panics: vec![0, 2],
+            usage: vec![Usage::default(), Usage { batches: 5, cpu: Duration::from_millis(1_500) }],
             digest: "0123".into(),
             ..Default::default()
         }

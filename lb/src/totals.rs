@@ -87,6 +87,26 @@ impl Totals {
         self.sources.iter().map(|source| source.unfinished_flows.get()).sum()
     }
 
+    /// What the kernel had no room for on these listeners, for each source.
+    #[must_use]
+    pub fn receive_dropped(&self, listeners: &[usize]) -> Vec<u64> {
+        let of = |source: &Arc<WorkerCounters>| {
+            let counters = listeners.iter().filter_map(|listener| source.listeners.get(*listener));
+            counters.map(|counters| counters.receive_dropped.get()).sum()
+        };
+        self.sources.iter().map(of).collect()
+    }
+
+    /// How often each source has received something, and the time that it has had of a processor.
+    #[must_use]
+    pub fn usage(&self) -> Vec<Usage> {
+        let of = |source: &Arc<WorkerCounters>| Usage {
+            batches: source.batches.get(),
+            cpu: Duration::from_micros(source.cpu_micros.get()),
+        };
+        self.sources.iter().map(of).collect()
+    }
+
     /// How often each source has panicked and begun anew, in the order of workers.
     #[must_use]
     pub fn panics(&self) -> Vec<u64> {
@@ -105,6 +125,15 @@ impl Totals {
         let listeners = self.sources.iter().flat_map(|source| &source.listeners);
         listeners.map(|counters| counters.flows.get()).sum()
     }
+}
+
+/// What a source has done, and what that took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// How often it has received something from listeners.
+    pub batches: u64,
+    /// Time of a processor.
+    pub cpu: Duration,
 }
 
 /// [`ListenerCounters`] of all sources, added up.

@@ -65,6 +65,31 @@ fn a_scrape_shows_every_datagram_with_its_verdict() {
     assert_eq!(samples["quic_lb_ready"], 1.0);
 }
 
+#[test]
+fn what_the_kernel_has_no_room_for_is_counted_and_so_is_the_work() {
+    /// More than the largest buffer that a listener asks for.
+    const SENT: u32 = 60_000;
+    let mut balancer = Balancer::start(Host::new());
+    let client = balancer.client();
+    balancer.signal("STOP");
+    (0..SENT).for_each(|_| client.send(&[0xc0]));
+    balancer.signal("CONT");
+    let sum = |balancer: &Balancer, name: &str| -> f64 {
+        let samples = balancer.metrics();
+        samples.iter().filter(|(sample, _)| sample.starts_with(name)).map(|(_, n)| n).sum()
+    };
+    let received = "quic_lb_datagrams_received_total";
+    balancer.wait("every datagram, here or there", |balancer| {
+        let dropped = sum(balancer, "quic_lb_receive_dropped_total{listener=\"edge\"");
+        dropped > 0.0 && dropped + sum(balancer, received) == f64::from(SENT)
+    });
+    let batches = sum(&balancer, "quic_lb_worker_batches_total");
+    assert!(batches >= sum(&balancer, received) / 64.0, "{batches}");
+    assert!(sum(&balancer, "quic_lb_worker_cpu_seconds_total") > 0.0);
+    let metrics = balancer.metrics();
+    assert!(metrics.contains_key("quic_lb_worker_cpu_seconds_total{worker=\"1\"}"));
+}
+
 /// Where the tests run as root there is something to give up.
 #[test]
 fn a_running_balancer_has_given_up_what_it_does_not_need_and_goes_on() {

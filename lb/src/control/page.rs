@@ -138,6 +138,7 @@ mod tests {
     fn names_stay_text() {
         let reading = Reading {
             listeners: vec![ListenerReading {
+                receive_dropped: vec![],
                 name: "<script>&\"".into(),
                 totals: ListenerTotals::default(),
                 phase: "inactive",

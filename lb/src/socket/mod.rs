@@ -56,6 +56,16 @@ const LISTENER_BUFFER: c_int = 8 << 20;
 /// What an upstream socket may have in flight on either side: several offloaded sends.
 const UPSTREAM_BUFFER: c_int = 1 << 20;
 
+/// The time that the calling thread has had of a processor.
+pub(crate) fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec, alive for the call.
+    let read = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u32::try_from(time.tv_nsec).unwrap_or(0);
+    if read == 0 { Duration::new(seconds, nanos) } else { Duration::ZERO }
+}
+
 /// A UDP socket with its options set. It never blocks and refuses fragmentation.
 #[derive(Debug)]
 pub struct Socket {
@@ -352,6 +362,22 @@ impl Socket {
         check(unsafe {
             libc::setsockopt(self.raw(), level, option, (&raw const value).cast(), len)
         })
+    }
+
+    /// How many datagrams the kernel had no room for in the buffer of this socket; it begins anew beyond 2^32.
+    ///
+    /// # Errors
+    ///
+    /// Those of getsockopt(2).
+    pub(crate) fn receive_dropped(&self) -> io::Result<u32> {
+        let mut memory = [0_u32; libc::SK_MEMINFO_DROPS as usize + 1];
+        let mut len = octets_of::<[u32; libc::SK_MEMINFO_DROPS as usize + 1]>();
+        // SAFETY: the kernel writes at most `len` octets into the array, and both outlive the call.
+        check(unsafe {
+            let memory = memory.as_mut_ptr().cast();
+            libc::getsockopt(self.raw(), libc::SOL_SOCKET, libc::SO_MEMINFO, memory, &raw mut len)
+        })?;
+        Ok(memory[libc::SK_MEMINFO_DROPS as usize])
     }
 
     fn get(&self, level: c_int, option: c_int) -> io::Result<c_int> {

@@ -36,12 +36,16 @@ pub(super) struct Listener {
     pub(super) ipv6: bool,
     /// Whether a snapshot has the listener. Nothing is taken from the socket before.
     pub(super) serves: bool,
+    /// What the kernel had had no room for when it was asked last.
+    pub(super) dropped: u32,
 }
 
 impl Listener {
     pub(super) fn new(socket: Socket) -> io::Result<Self> {
         let ipv6 = socket.local_address()?.is_ipv6();
-        Ok(Self { socket, ipv6, serves: true })
+        // One that was inherited has a past.
+        let dropped = socket.receive_dropped().unwrap_or(0);
+        Ok(Self { socket, ipv6, serves: true, dropped })
     }
 }
 

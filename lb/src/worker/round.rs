@@ -48,7 +48,7 @@ use crate::{
     explained::Explained,
     forwarder::{AnsweredAs, BATCH, Clock, Datagram, Forwarder, OnFailure, Returned, Start, Tally},
     routing::Routing,
-    socket::{Channel, Peer, Poller, Ready, Receiver, SLOTS, Sharing, Socket},
+    socket::{self, Channel, Peer, Poller, Ready, Receiver, SLOTS, Sharing, Socket},
     succession::HashKeys,
     verdict::{DropReason, Ended, FlowId, Opened, ReplyKind, Rule, TokenResult, Verdict, Via},
 };
@@ -300,7 +300,7 @@ impl Datapath {
         }
         let socket = Socket::listener_of(address, families, sharing)?;
         let address = socket.local_address()?;
-        let opened = Listener { socket, ipv6: address.is_ipv6(), serves: false };
+        let opened = Listener { socket, ipv6: address.is_ipv6(), serves: false, dropped: 0 };
         if self.listeners.len() <= index {
             self.listeners.resize_with(index + 1, || None);
         }
@@ -496,6 +496,9 @@ impl Datapath {
     /// Carries the first `received` slots from a listener to the backends.
     fn forward(&mut self, now: Instant, listener: ListenerIndex, received: usize) {
         // Before any verdict, so that a scrape never sees more verdicts than datagrams.
+        if received > 0 {
+            self.counters.batches.add(1);
+        }
         let counters = &self.counters.listeners[listener.0];
         let messages = || (0..received).map(|slot| self.receiver.received(slot));
         counters.received.add(messages().map(|message| message.datagrams() as u64).sum());
@@ -757,6 +760,20 @@ impl Datapath {
         back.send(forwarder, receiver, transmitter, listeners, counters);
     }
 
+    /// Tells what the kernel had no room for, and what all this takes.
+    fn tell_usage(&mut self) {
+        let counters = &self.counters;
+        for (listener, counters) in self.listeners.iter_mut().zip(&counters.listeners) {
+            let Some(listener) = listener else { continue };
+            // A kernel that does not say it has nothing to add.
+            let dropped = listener.socket.receive_dropped().unwrap_or(listener.dropped);
+            counters.receive_dropped.add(dropped.wrapping_sub(listener.dropped).into());
+            listener.dropped = dropped;
+        }
+        let micros = u64::try_from(socket::thread_time().as_micros()).unwrap_or(u64::MAX);
+        counters.cpu_micros.set(micros);
+    }
+
     fn sweep(&mut self, now: Instant) {
         self.forwarder.set_clock(Clock { now, unix: SystemTime::now() });
         let mut expired = mem::take(&mut self.expired);
@@ -766,6 +783,7 @@ impl Datapath {
         }
         self.expired = expired;
         self.forwarder.tell_live(&self.counters);
+        self.tell_usage();
         self.upstreams.sweep(now);
         self.count_flows();
     }

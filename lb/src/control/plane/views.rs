@@ -97,6 +97,7 @@ impl ControlPlane {
             unproven_flows: self.totals.unproven_flows(),
             workers: self.workers,
             panics: self.totals.panics(),
+            usage: self.totals.usage(),
             ready: self.stage == Stage::Running,
             tokens_made: self.registry.admission.tokens_made(),
             reloads: Reloads {
@@ -118,7 +119,9 @@ impl ControlPlane {
             counts.for_each(|(sum, count)| *sum += count);
         }
         let phase = known().last().map_or(Phase::Inactive, Validation::phase).label();
-        ListenerReading { name, totals, phase, switches }
+        let numbered: Vec<_> = numbers().map(|ListenerIndex(index)| index).collect();
+        let receive_dropped = self.totals.receive_dropped(&numbered);
+        ListenerReading { name, totals, phase, switches, receive_dropped }
     }
 
     /// The backends in force that answer under connection IDs that do not lead to them, as `pool/backend`.
