@@ -58,6 +58,8 @@ pub struct WorkerCounters {
     pub batches: Counter,
     /// The time that its thread has had of a processor, in microseconds.
     pub cpu_micros: Counter,
+    /// Rounds of the worker, ten a second at least.
+    pub rounds: Counter,
 }
 
 /// What happened on one listener. `received` is the sum of all `forwarded`, all `dropped` and all
@@ -191,6 +193,7 @@ impl WorkerCounters {
             panics: Counter::default(),
             batches: Counter::default(),
             cpu_micros: Counter::default(),
+            rounds: Counter::default(),
         }
     }
 

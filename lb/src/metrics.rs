@@ -261,9 +261,14 @@ const WORKER_CPU: Family = Family::counter(
 const READY: Family = Family::gauge(
     "quic_lb_ready",
     &[],
-    "1 while /readyz says yes; 0 when a worker has ended or the process drains.",
+    "1 while /readyz says yes; 0 when a worker has ended or stands still, or the process drains.",
 );
 const WORKERS: Family = Family::gauge("quic_lb_workers", &[], "Worker threads.");
+const WORKERS_STUCK: Family = Family::gauge(
+    "quic_lb_workers_stuck",
+    &[],
+    "Workers that have made no progress for six seconds.",
+);
 const WORKER_PANICS: Family = Family::counter(
     "quic_lb_worker_panics_total",
     &["worker"],
@@ -271,7 +276,7 @@ const WORKER_PANICS: Family = Family::counter(
 );
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 48] = [
+pub const FAMILIES: [Family; 49] = [
     DATAGRAMS_RECEIVED,
     RECEIVE_DROPPED,
     DATAGRAMS_FORWARDED,
@@ -319,6 +324,7 @@ pub const FAMILIES: [Family; 48] = [
     WORKERS,
     WORKER_BATCHES,
     WORKER_CPU,
+    WORKERS_STUCK,
     WORKER_PANICS,
 ];
 
@@ -371,6 +377,8 @@ pub struct Reading {
     pub panics: Vec<u64>,
     /// What each of them does, and what that takes.
     pub usage: Vec<Usage>,
+    /// How many of them stand still.
+    pub stuck: usize,
     /// What /readyz says.
     pub ready: bool,
     /// Tokens made with each key.
@@ -800,6 +808,7 @@ fn of_the_process(out: &mut String, reading: &Reading) {
     WORKER_CPU.write_seconds(out, usage().map(|(worker, of)| ([worker], of.cpu)));
     READY.write(out, [([], u64::from(reading.ready))]);
     WORKERS.write(out, [([], reading.workers as u64)]);
+    WORKERS_STUCK.write(out, [([], reading.stuck as u64)]);
     WORKER_PANICS.write(out, panics.iter().map(|(worker, count)| ([worker.as_str()], *count)));
 }
 
@@ -865,6 +874,7 @@ mod tests {
             "quic_lb_backend_check_seconds_count{pool=\"web\"} 1",
             "quic_lb_pool_panic{pool=\"web\"} 1",
             "quic_lb_remembered{table=\"connection_ids\"} 9",
+            "quic_lb_workers_stuck 1",
             "quic_lb_worker_panics_total{worker=\"1\"} 2",
             "quic_lb_receive_dropped_total{listener=\"edge\",worker=\"1\"} 31",
             "quic_lb_worker_batches_total{worker=\"1\"} 5",
@@ -940,6 +950,7 @@ mod tests {
             },
             panics: vec![0, 2],
             usage: vec![Usage::default(), Usage { batches: 5, cpu: Duration::from_millis(1_500) }],
+            stuck: 1,
             digest: "0123".into(),
             ..Default::default()
         }

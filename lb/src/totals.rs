@@ -113,6 +113,12 @@ impl Totals {
         self.sources.iter().map(|source| source.panics.get()).collect()
     }
 
+    /// Rounds that each source has made, in the order of workers.
+    #[must_use]
+    pub fn rounds(&self) -> Vec<u64> {
+        self.sources.iter().map(|source| source.rounds.get()).collect()
+    }
+
     /// Flows that have not shown that there is a client at their address.
     #[must_use]
     pub fn unproven_flows(&self) -> u64 {

@@ -194,6 +194,26 @@ fn the_service_manager_is_told() {
 }
 
 #[test]
+fn the_watchdog_is_fed_while_all_workers_make_progress() {
+    use std::os::unix::net::UnixDatagram;
+    let host = Host::new();
+    let folder = Folder::with(&host.config());
+    let manager = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (config, mut command) = (folder.config(), command());
+    command.env("WATCHDOG_USEC", "1000000").env_remove("WATCHDOG_PID");
+    let balancer = Balancer::start_as(command, host, folder, config);
+    let mut fed = 0;
+    for _ in 0..20 {
+        let mut message = [0; 500];
+        let len = manager.recv(&mut message).unwrap();
+        fed += usize::from(message[..len].starts_with(b"WATCHDOG=1"));
+    }
+    assert!(fed >= 15, "{fed}");
+    assert_eq!(balancer.metric("quic_lb_workers_stuck"), 0.0);
+}
+
+#[test]
 fn the_log_says_where_it_listens() {
     let host = Host::new();
     let mut balancer = Balancer::start(host);

@@ -10,6 +10,7 @@ The client has an uplink through each. The attacker forges its senders. Started 
 """
 
 import argparse
+import ctypes
 import json
 import os
 import re
@@ -51,6 +52,8 @@ NEW_CONNECTIONS, SILENT_SECONDS, WITHOUT_CHECKS, WITH_CHECKS = 50, 12, 3.0, 2.5
 # How often the balancer is replaced, how many seconds apart, and for how long nobody may hear anything meanwhile; its
 # server says something ten times a second.
 UPGRADES, UPGRADE_SECONDS, LONGEST_SILENCE = 20, 1, 0.35
+# linux/ptrace.h, linux/wait.h.
+PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT, WALL = 17, 0x4206, 0x4207, 0x40000000
 # Forged senders are of this network (RFC 2544); no host has such an address.
 FORGED = "198.18.0.0/15"
 # What the balancer's memory may grow by under a flood: its flows have a limit, and little else is kept.
@@ -593,6 +596,38 @@ class Namespaces(Suite):
             f"{visited['handshakes']} new ones, 0 lost; {verdicts} since the last, kernel drops 0"
         )
 
+    def stuck(self):
+        """One thread of the balancer stands still, as a debugger holds it. It is seen, and that it goes on."""
+        # `ip netns exec` becomes the balancer.
+        process = self.balancer_now or self.balancer.process.pid
+        threads = f"/proc/{process}/task"
+        named = lambda thread: open(f"{threads}/{thread}/comm").read().strip()
+        worker = next(int(thread) for thread in os.listdir(threads) if named(thread) == "worker-0")
+        ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+        ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+        trace = lambda request: expect(
+            ptrace(request, worker, None, None) == 0, os.strerror(ctypes.get_errno())
+        )
+
+        def until(wanted):
+            began = time.monotonic()
+            while ('"healthy":true' in self.admin("/healthz")) != wanted:
+                expect(time.monotonic() < began + START, f"the balancer is not healthy: {not wanted}")
+                time.sleep(0.1)
+            return time.monotonic() - began
+
+        until(True)
+        trace(PTRACE_SEIZE)
+        try:
+            trace(PTRACE_INTERRUPT)
+            os.waitpid(worker, WALL)
+            seen = until(False)
+            expect(not self.admin("/readyz"), "it is ready")
+            expect(self.count("workers_stuck") == 1, "the metric does not say so")
+        finally:
+            trace(PTRACE_DETACH)
+        return f"seen after {seen:.1f} s, healthy again {until(True):.1f} s after it went on"
+
     def kernel_drops(self):
         """Datagrams that found no room in a socket of the balancer's namespace."""
         counted = 0
@@ -744,6 +779,7 @@ class Namespaces(Suite):
         title = "Chromium: the balancer asks for its address, a NAT rebinds"
         self.check(title, self.browsed, rebind)
         self.check("quinn client: the balancer is upgraded again and again", self.upgraded, "plain")
+        self.check("a worker that stands still is seen", self.stuck)
         self.check("quinn client: forged senders flood the balancer", self.flooded)
         for pool, mode in (("plain", "off"), ("origin", "always"), ("defended", "adaptive")):
             for kind in BLIND:

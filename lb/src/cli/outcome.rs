@@ -117,5 +117,6 @@ pub(crate) fn report_failure(failure: Failure) {
 
 /// Writes to standard error; where that is gone there is nobody to tell.
 pub(crate) fn print_to_stderr(what: impl Display) {
-    let _ = writeln!(io::stderr(), "{what}");
+    // At once: a process that hands over to this one writes there too.
+    let _ = io::stderr().write_all(format!("{what}\n").as_bytes());
 }

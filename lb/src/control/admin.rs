@@ -100,20 +100,30 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
 
 /// Whether this process does its work; if not, it should be replaced.
 async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
-    match shared.plane().stage() {
-        Stage::Running | Stage::Draining => Json(json!({ "healthy": true })).into_response(),
-        Stage::Broken => {
-            let body = Json(json!({ "healthy": false, "reason": "a worker has ended" }));
-            (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+    let plane = shared.plane();
+    let stuck = plane.stuck();
+    let mut body = match plane.stage() {
+        Stage::Broken => json!({ "healthy": false, "reason": "a worker has ended" }),
+        Stage::Running | Stage::Draining if stuck.is_empty() => {
+            return Json(json!({ "healthy": true })).into_response();
         }
+        Stage::Running | Stage::Draining => json!({ "healthy": false, "reason": STUCK }),
+    };
+    if !stuck.is_empty() {
+        body["workers"] = json!(stuck);
     }
+    (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
 }
+
+/// Why a process with such a worker is not healthy, and not ready.
+const STUCK: &str = "a worker makes no progress";
 
 /// Whether this process should be sent anything new. One whose workers panic again and again should: what does it here
 /// would do it to the next one.
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
     let plane = shared.plane();
     let reason = match plane.stage() {
+        Stage::Running if !plane.stuck().is_empty() => STUCK,
         Stage::Running => {
             let (mut answer, mut details) = (json!({ "ready": true }), vec![]);
             let restless = shared.panics().restless(Instant::now());

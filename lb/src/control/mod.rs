@@ -296,6 +296,8 @@ async fn look_after(life: Life<'_>, plane: ControlPlane) -> Result<Ending, RunEr
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut next_sweep = Instant::now() + SWEEP;
     let mut draining: Option<Instant> = None;
+    let watchdog = systemd::watchdog_interval();
+    let mut next_feed = Instant::now();
     loop {
         let asked_to_end = tokio::select! {
             _ = ticks.tick() => false,
@@ -338,6 +340,13 @@ async fn look_after(life: Life<'_>, plane: ControlPlane) -> Result<Ending, RunEr
             shared.plane().set_stage(Stage::Broken);
             error!(reason, "a worker has ended by itself");
             return Err(RunError::WorkerEnded(reason));
+        }
+        if let Some(interval) = watchdog
+            && now >= next_feed
+            && shared.plane().stuck().is_empty()
+        {
+            systemd::feed_watchdog();
+            next_feed = now + interval.saturating_sub(TICK);
         }
         if now >= next_sweep {
             next_sweep = now + SWEEP;

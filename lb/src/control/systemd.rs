@@ -1,5 +1,7 @@
 //! What the service manager is told, where there is one.
 
+use std::time::Duration;
+
 use sd_notify::NotifyState;
 use tracing::debug;
 
@@ -18,6 +20,17 @@ pub(super) fn reloading() {
 /// From now on this one is the service.
 pub(super) fn main_process(process: u32) {
     notify(&[NotifyState::MainPid(process)]);
+}
+
+/// How often the service manager wants to hear that all is well, if it does.
+pub(super) fn watchdog_interval() -> Option<Duration> {
+    // Twice, in case that one comes late.
+    sd_notify::watchdog_enabled().map(|limit| limit / 2)
+}
+
+/// All is well.
+pub(super) fn feed_watchdog() {
+    notify(&[NotifyState::Watchdog]);
 }
 
 pub(super) fn stopping() {

@@ -246,6 +246,7 @@ impl Datapath {
         while !self.stop.load(Relaxed) {
             self.poller.wait(&mut ready, sleep)?;
             let now = Instant::now();
+            self.counters.rounds.add(1);
             self.transmitter.begin();
             self.refresh_routing();
             if self.serve(now, &ready) {

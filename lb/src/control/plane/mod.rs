@@ -14,6 +14,7 @@
 //! | --- | --- |
 //! | `backends.rs` | who is watched and checked, and what their health means for a pool |
 //! | `watched.rs` | one backend, and what was seen of it |
+//! | `progress.rs` | whether all workers make progress |
 //! | `removals.rs` | what a new configuration takes away from live connections |
 //! | `alarms.rs` | what somebody has to know of the traffic |
 //! | `handed.rs` | what a successor takes over |
@@ -22,6 +23,7 @@
 mod alarms;
 pub(super) mod backends;
 pub(super) mod handed;
+mod progress;
 mod removals;
 #[cfg(test)]
 mod tests;
@@ -38,9 +40,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use backends::{Left, established, panics, report};
+use progress::Progress;
 use quic_lb_config::{Admission, Backend, Config, Listener};
 use removals::InUse;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use watched::{Name, QUIET, Watched};
 
 use super::{
@@ -112,6 +115,7 @@ pub(crate) struct ControlPlane {
     loops_warned_of: (u64, Option<Instant>),
     reloads: Reloads,
     stage: Stage,
+    progress: Progress,
     /// When this process began to listen, as time since the first of those began that have handed over to each other.
     knows_since: Duration,
 }
@@ -219,6 +223,7 @@ impl ControlPlane {
             loops_warned_of: (0, None),
             reloads: Reloads::default(),
             stage: Stage::Running,
+            progress: Progress::default(),
             knows_since: Duration::ZERO,
         };
         plane.watch_wanted(&BTreeSet::new());
@@ -398,6 +403,7 @@ impl ControlPlane {
     /// Looks at what the workers have seen of each backend since the last tick.
     pub(crate) fn on_tick(&mut self, now: Instant) {
         let mut changed = false;
+        self.watch_progress();
         self.watch_drains(now);
         for ((pool, _), watched) in &mut self.backends {
             let totals = self.totals.of_backend(watched.id.slot());
@@ -430,6 +436,20 @@ impl ControlPlane {
             self.newest += 1;
         }
         self.warn_of_loops(now);
+    }
+
+    fn watch_progress(&mut self) {
+        for (worker, is_stuck) in self.progress.on_tick(&self.totals.rounds()) {
+            match is_stuck {
+                true => error!(worker, "a worker makes no progress"),
+                false => info!(worker, "the worker makes progress again"),
+            }
+        }
+    }
+
+    /// The workers that make no progress.
+    pub(crate) fn stuck(&self) -> Vec<usize> {
+        self.progress.stuck()
     }
 
     /// Takes note of how many half-open connections a backend says it has. `false` when there is

@@ -98,7 +98,8 @@ impl ControlPlane {
             workers: self.workers,
             panics: self.totals.panics(),
             usage: self.totals.usage(),
-            ready: self.stage == Stage::Running,
+            stuck: self.stuck().len(),
+            ready: self.stage == Stage::Running && self.stuck().is_empty(),
             tokens_made: self.registry.admission.tokens_made(),
             reloads: Reloads {
                 applied: self.in_force.applied + self.reloads.corrected,
