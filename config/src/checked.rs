@@ -40,6 +40,8 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// The admin interface; `None` switches it off.
     pub admin: Option<Admin>,
+    /// Where commands are kept over restarts.
+    pub state_dir: Option<PathBuf>,
     /// What bounds memory and descriptors.
     pub limits: Limits,
     /// What ends flows and the process.

@@ -29,6 +29,9 @@ mapping! {
         optional admin: Admin,
         /// Worker threads. Left out, one for each core.
         optional workers: Count<1, 1024>,
+        /// A folder of this process alone, from / on: what operators have commanded is kept there over restarts. Left out, it ends with
+        /// the process.
+        optional state_dir: Text,
         /// What bounds memory and descriptors.
         default limits: Limits = {},
         /// What ends flows and the process.

@@ -54,6 +54,9 @@ impl Config {
             "log": { "level": self.log.level.as_str(), "format": self.log.format.as_str() },
             "retry": retry(&self.retry),
         });
+        if let Some(state_dir) = &self.state_dir {
+            document["state_dir"] = json!(state_dir);
+        }
         if let Some(workers) = self.workers {
             document["workers"] = json!(workers);
         }

@@ -2,7 +2,9 @@
 
 use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
-use quic_lb_config::{Admission, Config, LogFormat, LogLevel, Mistake, Retry, load};
+use quic_lb_config::{
+    Admission, Config, LogFormat, LogLevel, Mistake, Retry, Surroundings, from_str, load,
+};
 
 #[test]
 fn every_example_loads_without_warnings() {
@@ -69,7 +71,7 @@ fn full_shows_the_defaults() {
 }
 
 #[test]
-fn configurations_come_by_ascending_config_id() {
+fn configurations_come_in_the_order_of_the_file() {
     let config = example("several-configs.yaml");
     let ids: Vec<_> = config.pools[0].cid_configs.iter().map(|c| c.id().get()).collect();
     assert_eq!(ids, [0, 1]);
@@ -77,6 +79,21 @@ fn configurations_come_by_ascending_config_id() {
         let ids: Vec<_> = backend.server_ids.iter().map(|(id, _)| id.get()).collect();
         assert_eq!(ids, [0, 1], "{}", backend.name);
     }
+    // The last is what servers go by, whatever its number; balancers read all of them.
+    let of = |ids: [u8; 2]| {
+        let configs =
+            ids.map(|id| format!("{{ config_id: {id}, server_id_length: 2, nonce_length: 6 }}"));
+        let text = format!(
+            "listeners: [{{ name: edge, address: \"127.0.0.1:4433\", pool: web }}]\n\
+             pools: [{{ name: web, quic_lb: [{}], backends: [{{ name: a, address: \"127.0.0.1:5001\", server_id: \"0001\" }}] }}]",
+            configs.join(", ")
+        );
+        let config = from_str(&text, &Surroundings::of_text("order")).unwrap().config;
+        let found: Vec<_> = config.pools[0].cid_configs.iter().map(|of| of.id().get()).collect();
+        assert_eq!(found, ids);
+        config.digest()
+    };
+    assert_eq!(of([6, 0]), of([0, 6]));
 }
 
 fn example(name: &str) -> Config {

@@ -54,6 +54,7 @@ pub(crate) fn config(routable: bool) -> Config {
             learnt: Duration::from_secs(600),
             drain: Duration::from_secs(30),
         },
+        state_dir: None,
         log: Log { level: Default::default(), format: Default::default() },
         retry: Default::default(),
     }

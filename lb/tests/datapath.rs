@@ -270,6 +270,7 @@ fn config(listener: &str, backends: &[SocketAddr]) -> Config {
             learnt: Duration::from_secs(600),
             drain: Duration::from_secs(1),
         },
+        state_dir: None,
         log: Log { level: Default::default(), format: Default::default() },
         retry: Default::default(),
     }

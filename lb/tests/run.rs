@@ -248,6 +248,7 @@ fn the_admin_interface_answers_each_path_and_refuses_the_rest_clearly() {
             "state": "active",
             "wanted": "active",
             "wanted_by": "file",
+            "command": null,
             "weight": 2,
             "weight_percent": 100,
             "server_ids": { "0": "0002" },
@@ -752,6 +753,40 @@ fn drain_waits_for_the_last_connection_and_activate_takes_it_back() {
     let nobody = host.at(9).to_string();
     let complaint = quic_lb(&["drain", "--admin", &nobody, "web/a"]).failed(1);
     assert!(complaint.contains("--admin says where it is"), "{complaint}");
+}
+
+#[test]
+fn what_operators_command_survives_the_process_and_says_who_and_why() {
+    let host = Host::new();
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let text = format!("state_dir: \"{}\"\n{}", state.display(), host.config());
+    let mut balancer = Balancer::start_with(host, &text);
+    let admin = host.at(9090).to_string();
+    let drain = ["drain", "--admin", &admin, "--reason", "new disks & kernel", "web/a"];
+    quic_lb(&drain).done();
+    let of_a = |balancer: &Balancer| {
+        let a = balancer.backend("a");
+        (a["state"].clone(), a["command"].clone())
+    };
+    let (_, given) = of_a(&balancer);
+    assert_eq!(given["reason"], "new disks & kernel");
+    assert!(
+        given["by"].is_string() && given["unix_time"].as_u64() > Some(1_700_000_000),
+        "{given}"
+    );
+
+    balancer.signal("KILL");
+    balancer.exit_code();
+    let mut balancer = Balancer::start_with(host, &text);
+    balancer.wait("what was in force", |balancer| of_a(balancer).0 == "draining");
+    assert_eq!(of_a(&balancer).1, given);
+    assert!(balancer.log().contains("operator's command from before"), "{}", balancer.log());
+    quic_lb(&["activate", "--admin", &admin, "web/a"]).done();
+    balancer.signal("KILL");
+    balancer.exit_code();
+    let balancer = Balancer::start_with(host, &text);
+    assert_eq!(of_a(&balancer), (json!("active"), Value::Null));
 }
 
 #[test]

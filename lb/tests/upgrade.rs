@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{
     Folder,
     balancer::{Balancer, Host, PATIENCE, Server, initial, short},
@@ -130,7 +130,13 @@ fn an_upgrade_loses_nothing() {
 fn what_an_operator_has_commanded_and_what_is_remembered_outlives_the_process() {
     let host = Host::new();
     let (_a, _b) = (Server::start(host.at(5001), "a"), Server::start(host.at(5002), "b"));
-    let mut balancer = Balancer::start(host);
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().display();
+    let text = |weight: u8| {
+        let config = host.config().replace("weight: 2", &format!("weight: {weight}"));
+        format!("state_dir: \"{state}\"\n{config}")
+    };
+    let mut balancer = Balancer::start_with(host, &text(2));
     // A handshake is known by what it began with.
     let (client, nonce) = (0..100)
         .map(|nonce| (balancer.client(), nonce))
@@ -148,9 +154,19 @@ fn what_an_operator_has_commanded_and_what_is_remembered_outlives_the_process() 
     for nonce in 1_000..1_020 {
         assert!(balancer.client().ask(&initial(nonce)).starts_with("b "));
     }
-    balancer.rewrite(&host.config().replace("weight: 2", "weight: 3"));
+    balancer.rewrite(&text(3));
     balancer.wait("the reload", |balancer| balancer.backend("b")["weight"] == 3);
     assert_eq!(balancer.backend("a")["state"], "draining");
+    // The new process, which has not opened the file, goes on keeping what is commanded.
+    assert_eq!(balancer.post("/api/v1/backends/web/a/activate").status, 200);
+    assert_eq!(balancer.post("/api/v1/backends/web/b/drain?by=ann").status, 200);
+    let kept = fs::read_to_string(folder.path().join("commands.json")).unwrap();
+    let kept: Value = serde_json::from_str(kept.lines().last().unwrap()).unwrap();
+    let b =
+        json!({ "pool": "web", "backend": "b", "state": "draining", "by": "ann", "reason": null });
+    let mut last = kept[0].clone();
+    last.as_object_mut().unwrap().remove("unix_time");
+    assert_eq!((kept.as_array().unwrap().len(), last), (1, b));
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod zones;
 use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
+    path::PathBuf,
 };
 
 use quic::routable::{CidConfig, ConfigId, ServerId};
@@ -26,7 +27,7 @@ use crate::{
     },
     document::{Backend, Document, HealthCheck, Listener, Pool, StatelessReset},
     keys::{self, KeyChoice, KeySource},
-    leaf::Endpoint,
+    leaf::{Endpoint, Text},
     mistake::Mistakes,
     read::{At, Given, List},
     surroundings::Surroundings,
@@ -65,6 +66,7 @@ pub(crate) fn check(
     let admin = admin::check_admin(document, surroundings, mistakes);
     let timeouts = check_timeouts(document, mistakes);
     let retry = retry::check(document, surroundings, mistakes);
+    let state_dir = check_state_dir(document, mistakes);
     warnings::warn(document, &pool_names, surroundings, mistakes);
     if mistakes.has_errors() {
         return None;
@@ -80,6 +82,7 @@ pub(crate) fn check(
             .collect::<Option<_>>()?,
         pools: checked_pools.into_iter().collect::<Option<_>>()?,
         admin,
+        state_dir,
         limits: checked::Limits {
             flows: non_zero(limits.flows.value.0)?,
             remembered: non_zero(limits.remembered.value.0)?,
@@ -317,6 +320,16 @@ fn check_loops(listeners: &List<Listener>, pools: &List<Pool>, mistakes: &mut Mi
             }
         }
     }
+}
+
+fn check_state_dir(document: &Document, mistakes: &mut Mistakes) -> Option<PathBuf> {
+    let At { value: Text(path), place } = document.state_dir.here()?;
+    let path = PathBuf::from(path);
+    if !path.is_absolute() {
+        let found = format!("`{}`", path.display());
+        mistakes.error(place, found, "a path from / on, such as /var/lib/quic-lb");
+    }
+    Some(path)
 }
 
 fn check_timeouts(document: &Document, mistakes: &mut Mistakes) -> checked::Timeouts {

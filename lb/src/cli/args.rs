@@ -268,6 +268,9 @@ pub(crate) struct BackendArgs {
     /// The backend.
     #[arg(value_name = "POOL/BACKEND", value_parser = backend_name)]
     pub(crate) backend: BackendName,
+    /// Why, for whoever looks later.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
 }
 
 #[derive(Debug, Arguments)]

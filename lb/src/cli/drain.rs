@@ -77,7 +77,13 @@ pub(super) fn drain(args: &DrainArgs, out: &mut impl Write) -> Result<(), Failur
 }
 
 async fn command(balancer: &Balancer, args: &BackendArgs, command: &str) -> Result<Told, Failure> {
-    let path = About(&args.backend, command).to_string();
+    let escaped = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    let user = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+    let mut path = About(&args.backend, command).to_string();
+    path += &format!("?by={}", escaped(user.as_deref().unwrap_or("quic-lb")));
+    if let Some(reason) = &args.reason {
+        path += &format!("&reason={}", escaped(reason));
+    }
     let answer = balancer.post(&path).await;
     answer.and_then(|body| read(&body)).map_err(|error| balancer.refused(&error))
 }

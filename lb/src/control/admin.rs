@@ -12,7 +12,7 @@
 use std::{
     fmt::Write,
     sync::Arc,
-    time::{Duration, Instant, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
@@ -33,6 +33,7 @@ use super::{
     answers::error,
     changes::Changes,
     checks::{contract::Breach, slow_start::STEPS},
+    commands::{Author, Command},
     connections,
     doors::{Access, Door},
     explain,
@@ -208,12 +209,20 @@ async fn upgrade(State(shared): State<Arc<Shared>>) -> Response {
     }
 }
 
-async fn drain(state: State<Arc<Shared>>, path: Path<(String, String)>) -> Response {
-    command(&state.0, &path.0, Admission::Draining).await
+async fn drain(
+    state: State<Arc<Shared>>,
+    path: Path<(String, String)>,
+    query: RawQuery,
+) -> Response {
+    command(&state.0, &path.0, query, Admission::Draining).await
 }
 
-async fn activate(state: State<Arc<Shared>>, path: Path<(String, String)>) -> Response {
-    command(&state.0, &path.0, Admission::Active).await
+async fn activate(
+    state: State<Arc<Shared>>,
+    path: Path<(String, String)>,
+    query: RawQuery,
+) -> Response {
+    command(&state.0, &path.0, query, Admission::Active).await
 }
 
 /// Reads the configuration, and answers when it is in force or refused.
@@ -278,14 +287,29 @@ async fn half_open(
     }
 }
 
-/// Answers when the command is in force.
-async fn command(shared: &Shared, (pool, name): &(String, String), wanted: Admission) -> Response {
-    if !shared.change(|plane| plane.command(pool, name, wanted)) {
+/// Answers when the command is in force, and kept if there is a place for that.
+async fn command(
+    shared: &Shared,
+    (pool, name): &(String, String),
+    RawQuery(query): RawQuery,
+    wanted: Admission,
+) -> Response {
+    let author = match Author::read(query.as_deref().unwrap_or_default()) {
+        Ok(author) => author,
+        Err(sentence) => return error(StatusCode::BAD_REQUEST, &sentence),
+    };
+    let unix_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let command = Command { wanted, author, unix_time };
+    if !shared.change(|plane| plane.command(pool, name, command)) {
         return unknown_backend(pool, name);
     }
     if !shared.until_in_force().await {
         let sentence = "the command is taken, and not in force yet: see /api/v1/backends";
         return error(StatusCode::SERVICE_UNAVAILABLE, sentence);
+    }
+    if let Err(why) = shared.keep_commands().await {
+        let sentence = format!("the command is in force, and will not survive a restart: {why}");
+        return error(StatusCode::INTERNAL_SERVER_ERROR, &sentence);
     }
     show_backend(shared, pool, name).unwrap_or_else(|| unknown_backend(pool, name))
 }
@@ -297,7 +321,7 @@ fn unknown_backend(pool: &str, name: &str) -> Response {
 
 /// Of moments `ago` says how long ago they were.
 fn backend_json(view: &BackendView, ago: impl Fn(Duration) -> Duration) -> Value {
-    let BackendView { pool, backend, state, wanted, commanded, totals, half_open, .. } = view;
+    let BackendView { pool, backend, state, wanted, command, totals, half_open, .. } = view;
     let BackendView { starting, check, live, drain, .. } = view;
     let percent = starting.map_or(100, |starting| 100 * starting.step() / STEPS);
     let ago = |moment: Option<Duration>| moment.map(|moment| seconds(ago(moment)));
@@ -308,6 +332,9 @@ fn backend_json(view: &BackendView, ago: impl Fn(Duration) -> Duration) -> Value
         let connections = of_config.connections;
         let heard = ago(of_config.last_heard);
         (id, json!({ "connections": connections, "heard_seconds_ago": heard }))
+    });
+    let command = command.as_ref().map(|Command { author: Author { by, reason }, unix_time, .. }| {
+        json!({ "by": by, "reason": reason, "unix_time": unix_time })
     });
     let drain = drain.map(|drain| {
         json!({
@@ -338,7 +365,8 @@ fn backend_json(view: &BackendView, ago: impl Fn(Duration) -> Duration) -> Value
         "address": backend.address,
         "state": state.label(),
         "wanted": wanted.as_str(),
-        "wanted_by": if *commanded { "operator" } else { "file" },
+        "wanted_by": if command.is_some() { "operator" } else { "file" },
+        "command": command,
         "weight": backend.weight,
         "weight_percent": percent,
         "server_ids": server_ids,

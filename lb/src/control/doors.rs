@@ -75,6 +75,8 @@ impl Place {
 pub(super) enum Where {
     Address(#[serde(with = "crate::zoned")] SocketAddr),
     Path(PathBuf),
+    /// No door, but handed over for the same reasons: the file that keeps commands in this folder.
+    State(PathBuf),
 }
 
 /// Doors that a process hands over to its successor: nobody finds them closed meanwhile, and who has given up rights

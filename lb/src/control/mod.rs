@@ -10,6 +10,7 @@ mod answers;
 mod build;
 mod changes;
 mod checks;
+mod commands;
 mod connections;
 mod doors;
 mod explain;
@@ -57,6 +58,7 @@ use crate::{
     worker::{Listen, StartError, Workers},
 };
 use checks::Checks;
+use commands::Keeper;
 use doors::{Access, Door, Handed, Place, Where};
 use plane::{ControlPlane, Stage};
 use shared::{Shared, Succeeded, UpgradeRequest};
@@ -116,6 +118,13 @@ fn run_after(
         Some(Place::Unix(path)) => Some(path),
         _ => None,
     };
+    let open = |folder: &PathBuf| match handed.take(&Where::State(folder.clone())) {
+        Some(file) => Ok((Keeper::succeeding(file.into()), None)),
+        None => Keeper::open(folder)
+            .map(|(keeper, commands)| (keeper, Some(commands)))
+            .map_err(|error| RunError::State { folder: folder.clone(), error }),
+    };
+    let (keeper, commanded) = config.state_dir.as_ref().map(open).transpose()?.unzip();
     // One that is not handed over cannot be opened as long as its owner lives.
     let mut socket = commands.as_ref().and_then(|path| handed.take(&Where::Path(path.clone())));
 
@@ -140,6 +149,7 @@ fn run_after(
         _ => {
             memory = Arc::new(Memory::new(remembered, now, seed()?));
             plane = ControlPlane::new(config, Arc::clone(&memory), seed()?);
+            plane.restore(commanded.flatten().unwrap_or_default());
             let (routing, shared) = (Arc::clone(plane.routing()), Arc::clone(&memory));
             let listeners = Listen::at_addresses_of(plane.config());
             workers = Workers::start(plane.config(), listeners, routing, shared, confined)?;
@@ -161,15 +171,21 @@ fn run_after(
     plane.on_reload(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), true);
     plane.set_workers(workers.count(), workers.totals().clone(), workers.flow_capacity());
 
+    let handed = Handed::of(&doors).and_then(|mut handed| {
+        if let (Some(keeper), Some(folder)) = (&keeper, &plane.config().state_dir) {
+            handed.0.push((Where::State(folder.clone()), keeper.try_clone()?.into()));
+        }
+        Ok(handed)
+    });
     let upgrader = Upgrader {
         binary,
         orders: Arc::clone(workers.orders()),
         memory,
-        doors: Handed::of(&doors).map_err(RunError::Runtime)?,
+        doors: handed.map_err(RunError::Runtime)?,
         confined,
     };
     let life = Life { path, workers: &workers, doors, logging, signals, upgrader };
-    let outcome = runtime.block_on(look_after(life, plane));
+    let outcome = runtime.block_on(look_after(life, plane, keeper));
     // A configuration that is being read from a slow disk is not waited for.
     runtime.shutdown_background();
     match (outcome, workers.stop()) {
@@ -261,6 +277,14 @@ pub enum RunError {
     /// It was to take over from a process that has not opened all listeners.
     #[error("cannot take over: {}; reload first, then upgrade", .0.join(", "))]
     NotOpened(Vec<String>),
+    /// What outlives the process cannot be kept where it is to be.
+    #[error("cannot keep commands in {} (state_dir): {}", folder.display(), reason(error))]
+    State {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// The workers cannot be started.
     #[error(transparent)]
     Workers(#[from] StartError),
@@ -273,12 +297,19 @@ pub enum RunError {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the shell gives the state its time")]
-async fn look_after(life: Life<'_>, plane: ControlPlane) -> Result<Ending, RunError> {
+async fn look_after(
+    life: Life<'_>,
+    plane: ControlPlane,
+    keeper: Option<Keeper>,
+) -> Result<Ending, RunError> {
     let Life { path, workers, doors, logging, signals, upgrader } = life;
     let Signals { mut terminate, mut interrupt, hangup, user: [mut user1, mut user2] } = signals;
     announce(plane.config(), workers, &doors);
     let shared =
         Arc::new(Shared::new(plane, workers.mailboxes().clone(), Arc::clone(workers.panics())));
+    if let Some(keeper) = keeper {
+        shared.set_keeper(keeper);
+    }
     let serve = |(_, door, access)| tokio::spawn(admin::serve(door, access, Arc::clone(&shared)));
     let doors: Vec<_> = doors.into_iter().map(serve).collect();
     let memory = Arc::clone(&upgrader.memory);
@@ -351,6 +382,10 @@ async fn look_after(life: Life<'_>, plane: ControlPlane) -> Result<Ending, RunEr
         if now >= next_sweep {
             next_sweep = now + SWEEP;
             sweep(&memory, now, shared.plane().routing().load_full());
+            // Those of backends that have left the file are to end for good.
+            if let Err(error) = shared.keep_commands().await {
+                warn!(%error, "commands would not survive a restart");
+            }
         }
         if let Some(began) = draining {
             if shared.plane().flows() == 0 {

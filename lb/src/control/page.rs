@@ -65,7 +65,7 @@ fn write(page: &mut String, reading: &Reading, backends: &[BackendView]) -> fmt:
         let (pool, name) = (Escaped(&view.pool), Escaped(&view.backend.name));
         let (address, weight, state) =
             (view.backend.address, view.backend.weight, view.state.label());
-        let by = if view.commanded { " (operator)" } else { "" };
+        let by = if view.command.is_some() { " (operator)" } else { "" };
         let drained = view.drain.filter(DrainView::is_complete).map_or("", |_| ", drained");
         let live = view.live.connections();
         let (wanted, to, from) =

@@ -46,5 +46,10 @@ pub(crate) fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
     );
     let format = |config: &Config| config.log.format.as_str().to_owned();
     changed("log.format", format(old), format(new));
+    let folder = |config: &Config| {
+        let folder = config.state_dir.as_ref();
+        folder.map_or("no folder".to_owned(), |folder| folder.display().to_string())
+    };
+    changed("state_dir", folder(old), folder(new));
     reasons
 }

@@ -8,16 +8,18 @@
 )]
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    io,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
-    time,
+    task, time,
 };
 
 use super::{
+    commands::Keeper,
     plane::{Built, ControlPlane},
     reloads::{Reloaded, Request},
 };
@@ -56,6 +58,8 @@ pub(crate) struct Shared {
     panics: Arc<Panics>,
     metrics: Metrics,
     reloads: mpsc::Sender<Request>,
+    /// What keeps commands, if anything does.
+    keeper: OnceLock<Arc<Mutex<Keeper>>>,
     /// Until the task that reloads has taken them.
     reload_requests: Mutex<Option<mpsc::Receiver<Request>>>,
     upgrades: mpsc::Sender<UpgradeRequest>,
@@ -79,6 +83,7 @@ impl Shared {
             panics,
             metrics,
             reloads,
+            keeper: OnceLock::new(),
             reload_requests: Mutex::new(Some(requests)),
             upgrades,
             asked_to_upgrade: Mutex::new(Some(asked_to_upgrade)),
@@ -91,6 +96,20 @@ impl Shared {
         let (answer, outcome) = oneshot::channel();
         self.reloads.try_send(Request { forced, answer }).ok()?;
         outcome.await.ok()
+    }
+
+    /// Has commands kept from now on.
+    pub(super) fn set_keeper(&self, keeper: Keeper) {
+        // There is one at most.
+        let _ = self.keeper.set(Arc::new(Mutex::new(keeper)));
+    }
+
+    /// Keeps the commands that are in force, if there is a place for them.
+    pub(super) async fn keep_commands(&self) -> io::Result<()> {
+        let Some(keeper) = self.keeper.get().map(Arc::clone) else { return Ok(()) };
+        let commands = self.plane().commands().clone();
+        let keep = move || keeper.lock().unwrap_or_else(PoisonError::into_inner).keep(commands);
+        task::spawn_blocking(keep).await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
     /// The requests to read the configuration; `None` the second time.

@@ -252,6 +252,7 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
             learnt: Duration::from_secs(3600),
             drain: Duration::from_secs(1),
         },
+        state_dir: None,
         log: Log { level: Default::default(), format: Default::default() },
         retry: Default::default(),
     };

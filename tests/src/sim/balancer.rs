@@ -258,6 +258,7 @@ fn config(
             learnt: Duration::from_secs(600),
             drain: Duration::from_secs(30),
         },
+        state_dir: None,
         log: Log { level: Default::default(), format: Default::default() },
         retry: Default::default(),
     }

@@ -24,6 +24,7 @@ use crate::{
             contract::{Contract, Shown, breach},
             state::{Checked, Thresholds},
         },
+        commands::Commands,
         health::Health,
         silence::Silence,
     },
@@ -189,7 +190,7 @@ impl ControlPlane {
         for (name, watched) in &mut self.backends {
             let takes_none =
                 routing.backend(watched.id).is_some_and(|route| !route.state.takes_connections());
-            let command = self.commands.get(name).copied();
+            let command = self.commands.get(name).map(|command| command.wanted);
             let admission =
                 || find(&self.config, &name.0, &name.1).map(|backend| backend.admission);
             let drains = takes_none && command.or_else(admission) == Some(Admission::Draining);
@@ -248,7 +249,7 @@ pub(super) enum Left {
 /// their first check, and those that are drained, do not count.
 pub(super) fn panics(
     config: &Config,
-    commands: &BTreeMap<Name, Admission>,
+    commands: &Commands,
     backends: &BTreeMap<Name, Watched>,
 ) -> BTreeMap<String, Left> {
     let of = |pool: &Pool| {
@@ -256,7 +257,7 @@ pub(super) fn panics(
         let (mut all, mut left, mut failing) = (0, 0, 0);
         for backend in &pool.backends {
             let name = (pool.name.clone(), backend.name.clone());
-            let admission = commands.get(&name).copied().unwrap_or(backend.admission);
+            let admission = commands.get(&name).map_or(backend.admission, |command| command.wanted);
             let Some(watched) = backends.get(&name) else { continue };
             let awaited = watched.checked == Some(Checked::Unknown { trusted: false });
             if admission == Admission::Draining || awaited {

@@ -7,13 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use quic_lb_config::{Admission, Config};
+use quic_lb_config::Config;
 use serde::{Deserialize, Serialize};
 
 use super::{ControlPlane, watched::Name};
 use crate::{
     control::{
         checks::{contract::Contract, state::Checked},
+        commands::{Kept, packed, unpacked},
         health::Health,
     },
     listeners::Opening,
@@ -25,8 +26,7 @@ use crate::{
 /// Commands and health.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct HandedPlane {
-    /// Whether the backend is to drain, or to be active.
-    commands: Vec<(Name, bool)>,
+    commands: Vec<Kept>,
     backends: Vec<HandedBackend>,
 }
 
@@ -80,9 +80,6 @@ impl ControlPlane {
     /// What a successor takes over.
     pub(crate) fn handed(&self, now: Instant) -> HandedPlane {
         let offset = |moment| Offset::new(now, moment);
-        let commands = self.commands.iter();
-        let commands =
-            commands.map(|(name, wanted)| (name.clone(), *wanted == Admission::Draining));
         let backends = self.backends.iter().map(|(name, watched)| HandedBackend {
             name: name.clone(),
             address: watched.address,
@@ -92,15 +89,13 @@ impl ControlPlane {
             contract: watched.contract,
             drains_since: watched.drains_since,
         });
-        HandedPlane { commands: commands.collect(), backends: backends.collect() }
+        HandedPlane { commands: packed(&self.commands), backends: backends.collect() }
     }
 
     /// Goes on with what a predecessor has handed over, and puts it in force.
     pub(crate) fn take_over(&mut self, now: Instant, handed: HandedPlane) {
         self.knows_since = self.memory.since_epoch(now);
-        let wanted = |drains| if drains { Admission::Draining } else { Admission::Active };
-        let commands = handed.commands.into_iter();
-        self.commands = commands.map(|(name, drains)| (name, wanted(drains))).collect();
+        self.commands = unpacked(handed.commands);
         for of in handed.backends {
             let watched = self.backends.get_mut(&of.name);
             // In the file it may be another one by now.

@@ -48,6 +48,7 @@ use watched::{Name, QUIET, Watched};
 
 use super::{
     checks::slow_start::STEPS,
+    commands::{Author, Command, Commands},
     health::Health,
     restart::{is_same, needs_restart},
     silence::Norm,
@@ -91,7 +92,7 @@ pub(crate) struct ControlPlane {
     /// Flows that the workers have room for.
     flow_capacity: usize,
     /// What the operator wants instead of what the file says.
-    commands: BTreeMap<Name, Admission>,
+    commands: Commands,
     backends: BTreeMap<Name, Watched>,
     /// How the backends of each pool fare that answer.
     norms: BTreeMap<String, Norm>,
@@ -208,7 +209,7 @@ impl ControlPlane {
             totals: Totals::default(),
             workers: 0,
             flow_capacity: 0,
-            commands: BTreeMap::new(),
+            commands: Commands::new(),
             backends: BTreeMap::new(),
             norms: BTreeMap::new(),
             check_times: BTreeMap::new(),
@@ -383,8 +384,9 @@ impl ControlPlane {
     }
 
     /// Does what the operator says about a backend. It holds over reloads until the operator says
-    /// otherwise, or the process ends. `false` when there is no such backend.
-    pub(crate) fn command(&mut self, pool: &str, name: &str, wanted: Admission) -> bool {
+    /// otherwise. `false` when there is no such backend.
+    pub(crate) fn command(&mut self, pool: &str, name: &str, command: Command) -> bool {
+        let wanted = command.wanted;
         let Some(backend) = find(&self.config, pool, name) else { return false };
         let key = (pool.to_owned(), name.to_owned());
         // What the file says already needs no command, unless one is to be taken back; a command to
@@ -392,12 +394,30 @@ impl ControlPlane {
         if backend.admission == wanted && wanted == Admission::Active {
             self.commands.remove(&key);
         } else {
-            self.commands.insert(key, wanted);
+            self.commands.insert(key, command.clone());
         }
+        let Author { by, reason } = command.author;
         let wanted = wanted.as_str();
-        info!(pool, backend = name, wanted, "operator's command");
+        info!(pool, backend = name, wanted, by, reason, "operator's command");
         self.want();
         true
+    }
+
+    /// What the operator wants of backends instead of what the file says.
+    pub(crate) const fn commands(&self) -> &Commands {
+        &self.commands
+    }
+
+    /// Takes over what was commanded before this process began, of backends that there still are.
+    pub(crate) fn restore(&mut self, commands: Commands) {
+        for ((pool, backend), Command { wanted, author: Author { by, reason }, .. }) in &commands {
+            if find(&self.config, pool, backend).is_some() {
+                let wanted = wanted.as_str();
+                info!(pool, backend, wanted, by, reason, "operator's command from before");
+            }
+        }
+        self.commands = commands;
+        self.want();
     }
 
     /// Looks at what the workers have seen of each backend since the last tick.
@@ -586,7 +606,8 @@ impl ControlPlane {
         let panics = panics(config, commands, backends);
         let established = established(config, backends);
         let name = |pool: &str, name: &str| (pool.to_owned(), name.to_owned());
-        let command = |pool: &str, backend: &str| commands.get(&name(pool, backend)).copied();
+        let command =
+            |pool: &str, backend: &str| commands.get(&name(pool, backend)).map(|of| of.wanted);
         let health = |pool: &str, backend: &str| match backends.get(&name(pool, backend)) {
             // Where nobody passes, all are tried, and it shows that they are down.
             Some(watched) if panics.get(pool) == Some(&Left::Few) => watched.state_of_traffic(),

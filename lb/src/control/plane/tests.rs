@@ -52,7 +52,7 @@ impl Bench {
     }
 
     fn command(&mut self, name: &str, wanted: Admission) -> bool {
-        let known = self.plane.command("web", name, wanted);
+        let known = self.plane.command("web", name, command(wanted));
         self.build();
         known
     }
@@ -77,6 +77,11 @@ impl Bench {
         let routing = self.plane.routing().load();
         routing.backends().find(|backend| backend.name == name).unwrap().id.slot()
     }
+}
+
+fn command(wanted: Admission) -> Command {
+    let author = Author { by: "ann".into(), reason: None };
+    Command { wanted, author, unix_time: 0 }
 }
 
 fn name(backend: &str) -> Name {
@@ -688,10 +693,10 @@ fn the_operators_command_holds_over_reloads_until_the_opposite() {
     bench.reload(weigh);
     assert_eq!(bench.state("a"), BackendState::Draining);
     let view = bench.view("a");
-    assert_eq!((view.wanted, view.commanded), (Admission::Draining, true));
+    assert_eq!((view.wanted, view.command.is_some()), (Admission::Draining, true));
     assert!(bench.command("a", Admission::Active));
     let view = bench.view("a");
-    assert_eq!((view.state, view.commanded), (BackendState::Active, false));
+    assert_eq!((view.state, view.command.is_some()), (BackendState::Active, false));
 }
 
 #[test]
@@ -702,7 +707,7 @@ fn the_operator_can_activate_what_the_file_drains() {
     assert_eq!(bench.state("a"), BackendState::Draining);
     assert!(bench.command("a", Admission::Active));
     assert_eq!(bench.state("a"), BackendState::Active);
-    assert!(bench.view("a").commanded);
+    assert!(bench.view("a").command.is_some());
 }
 
 #[test]
@@ -710,7 +715,7 @@ fn a_command_to_nobody_changes_nothing() {
     let mut bench = Bench::new();
     let before = bench.plane.routing().load_full();
     assert!(!bench.command("x", Admission::Draining));
-    assert!(!bench.plane.command("x", "a", Admission::Draining));
+    assert!(!bench.plane.command("x", "a", command(Admission::Draining)));
     assert!(Arc::ptr_eq(&before, &bench.plane.routing().load_full()));
 }
 
@@ -801,9 +806,9 @@ fn a_backend_that_comes_back_counts_on() {
 fn the_newest_order_wins_and_an_older_one_changes_nothing() {
     let mut bench = Bench::new();
     assert!(bench.plane.order().is_none(), "all that is wanted is in force");
-    assert!(bench.plane.command("web", "a", Admission::Draining));
+    assert!(bench.plane.command("web", "a", command(Admission::Draining)));
     let older = bench.plane.order().unwrap();
-    assert!(bench.plane.command("web", "b", Admission::Draining));
+    assert!(bench.plane.command("web", "b", command(Admission::Draining)));
     assert_eq!(bench.state("a"), BackendState::Active, "nothing is in force yet");
     let newer = bench.plane.order().unwrap();
     bench.plane.install(newer.build());
@@ -852,7 +857,8 @@ fn a_backend_that_changes_its_state_rebuilds_the_table_of_its_pool_alone() {
         assert!(!Arc::ptr_eq(&before, &after), "another snapshot");
         after.tables_not_in(&before)
     };
-    let drain = |bench: &mut Bench| assert!(bench.plane.command("web", "a", Admission::Draining));
+    let drain =
+        |bench: &mut Bench| assert!(bench.plane.command("web", "a", command(Admission::Draining)));
     assert_eq!(tables(&mut bench, &drain), 1);
     let down = |bench: &mut Bench| {
         bench.worker.backends[bench.slot("b")].refuse(Refusal::ConnectionRefused, 3);
@@ -860,11 +866,12 @@ fn a_backend_that_changes_its_state_rebuilds_the_table_of_its_pool_alone() {
     };
     assert_eq!(tables(&mut bench, &down), 1);
     // What is wanted is the same, and what a listener lets in is not in any table.
-    let repeat = |bench: &mut Bench| assert!(bench.plane.command("web", "a", Admission::Draining));
+    let repeat =
+        |bench: &mut Bench| assert!(bench.plane.command("web", "a", command(Admission::Draining)));
     assert_eq!(tables(&mut bench, &repeat), 0);
     let both = |bench: &mut Bench| {
-        assert!(bench.plane.command("web", "a", Admission::Active));
-        assert!(bench.plane.command("api", "a", Admission::Draining));
+        assert!(bench.plane.command("web", "a", command(Admission::Active)));
+        assert!(bench.plane.command("api", "a", command(Admission::Draining)));
     };
     assert_eq!(tables(&mut bench, &both), 2);
 }
@@ -985,7 +992,7 @@ fn what_a_large_fleet_costs() {
         for nth in 0..3 {
             let wanted = if nth == 1 { Admission::Active } else { Admission::Draining };
             let begin = Instant::now();
-            assert!(bench.plane.command("web", "backend-7", wanted));
+            assert!(bench.plane.command("web", "backend-7", command(wanted)));
             timed("command", begin);
             let begin = Instant::now();
             let order = bench.plane.order().unwrap();
@@ -1015,4 +1022,24 @@ fn what_a_large_fleet_costs() {
             timed(&format!("scrape of {} octets", text.len()), begin);
         }
     }
+}
+
+#[test]
+fn what_was_commanded_before_holds_for_the_backends_that_there_still_are() {
+    let mut before = Bench::new();
+    before.command("a", Admission::Draining);
+    before.command("b", Admission::Draining);
+    let mut bench = Bench::of({
+        let mut config = fixtures::config(true);
+        config.pools[0].backends.remove(1);
+        config
+    });
+    bench.plane.restore(before.plane.commands().clone());
+    bench.build();
+    assert_eq!(bench.state("a"), BackendState::Draining);
+    assert_eq!(bench.view("a").command, Some(command(Admission::Draining)));
+    // One that comes back later is another one.
+    assert_eq!(bench.plane.commands().len(), 1);
+    assert_eq!(bench.reload(|_| {}), Applied::Changed);
+    assert_eq!(bench.state("b"), BackendState::Active);
 }

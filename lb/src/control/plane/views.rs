@@ -17,7 +17,7 @@ use crate::{
     admission::mode::{Phase, Reason},
     backend::{BackendState, PoolIndex},
     client_path::ListenerIndex,
-    control::{checks::slow_start::SlowStart, validation::Validation},
+    control::{checks::slow_start::SlowStart, commands::Command, validation::Validation},
     metrics::{BackendReading, ListenerReading, PoolReading, Reading, Reloads},
     totals::{BackendTotals, LiveTotals},
 };
@@ -29,8 +29,8 @@ pub(crate) struct BackendView {
     pub(crate) backend: Backend,
     pub(crate) state: BackendState,
     pub(crate) wanted: Admission,
-    /// Whether the operator wants it, and not the file.
-    pub(crate) commanded: bool,
+    /// The operator's, if it is not the file that wants it.
+    pub(crate) command: Option<Command>,
     pub(crate) totals: BackendTotals,
     /// Half-open connections, if it has reported any lately.
     pub(crate) half_open: Option<u64>,
@@ -147,8 +147,8 @@ impl ControlPlane {
         all.filter_map(|(pool, backend)| {
             let route = routes.get(&(pool.name.as_str(), backend.name.as_str()))?;
             let name = (pool.name.clone(), backend.name.clone());
-            let command = commands.get(&name).copied();
-            let wanted = command.unwrap_or(backend.admission);
+            let command = commands.get(&name);
+            let wanted = command.map_or(backend.admission, |command| command.wanted);
             let live = totals.live(route.id);
             let drain = (wanted == Admission::Draining).then(|| {
                 let since = backends.get(&name).and_then(|watched| watched.drains_since);
@@ -162,7 +162,7 @@ impl ControlPlane {
                 backend: backend.clone(),
                 state: route.state,
                 wanted,
-                commanded: command.is_some(),
+                command: command.cloned(),
                 totals: baselines.since_it_appeared(totals, route.id),
                 half_open: backends.get(&name).and_then(|watched| watched.half_open(now)),
                 starting: backends.get(&name).and_then(|watched| watched.starting),
