@@ -269,8 +269,10 @@ impl RoutingDigest {
             self.address(backend.address);
             self.text(backend.admission.as_str());
             self.count(backend.weight.get() as usize);
-            self.count(backend.server_ids.len());
-            for (id, server_id) in &backend.server_ids {
+            let mut server_ids: Vec<_> = backend.server_ids.iter().collect();
+            server_ids.sort_unstable_by_key(|(id, _)| *id);
+            self.count(server_ids.len());
+            for (id, server_id) in server_ids {
                 self.octets(&[id.get()]);
                 self.octets(server_id.as_slice());
             }
