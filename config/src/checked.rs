@@ -85,6 +85,8 @@ pub struct Pool {
     pub hash: HashBy,
     /// How the backends are checked, if they are.
     pub health_check: Option<HealthCheck>,
+    /// Whether the servers honour the tokens of address validation.
+    pub honours_tokens: HonoursTokens,
 }
 
 /// How the backends of a pool are checked.
@@ -347,6 +349,18 @@ pub enum RetryMode {
     Adaptive,
 }
 
+/// Whether servers honour the tokens of address validation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum HonoursTokens {
+    /// That has to be shown by asking them.
+    #[default]
+    Probe,
+    /// They do.
+    Yes,
+    /// They do not.
+    No,
+}
+
 /// How tokens are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum TokenFormat {
@@ -387,6 +401,26 @@ impl Config {
     #[must_use]
     pub fn retry_mode(&self, listener: &Listener) -> RetryMode {
         listener.retry_mode.unwrap_or(self.retry.mode)
+    }
+
+    /// Whether the servers of a pool are asked if they honour the tokens of address validation.
+    #[must_use]
+    pub fn asks_for_tokens(&self, pool: &Pool) -> bool {
+        let validates = |listener: &Listener| {
+            let of = self.pools.get(listener.pool);
+            self.retry_mode(listener) != RetryMode::Off && of.is_some_and(|of| of.name == pool.name)
+        };
+        pool.honours_tokens == HonoursTokens::Probe && self.listeners.iter().any(validates)
+    }
+
+    /// By which mode it is decided when nothing is known of the servers yet: no Retry is sent where that they honour
+    /// tokens has to be shown first.
+    #[must_use]
+    pub fn retry_mode_at_start(&self, listener: &Listener) -> RetryMode {
+        match self.pools.get(listener.pool).map(|pool| pool.honours_tokens) {
+            Some(HonoursTokens::Yes) => self.retry_mode(listener),
+            Some(HonoursTokens::Probe | HonoursTokens::No) | None => RetryMode::Off,
+        }
     }
 }
 

@@ -6,7 +6,8 @@
 
 use crate::{
     checked::{
-        Admission, Admittance, HashBy, LogFormat, LogLevel, RetryMode, TokenFormat, UnknownPackets,
+        Admission, Admittance, HashBy, HonoursTokens, LogFormat, LogLevel, RetryMode, TokenFormat,
+        UnknownPackets,
     },
     leaf::{
         Address, CertificateWord, CheckWord, Count, Endpoint, Flag, HostName, Identity, Interval,
@@ -101,9 +102,10 @@ mapping! {
         /// Left out, the kernel chooses.
         optional source_addresses: List<Address>,
         /// Whether the servers honour the tokens of address validation: they have the keys in
-        /// retry.keys and take clients for validated that come with a token. Left out, that is not
-        /// known, and `check` warns of address validation in front of them.
-        optional honours_tokens: Flag,
+        /// retry.keys and take clients for validated that come with a token. "probe", or left out: the
+        /// balancer begins connections with tokens of its own to find out, and clients are not asked for proof
+        /// before half of the servers have honoured one, nor while one of them does not.
+        optional honours_tokens: HonoursTokens,
         /// Active checks of the backends. Left out, a backend is only judged by what becomes of its traffic.
         optional health_check: HealthCheck,
         /// What the servers derive the tokens of stateless resets from, so that clients of a server that has started anew know at

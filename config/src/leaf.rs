@@ -15,7 +15,8 @@ use zeroize::Zeroizing;
 
 use crate::{
     checked::{
-        Admission, Admittance, HashBy, LogFormat, LogLevel, RetryMode, TokenFormat, UnknownPackets,
+        Admission, Admittance, HashBy, HonoursTokens, LogFormat, LogLevel, RetryMode, TokenFormat,
+        UnknownPackets,
     },
     mistake::{Mistakes, Place},
     read::{At, Read, join, place_of},
@@ -283,6 +284,23 @@ impl Read for Flag {
 }
 
 inline_schema!(() Flag, |_generator| json_schema!({ "type": "boolean" }));
+
+impl Read for HonoursTokens {
+    fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
+        if node.text() == Some("probe") {
+            return Some(Self::Probe);
+        }
+        if node.boolean().is_none() && !matches!(node.content, Content::Broken) {
+            let quoted = node.text().is_some_and(|text| matches!(text, "true" | "false"));
+            let expected =
+                if quoted { "true or false, without quotes" } else { "true, false or \"probe\"" };
+            mistakes.error(place, node.describe(), expected);
+        }
+        node.boolean().map(|honours| if honours { Self::Yes } else { Self::No })
+    }
+}
+
+inline_schema!(() HonoursTokens, |_generator| json_schema!({ "enum": [true, false, "probe"] }));
 
 /// A duration within bounds, which are in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     checked::{
         Admin, Backend, CertificatePolicy, CheckKind, Commands, Config, Handshake, HashBy,
-        HealthCheck, NewConnections, Pool, Request, Retry, RetryMode,
+        HealthCheck, HonoursTokens, NewConnections, Pool, Request, Retry, RetryMode,
     },
     leaf::{CertificateWord, CheckWord},
     units::display_duration,
@@ -137,6 +137,9 @@ fn pool(pool: &Pool) -> Value {
     });
     if let Some(health_check) = &pool.health_check {
         value["health_check"] = self::health_check(health_check);
+    }
+    if pool.honours_tokens != HonoursTokens::Probe {
+        value["honours_tokens"] = json!(pool.honours_tokens == HonoursTokens::Yes);
     }
     if pool.reset_secret.is_some() {
         value["stateless_reset"] = json!({ "key": "masked" });

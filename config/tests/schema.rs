@@ -188,6 +188,10 @@ fn fits(value: &Value, schema: &Value) -> bool {
     for keyword in schema.as_object().expect("a schema").keys() {
         assert!(known.contains(&keyword.as_str()), "{keyword} is not judged here");
     }
+    // Words of several types.
+    if let (None, Some(words)) = (schema.get("type"), schema["enum"].as_array()) {
+        return words.contains(value);
+    }
     match schema["type"].as_str().expect("a type") {
         "object" => {
             let Some(entries) = value.as_object() else { return false };

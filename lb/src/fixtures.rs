@@ -40,6 +40,7 @@ pub(crate) fn config(routable: bool) -> Config {
             reset_secret: None,
             hash: HashBy::default_of(routable),
             health_check: None,
+            honours_tokens: quic_lb_config::HonoursTokens::Yes,
         }],
         admin: None,
         limits: Limits {

@@ -198,6 +198,12 @@ const BACKEND_UNANSWERED: Family = Family::counter(
     "First flights that the backend has left unanswered until their flows ended: those that somebody has made up, \
      and all of a server that does not answer.",
 );
+const RETRY_UNSUPPORTED: Family = Family::gauge(
+    "quic_lb_retry_unsupported",
+    &["pool", "backend"],
+    "1 for backends that do not honour the tokens of Retries: clients of their pool are not asked for proof of their \
+     address. Only for backends that are asked.",
+);
 const BACKEND_CHECKS: Family = Family::counter(
     "quic_lb_backend_checks_total",
     &["pool", "backend", "result"],
@@ -276,7 +282,7 @@ const WORKER_PANICS: Family = Family::counter(
 );
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 49] = [
+pub const FAMILIES: [Family; 50] = [
     DATAGRAMS_RECEIVED,
     RECEIVE_DROPPED,
     DATAGRAMS_FORWARDED,
@@ -304,6 +310,7 @@ pub const FAMILIES: [Family; 49] = [
     BACKEND_REFUSED,
     BACKEND_MISNAMED,
     BACKEND_UNANSWERED,
+    RETRY_UNSUPPORTED,
     BACKEND_HALF_OPEN,
     BACKEND_CHECKS,
     CHECK_SECONDS,
@@ -428,6 +435,8 @@ pub struct BackendReading {
     pub totals: BackendTotals,
     /// Half-open connections, if it has reported any lately.
     pub half_open: Option<u64>,
+    /// Whether it is known not to honour the tokens of Retries, if it is asked.
+    pub retry_unsupported: Option<bool>,
     /// Its live connections.
     pub live: LiveTotals,
     /// For how long none of them was heard, if any ever was.
@@ -742,6 +751,9 @@ fn of_backends(out: &mut String, reading: &Reading) {
     let half_open =
         half_open.filter_map(|of| Some(([of.pool.as_str(), of.name.as_str()], of.half_open?)));
     // As with refusals.
+    let unsupported = reading.backends.iter().filter_map(|of| {
+        Some(([of.pool.as_str(), of.name.as_str()], u64::from(of.retry_unsupported?)))
+    });
     let checks = reading.backends.iter().flat_map(|of| {
         let counts = of.checks.into_iter().flat_map(CheckCounts::iter).enumerate();
         let seen = counts.filter(|(nth, (_, n))| *nth == 0 || *n > 0);
@@ -758,6 +770,7 @@ fn of_backends(out: &mut String, reading: &Reading) {
     BACKEND_MISNAMED.write(out, each(|totals| totals.misnamed));
     BACKEND_UNANSWERED.write(out, each(|totals| totals.unanswered));
     BACKEND_HALF_OPEN.write(out, half_open);
+    RETRY_UNSUPPORTED.write(out, unsupported);
     BACKEND_CHECKS.write(out, checks);
     CHECK_SECONDS.write_times(out, reading.pools.iter().map(|of| (of.name.as_str(), &of.times)));
     POOL_PANIC.write(out, panics);
@@ -865,6 +878,7 @@ mod tests {
             "quic_lb_backend_flows{backend=\"a\",pool=\"web\"} 6",
             "quic_lb_backend_silent_seconds{backend=\"a\",pool=\"web\"} 4",
             "quic_lb_backend_half_open{backend=\"a\",pool=\"web\"} 12",
+            "quic_lb_retry_unsupported{backend=\"a\",pool=\"web\"} 1",
             "quic_lb_backend_checks_total{backend=\"a\",pool=\"web\",result=\"answered\"} 0",
             "quic_lb_backend_checks_total{backend=\"a\",pool=\"web\",result=\"timeout\"} 1",
             "quic_lb_backend_check_seconds_bucket{pool=\"web\",le=\"0.02\"} 0",
@@ -931,6 +945,7 @@ mod tests {
                     ..Default::default()
                 },
                 half_open: Some(12),
+                retry_unsupported: Some(true),
                 live,
                 silent: Some(Duration::from_millis(4_700)),
                 config_ids: vec![ConfigId::new(1).unwrap()],

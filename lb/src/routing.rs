@@ -224,6 +224,11 @@ impl Routing {
         self.listeners.get(listener.0).is_some_and(Option::is_some)
     }
 
+    /// What the listeners lead to that have sockets.
+    pub fn listeners(&self) -> impl Iterator<Item = &ListenerRoute> {
+        self.listeners.iter().flatten()
+    }
+
     /// What `pool` leads to.
     ///
     /// # Panics

@@ -411,8 +411,9 @@ fn explain_names_coalesced_packets_all_rules_and_the_verdict() {
 
 #[test]
 fn explain_says_what_address_validation_and_limits_do() {
+    let honoured = CONTRACT.replace("name: web", "name: web\n    honours_tokens: true");
     let retry =
-        format!("{CONTRACT}\nretry: {{ mode: always, keys: [{{ sequence: 0, key: {KEY:?} }}] }}");
+        format!("{honoured}\nretry: {{ mode: always, keys: [{{ sequence: 0, key: {KEY:?} }}] }}");
     let folder = Folder::with(&retry);
     let explain = |from: &str, octets: &[u8]| {
         let out = folder.run(&["explain"], &["--from", from, &hex(octets)]).done();

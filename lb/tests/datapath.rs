@@ -256,6 +256,7 @@ fn config(listener: &str, backends: &[SocketAddr]) -> Config {
             reset_secret: None,
             hash: HashBy::Dcid,
             health_check: None,
+            honours_tokens: quic_lb_config::HonoursTokens::Yes,
         }],
         admin: None,
         limits: Limits {

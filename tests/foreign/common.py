@@ -77,6 +77,7 @@ def configuration(pools, admin, *more):
         for nth, (backend, address) in enumerate(pool["backends"].items()):
             identity = f', server_id: "{server_id(pool["scheme"], nth)}"' if pool["scheme"] else ""
             lines += [f'      - {{ name: {backend}, address: "%s:%d"{identity} }}' % address]
+        lines += [f"    honours_tokens: {pool.get('honours_tokens', 'true')}"]
         if "health_check" in pool:
             lines += [f"    health_check: {pool['health_check']}"]
     lines += [f'admin: {{ address: "{admin}" }}', *more]

@@ -138,6 +138,7 @@ POOLS = {
         listen=("0.0.0.0", 4439),
         backends={f"defended-{n}": (SERVERS4, 5600 + n) for n in (1, 2)},
         retry="adaptive",
+        honours_tokens="probe",
     ),
     # One of two servers falls silent. Traffic alone shows it, or checks do.
     "watched": dict(

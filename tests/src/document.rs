@@ -37,6 +37,8 @@ pub struct Pool {
     pub schemes: Vec<Scheme>,
     /// Its servers.
     pub backends: Vec<Backend>,
+    /// Otherwise the balancer has to find out.
+    pub honours_tokens: bool,
 }
 
 /// One configuration of routable connection IDs.
@@ -82,8 +84,12 @@ impl Pool {
     /// A pool of `backends` servers named after it: web-a, web-b and so on, at free ports of `ip`.
     #[must_use]
     pub fn new(name: &str, schemes: &[Scheme], ip: IpAddr, backends: u8) -> Self {
-        let mut pool =
-            Self { name: name.to_owned(), schemes: schemes.to_vec(), backends: Vec::new() };
+        let mut pool = Self {
+            name: name.to_owned(),
+            schemes: schemes.to_vec(),
+            backends: Vec::new(),
+            honours_tokens: true,
+        };
         for _ in 0..backends {
             pool.add_backend(ip);
         }
@@ -127,6 +133,8 @@ impl fmt::Display for Document {
 impl fmt::Display for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "  - name: {}", self.name)?;
+        let honours = if self.honours_tokens { "true" } else { "probe" };
+        writeln!(f, "    honours_tokens: {honours}")?;
         if !self.schemes.is_empty() {
             writeln!(f, "    quic_lb:")?;
         }

@@ -28,15 +28,16 @@ use quic::{
 use quic_lb_config::{Config, Surroundings};
 use quic_lb_tests::{
     aioquic,
+    audit::Issued,
     balancer::Balancer,
     binary,
-    certificate::{Certificate, SERVER_NAME, client_tls, provider},
+    certificate::{ALPN, Certificate, SERVER_NAME, client_tls, provider},
     client::Client,
     document::{Document, Listener, Pool, Scheme, free_address},
     exchange,
     metrics::Metrics,
     nat::Nat,
-    origin::seed,
+    origin::{self, Origin, seed},
     ours::{self, Server},
     site::{LOCAL, local},
 };
@@ -384,6 +385,72 @@ async fn adaptive_validation_begins_by_rate_and_by_half_open_connections() -> an
     Ok(())
 }
 
+/// quinn's servers do not know our tokens, and take a client for one that has made up its connection IDs. Whoever has said
+/// that validation is to begin by rate keeps it from nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_that_ignore_tokens_have_no_client_sent_a_retry_and_lose_none_in_a_rush()
+-> anyhow::Result<()> {
+    const RUSH: usize = 60;
+    let adaptive = validation("adaptive", &[1]).replace(
+        "mode: adaptive",
+        "mode: adaptive, adaptive: { on_rate: 10, off_rate: 5, hold: \"1s\" }",
+    );
+    let mut pool = Pool::new("web", &[Scheme::FOUR_PASS], LOCAL, 2);
+    pool.honours_tokens = false;
+    let document = document(pool);
+    let text = format!("{}{adaptive}", probed(&document));
+    let config = checked(&text)?;
+    let (issued, certificate) = (Issued::default(), Certificate::new()?);
+    let origins = config.pools[0].backends.iter().map(|backend| {
+        let cids = origin::Cids::of(&config, "web", &backend.name, None)?;
+        Origin::start(&backend.name, backend.address, cids, &issued, &certificate)
+    });
+    let _origins = origins.collect::<anyhow::Result<Vec<_>>>()?;
+    let balancer = Balancer::start_from(&text, document.admin).await?;
+    let known = |metrics: &Metrics| metrics.sum("retry_unsupported", &[]) == 2;
+    balancer.wait_for("both servers are known to ignore tokens", known).await?;
+
+    let mut rush = JoinSet::new();
+    for _ in 0..RUSH {
+        let client = Client::new(LOCAL, certificate.der())?;
+        let target = document.listeners[0].address;
+        rush.spawn(async move {
+            let connection = timeout(PATIENCE, client.connect(target)).await??;
+            let (send, recv) = connection.open_bi().await?;
+            exchange::get(send, recv, 1_000, |_| {}).await?;
+            client.close().await;
+            anyhow::Ok(())
+        });
+    }
+    while let Some(visit) = rush.join_next().await {
+        visit??;
+    }
+    let metrics = balancer.metrics().await?;
+    ensure!(metrics.sum("connection_attempts_total", &[]) >= RUSH as u64, "it was a rush");
+    ensure!(metrics.sum("retry_sent_total", &[]) == 0, "clients were asked");
+    ensure!(metrics.sum("retry_phase", &[("phase", "inactive")]) == 1, "validation has begun");
+    let log = balancer.log();
+    let said = log.matches("does not honour the tokens of Retries").count();
+    ensure!(said == 2, "the log says it {said} times:\n{log}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn validation_begins_once_servers_have_honoured_a_token_of_a_connection_of_ours()
+-> anyhow::Result<()> {
+    let site = Site::start_probed(&[Scheme::FOUR_PASS], &always(&[1])).await?;
+    let metrics = site.in_phase("active").await?;
+    ensure!(metrics.sum("retry_unsupported", &[]) == 0, "they honour tokens");
+    let (before, accepted) = (metrics.sum("retry_sent_total", &[]), site.accepted());
+    ensure!(before == 0 && accepted >= 1, "{before} Retries, {accepted} connections");
+    site.visit(site.address()).await?;
+    site.visit_with_quinn(site.address()).await?;
+    let metrics = site.balancer.at_rest().await?;
+    ensure!(metrics.sum("retry_sent_total", &[]) == 2, "both were asked");
+    ensure!(invalid_tokens(&metrics) == 0, "tokens were refused");
+    Ok(())
+}
+
 /// A server that is run as operators do says itself that first flights come which nobody goes on
 /// with. Of two balancers that it is to tell, one is not there, which harms nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -601,6 +668,14 @@ fn document(pool: Pool) -> Document {
     Document { listeners: vec![listener], pools: vec![pool], admin: free_address(LOCAL) }
 }
 
+/// The configuration with checks of its pool, which say how connections begin that ask whether its servers honour tokens.
+fn probed(document: &Document) -> String {
+    let alpn = String::from_utf8_lossy(ALPN);
+    let check = format!("{{ kind: quic, alpn: {alpn:?}, certificate: ignored, interval: 60s }}");
+    let honours = "    honours_tokens: probe\n";
+    document.to_string().replace(honours, &format!("{honours}    health_check: {check}\n"))
+}
+
 /// Two of our servers behind a balancer.
 struct Site {
     document: Document,
@@ -612,7 +687,21 @@ struct Site {
 impl Site {
     async fn start(schemes: &[Scheme], validation: &str) -> anyhow::Result<Self> {
         let document = document(Pool::new("web", schemes, LOCAL, 2));
-        let config = checked(&format!("{document}{validation}"))?;
+        let text = format!("{document}{validation}");
+        Self::start_from(document, &text).await
+    }
+
+    /// As [`Self::start`], and the balancer has to find out whether the servers honour tokens.
+    async fn start_probed(schemes: &[Scheme], validation: &str) -> anyhow::Result<Self> {
+        let mut pool = Pool::new("web", schemes, LOCAL, 2);
+        pool.honours_tokens = false;
+        let document = document(pool);
+        let text = format!("{}{validation}", probed(&document));
+        Self::start_from(document, &text).await
+    }
+
+    async fn start_from(document: Document, text: &str) -> anyhow::Result<Self> {
+        let config = checked(text)?;
         let certificate = Certificate::new()?;
         let mut servers = Vec::new();
         for backend in &config.pools[0].backends {
@@ -629,13 +718,16 @@ impl Site {
             };
             servers.push(Server::on_loopback(LOCAL, &certificate, provider(), start)?);
         }
-        let balancer =
-            Balancer::start_from(&format!("{document}{validation}"), document.admin).await?;
+        let balancer = Balancer::start_from(text, document.admin).await?;
         Ok(Self { document, certificate, servers, balancer })
     }
 
     fn address(&self) -> SocketAddr {
         self.document.listeners[0].address
+    }
+
+    fn accepted(&self) -> usize {
+        self.servers.iter().map(Server::accepted).sum()
     }
 
     /// Has all servers honour tokens of these keys.
@@ -704,7 +796,7 @@ impl Site {
             let refused = server.endpoint.tokens(TokenResult::Invalid);
             ensure!(refused == 0, "{refused} invalid tokens have reached a server");
         }
-        let accepted: usize = self.servers.iter().map(Server::accepted).sum();
+        let accepted = self.accepted();
         ensure!(accepted as u64 == visits, "{accepted} connections of {visits}");
         Ok(metrics)
     }

@@ -23,7 +23,8 @@ use quic::routable::{CidConfig, ConfigId, ServerId};
 
 use crate::{
     checked::{
-        self, Admission, Config, HashBy, MAX_BACKENDS, MAX_HASH_SLOTS, MAX_LISTENERS, ResetSecret,
+        self, Admission, Config, HashBy, HonoursTokens, MAX_BACKENDS, MAX_HASH_SLOTS,
+        MAX_LISTENERS, ResetSecret,
     },
     document::{Backend, Document, HealthCheck, Listener, Pool, StatelessReset},
     keys::{self, KeyChoice, KeySource},
@@ -128,6 +129,11 @@ fn check_pool(
     let sources = check_sources(pool, mistakes);
     let hash = check_hash(pool, mistakes);
     let reset_secret = check_stateless_reset(pool, surroundings, mistakes);
+    let honours_tokens = match &pool.honours_tokens {
+        Given::Here(at) => Some(at.value),
+        Given::Absent => Some(HonoursTokens::default()),
+        Given::Wrong => None,
+    };
     let backends = pool.backends.as_ref()?;
     let items = || backends.value.items.iter();
     if backends.value.is_empty() {
@@ -165,6 +171,7 @@ fn check_pool(
         reset_secret,
         hash: hash?,
         health_check,
+        honours_tokens: honours_tokens?,
     })
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use super::listeners::PoolNames;
 use crate::{
-    checked::{RetryMode, UNIT_STOP_LIMIT},
+    checked::{HonoursTokens, RetryMode, UNIT_STOP_LIMIT},
     document::{Document, Listener, Pool, QuicLb},
     mistake::Mistakes,
     read::{At, Given},
@@ -137,15 +137,16 @@ fn judge_tokens(
     let of_listener = listener.retry.here().and_then(|retry| retry.value.mode.as_ref());
     let mode = of_listener.unwrap_or(&document.retry.value.mode);
     match &pool.honours_tokens {
-        Given::Here(At { value, place }) if !value.0 => {
+        Given::Here(At { value: HonoursTokens::No, place }) => {
             let found = "address validation in front of servers that do not honour its tokens";
             mistakes.error(place, found, "`retry: { mode: off }` on the listeners of this pool");
             mistakes.see_also(&mode.place);
         }
         Given::Absent => {
             let found = "address validation in front of servers that are not known to honour its \
-                         tokens: if they do not, nobody can connect";
-            let expected = "`honours_tokens: true` when they have the same `retry.keys`";
+                         tokens: it does not begin before connections with tokens have shown it";
+            let expected =
+                "`honours_tokens: true` when they have the same `retry.keys`, or \"probe\"";
             mistakes.warning(place, found, expected);
             mistakes.see_also(&mode.place);
         }

@@ -97,7 +97,8 @@ pub struct AdmissionState {
     seed: [u64; 2],
     uses: KeyUses,
     limiter: Option<Arc<Limiter>>,
-    phases: Vec<Phase>,
+    /// By listener; `None` for those that stand where they begin.
+    phases: Vec<Option<Phase>>,
 }
 
 impl AdmissionState {
@@ -109,11 +110,11 @@ impl AdmissionState {
     }
 
     /// Says where the listener with this index stands; before that, it stands where its mode begins.
-    pub fn set_phase(&mut self, listener: usize, mode: RetryMode, phase: Phase) {
+    pub fn set_phase(&mut self, listener: usize, phase: Phase) {
         while self.phases.len() <= listener {
-            self.phases.push(Phase::at_start(mode));
+            self.phases.push(None);
         }
-        self.phases[listener] = phase;
+        self.phases[listener] = Some(phase);
     }
 
     /// Tokens made so far with each key of the current configuration, in its format.
@@ -133,7 +134,10 @@ impl AdmissionState {
             let phase = match mode {
                 // The state may be a moment behind the configuration.
                 RetryMode::Off => Phase::Inactive,
-                _ => self.phases.get(*index).copied().unwrap_or(Phase::at_start(mode)),
+                _ => {
+                    let at_start = Phase::at_start(config.retry_mode_at_start(listener));
+                    self.phases.get(*index).copied().flatten().unwrap_or(at_start)
+                }
             };
             Gate {
                 mode,
@@ -254,7 +258,7 @@ impl Gate {
         self.phase.at(now)
     }
 
-    pub(crate) fn tokens(&self) -> &Tokens {
+    pub(crate) const fn tokens(&self) -> &Arc<Tokens> {
         &self.tokens
     }
 

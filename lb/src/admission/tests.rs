@@ -70,7 +70,7 @@ impl Bench {
             "transition" => Phase::Transition { until: self.now + Duration::from_millis(200) },
             _ => Phase::Active,
         };
-        self.registry.admission.set_phase(0, RetryMode::Adaptive, phase);
+        self.registry.admission.set_phase(0, phase);
         let routing = Routing::new(&self.config, &mut self.registry, |_, _| Default::default());
         self.forwarder.set_routing(Arc::new(routing));
     }

@@ -32,7 +32,7 @@ use tokio::task;
 use super::{
     answers::error,
     changes::Changes,
-    checks::{contract::Breach, slow_start::STEPS},
+    checks::{contract::Breach, honours::Honours, slow_start::STEPS},
     commands::{Author, Command},
     connections,
     doors::{Access, Door},
@@ -376,6 +376,7 @@ fn backend_json(view: &BackendView, ago: impl Fn(Duration) -> Duration) -> Value
         "refused_by_errno": refused,
         "misnamed": totals.misnamed,
         "half_open": half_open,
+        "honours_tokens": view.honours.map(Honours::label),
         "check": check,
         "live": {
             "connections": live.connections(),

@@ -30,22 +30,20 @@ impl Validation {
         Self { switch, switches: [0; Reason::ALL.len()], seen: VecDeque::new() }
     }
 
-    /// Takes note of all attempts so far and of the most half-open connections of a server. Says
-    /// whether the phase is another one.
+    /// Takes note of all attempts so far and of the most half-open connections of a server, where clients may be
+    /// asked for proof by this `mode`. Says whether the phase is another one.
     pub(crate) fn on_tick(
         &mut self,
         now: Instant,
         config: &Config,
         listener: &Listener,
+        mode: RetryMode,
         attempts: u64,
         half_open: u64,
     ) -> bool {
         let load = Load { rate: self.rate(now, attempts), half_open };
-        let settings = Settings {
-            mode: config.retry_mode(listener),
-            transition: config.retry.transition,
-            adaptive: config.retry.adaptive,
-        };
+        let settings =
+            Settings { mode, transition: config.retry.transition, adaptive: config.retry.adaptive };
         let before = self.switch;
         self.switch = before.on_load(now, load, &settings);
         self.report(&listener.name, before, load);
@@ -141,7 +139,14 @@ mod tests {
             let now = start + TICK * tick;
             // From tick 5 to tick 20, a thousand a tick; otherwise one.
             attempts += if (5..20).contains(&tick) { 1000 } else { 1 };
-            if validation.on_tick(now, &config, &config.listeners[0], attempts, 0) {
+            if validation.on_tick(
+                now,
+                &config,
+                &config.listeners[0],
+                RetryMode::Adaptive,
+                attempts,
+                0,
+            ) {
                 changes.push((tick, validation.phase().label()));
             }
         }
@@ -156,8 +161,22 @@ mod tests {
         let config = config();
         let mut validation = Validation::at_start(RetryMode::Adaptive);
         let now = Instant::now();
-        assert!(!validation.on_tick(now, &config, &config.listeners[0], 0, 999));
-        assert!(validation.on_tick(now, &config, &config.listeners[0], 0, 1000));
+        assert!(!validation.on_tick(
+            now,
+            &config,
+            &config.listeners[0],
+            RetryMode::Adaptive,
+            0,
+            999
+        ));
+        assert!(validation.on_tick(
+            now,
+            &config,
+            &config.listeners[0],
+            RetryMode::Adaptive,
+            0,
+            1000
+        ));
         assert_eq!(validation.switches(), [0, 0, 1]);
     }
 }

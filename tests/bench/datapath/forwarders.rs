@@ -238,6 +238,7 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
             reset_secret: None,
             hash: HashBy::Dcid,
             health_check: None,
+            honours_tokens: quic_lb_config::HonoursTokens::Yes,
         }],
         admin: None,
         limits: Limits {

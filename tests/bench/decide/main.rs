@@ -199,7 +199,7 @@ impl Bench {
         let retry = if case.retry { RETRY } else { "" };
         let config = config(&format!(
             "listeners:\n  - {{ name: edge, address: '127.0.0.1:4433', pool: web }}\n\
-             pools:\n    - name: web{}{retry}",
+             pools:\n    - honours_tokens: true\n      name: web{}{retry}",
             case.pool
         ))?;
         let now = Instant::now();

@@ -128,6 +128,7 @@ fn config(kind: u8) -> Config {
 listeners: [{ name: edge, address: "127.0.0.1:4433", pool: web }]
 pools:
   - name: web
+    honours_tokens: true
     quic_lb: [{ config_id: 0, server_id_length: 2, nonce_length: 6 }]
     backends:
       - { name: a, address: "127.0.0.1:5001", server_id: "0001" }
@@ -324,7 +325,7 @@ impl Scene {
 fn routing(kind: usize, number: usize, registry: &mut Registry) -> Arc<Routing> {
     let make = |registry: &mut Registry| {
         let config = &CONFIGS[kind];
-        registry.admission.set_phase(0, config.retry.mode, phase(number));
+        registry.admission.set_phase(0, phase(number));
         Arc::new(Routing::new(config, registry, |_, _| Default::default()))
     };
     match ROUTINGS.get(kind) {

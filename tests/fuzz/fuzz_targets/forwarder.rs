@@ -22,6 +22,7 @@ const YAML: &str = r#"
 listeners: [{ name: edge, address: "127.0.0.1:4433", pool: web }]
 pools:
   - name: web
+    honours_tokens: true
     quic_lb: [{ config_id: 0, server_id_length: 2, nonce_length: 6 }]
     backends:
       - { name: a, address: "127.0.0.1:5001", server_id: "0001" }

@@ -105,7 +105,7 @@ impl Balancer {
         let RetryConfig { mode, transition, adaptive, .. } = self.config.retry;
         let settings = Settings { mode, transition, adaptive };
         self.validation = self.validation.on_load(now, Load::default(), &settings);
-        self.registry.admission.set_phase(0, mode, self.validation.phase());
+        self.registry.admission.set_phase(0, self.validation.phase());
         self.apply();
     }
 
@@ -244,6 +244,7 @@ fn config(
             reset_secret: None,
             hash: HashBy::default_of(!cid_configs.is_empty()),
             health_check: None,
+            honours_tokens: quic_lb_config::HonoursTokens::Yes,
         }],
         admin: None,
         limits: Limits {

@@ -18,6 +18,8 @@ use std::{
 use quic::{
     connection_id::ConnectionId,
     header::Version,
+    invariants::Packet,
+    random::Random,
     transport::{
         AnyCertificate, ClientConfig, Code, Connection, ConnectionError, ConnectionHandle, Dir,
         Endpoint, EndpointConfig, Event, PeerClose, Read, Received, StreamId, TransportConfig,
@@ -36,6 +38,7 @@ use super::{
     http3::{self, Answer, Said},
 };
 use crate::{
+    admission::tokens::{MAX_RETRY_LEN, Tokens},
     check::{CheckResult, Finding},
     control::plane::backends::CheckTarget,
 };
@@ -105,13 +108,22 @@ impl Client {
     }
 }
 
+/// With what a connection begins as those of clients do that have been sent a Retry.
+pub(super) struct Offer {
+    /// What makes the Retry, and the token in it.
+    pub(super) tokens: Arc<Tokens>,
+    /// When it is made.
+    pub(super) time: SystemTime,
+}
+
 /// Begins a connection, and ends it as soon as it is known to work.
 pub(super) async fn try_out(
     target: &CheckTarget,
     client: &Result<Client, rustls::Error>,
+    offer: Option<Offer>,
 ) -> Finding {
     let begun = match client {
-        Ok(client) => Attempt::begin(target, client),
+        Ok(client) => Attempt::begin(target, client, offer),
         Err(error) => Err(io::Error::other(error.to_string())),
     };
     let mut attempt = match begun {
@@ -151,6 +163,8 @@ struct Attempt<'a> {
     /// When no more of them are waited for.
     enough: Option<Instant>,
     exchange: Option<Exchange<'a>>,
+    /// What the first Initial is answered with, before it is sent.
+    offer: Option<Offer>,
 }
 
 /// A request over HTTP/3, and its answer.
@@ -176,7 +190,11 @@ enum End {
 }
 
 impl<'a> Attempt<'a> {
-    fn begin(target: &'a CheckTarget, client: &'a Client) -> io::Result<Self> {
+    fn begin(
+        target: &'a CheckTarget,
+        client: &'a Client,
+        offer: Option<Offer>,
+    ) -> io::Result<Self> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
         let socket = connect(target)?;
@@ -195,7 +213,7 @@ impl<'a> Attempt<'a> {
             said: Said::Nothing,
         });
         let (connected, cids, enough) = (false, vec![], None);
-        Ok(Self { target, socket, endpoint, connection, connected, cids, enough, exchange })
+        Ok(Self { target, socket, endpoint, connection, connected, cids, enough, exchange, offer })
     }
 
     async fn run(&mut self) -> io::Result<End> {
@@ -237,7 +255,10 @@ impl<'a> Attempt<'a> {
         }
         let mut datagram = Vec::with_capacity(DATAGRAM_LEN);
         while self.endpoint.poll_transmit(Instant::now(), 1, &mut datagram).is_some() {
-            self.socket.send(&datagram).await?;
+            match self.offer.take() {
+                Some(offer) => self.retry(&offer, &datagram)?,
+                None => drop(self.socket.send(&datagram).await?),
+            }
             datagram.clear();
         }
         if let Some(connection) = self.endpoint.connection(self.connection)
@@ -267,6 +288,23 @@ impl<'a> Attempt<'a> {
         let Some(enough) = self.enough else { return Ok(None) };
         let passed = self.cids.len() > 1 || Instant::now() >= enough;
         Ok(passed.then_some(End::Passed))
+    }
+
+    /// Answers the first Initial with a Retry, as the balancer answers those of clients.
+    fn retry(&mut self, Offer { tokens, time }: &Offer, initial: &[u8]) -> io::Result<()> {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(io::Error::other)?;
+        let Ok(Packet::Long(header)) = Packet::read(initial) else {
+            return Err(io::Error::other("it begins with no Initial"));
+        };
+        // What the server sees of us, and what stands in a token that is bound to it.
+        let client = self.socket.local_addr()?;
+        let (mut retry, mut random) = ([0; MAX_RETRY_LEN], Random::new(seed));
+        let len = tokens.write_retry(&mut random, Version::V1, &header, client, *time, &mut retry);
+        let len = len.map_err(|reason| io::Error::other(reason.label()))?;
+        let from = Received { remote: self.target.address, local: None, ecn: None };
+        self.endpoint.handle_datagram(Instant::now(), from, &mut retry[..len]);
+        Ok(())
     }
 
     /// What it comes to when no more is waited for.
@@ -372,7 +410,8 @@ mod tests {
 
     use quic::{
         routable::{CidGenerator, Partition},
-        transport::{CidIssuer, ResetKey, ServerConfig, TransportError},
+        token::{TokenKey, TokenKeys},
+        transport::{CidIssuer, ResetKey, ServerConfig, TokenPolicy, TransportError},
     };
     use quic_lb_config::{CheckKind, HealthCheck};
     use rustls::{CertificateError, pki_types::PrivatePkcs8KeyDer};
@@ -419,7 +458,7 @@ mod tests {
     }
 
     /// Serves from `socket`: the connection ID of the handshake names server 1, those that follow name server 2.
-    async fn serve_as_two(socket: UdpSocket) {
+    async fn serve_as_two(socket: UdpSocket, tokens: Option<TokenPolicy>) {
         let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
         let tls =
@@ -434,7 +473,9 @@ mod tests {
                 CidGenerator::new(config, server_id, Partition::Whole, [n; 32]).unwrap();
             CidIssuer::routable(generator, ResetKey::new([n; 32]))
         };
-        let config = EndpointConfig::server(ServerConfig::new(Arc::new(tls)), issuer(1), [3; 32]);
+        let mut config =
+            EndpointConfig::server(ServerConfig::new(Arc::new(tls)), issuer(1), [3; 32]);
+        config.tokens = tokens;
         let mut server = Endpoint::new(config, Instant::now(), SystemTime::now());
         let (mut datagram, mut first) = (vec![0; DATAGRAM_LEN], true);
         while let Ok((len, remote)) = socket.recv_from(&mut datagram).await {
@@ -478,10 +519,10 @@ mod tests {
     async fn the_connection_ids_that_follow_a_handshake_are_seen_too() {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let target = target(socket.local_addr().unwrap());
-        let server = tokio::spawn(serve_as_two(socket));
+        let server = tokio::spawn(serve_as_two(socket, None));
         let CheckKind::Quic(handshake) = &target.check.kind else { unreachable!() };
         let client = Client::new(handshake, None, target.check.timeout);
-        let found = try_out(&target, &client).await;
+        let found = try_out(&target, &client, None).await;
         server.abort();
         assert_eq!(found.result, Answered);
         assert!(found.cids.len() > 2, "{found:?}");
@@ -489,5 +530,33 @@ mod tests {
         let ids: BTreeSet<_> =
             found.cids.iter().map(|cid| config.decode(cid.as_slice()).unwrap()).collect();
         assert!(ids.contains(&fixtures::server_id(2)), "{ids:?}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_honours_the_token_of_a_retry_can_be_told_from_those_that_do_not() {
+        let key = |n| TokenKey::new(1, [n; 16], [0; 12]).unwrap();
+        let mut config = fixtures::config(true);
+        config.retry.keys = vec![key(7)];
+        let memory = Arc::new(Memory::new(10, Instant::now(), [0; 4]));
+        let plane = ControlPlane::new(config, memory, [1, 2]);
+        let policy = |key| Some(TokenPolicy::Nat(TokenKeys::new([key])));
+        let hour = Duration::from_secs(3600);
+        for (tokens, behind, expected) in [
+            (policy(key(7)), Duration::ZERO, Answered),
+            (policy(key(7)), hour, Closed),
+            (policy(key(8)), Duration::ZERO, Closed),
+            (None, Duration::ZERO, Closed),
+        ] {
+            let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let target = target(socket.local_addr().unwrap());
+            let server = tokio::spawn(serve_as_two(socket, tokens));
+            let CheckKind::Quic(handshake) = &target.check.kind else { unreachable!() };
+            let client = Client::new(handshake, None, target.check.timeout);
+            let tokens = plane.tokens().unwrap();
+            let offer = Offer { tokens, time: SystemTime::now() - behind };
+            let found = try_out(&target, &client, Some(offer)).await;
+            server.abort();
+            assert_eq!(found.result, expected, "{behind:?} behind");
+        }
     }
 }

@@ -23,8 +23,10 @@
 mod ask;
 pub(super) mod contract;
 mod handshake;
+pub(super) mod honours;
 mod http3;
 mod probe;
+mod retry;
 pub(super) mod slow_start;
 pub(super) mod state;
 
@@ -40,6 +42,7 @@ use std::{
 use ask::ask_for_versions;
 use handshake::Client;
 use quic_lb_config::{CheckKind, Config, Handshake, Request};
+use retry::Questions;
 use tokio::{
     runtime,
     sync::{Semaphore, mpsc, oneshot},
@@ -104,11 +107,16 @@ async fn check(shared: Arc<Shared>) {
     let mut unsent_said: Option<Instant> = None;
     let mut revival = interval(REVIVAL);
     revival.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut questions = Questions::new();
     tasks.follow(&shared);
+    questions.follow(&shared);
     loop {
         tokio::select! {
             changed = in_force.changed() => match changed {
-                Ok(()) => tasks.follow(&shared),
+                Ok(()) => {
+                    tasks.follow(&shared);
+                    questions.follow(&shared);
+                }
                 Err(_) => return,
             },
             _ = revival.tick() => tasks.revive(),
@@ -255,7 +263,7 @@ impl Checker {
                     // They are never closed.
                     let _place = places.acquire().await.ok();
                     let asked = tokio::time::Instant::now();
-                    (asked, handshake::try_out(&target, client).await)
+                    (asked, handshake::try_out(&target, client, None).await)
                 }
             };
             finding.took = asked.elapsed();

@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use quic::connection_id::ConnectionId;
-use quic_lb_config::{Admission, CheckKind, Config, HealthCheck, Pool};
+use quic::{connection_id::ConnectionId, token::TokenKey};
+use quic_lb_config::{Admission, Backend, CheckKind, Config, HealthCheck, Pool, TokenFormat};
 use tracing::{info, warn};
 
 use super::{
@@ -17,11 +17,13 @@ use super::{
     watched::{Name, Watched},
 };
 use crate::{
+    admission::tokens::Tokens,
     backend::BackendState,
     check::{CheckCounts, CheckResult, Finding},
     control::{
         checks::{
             contract::{Contract, Shown, breach},
+            honours::{Honours, question},
             state::{Checked, Thresholds},
         },
         commands::Commands,
@@ -45,6 +47,15 @@ pub(crate) struct CheckTarget {
     pub(crate) source: Option<IpAddr>,
     /// That of its pool.
     pub(crate) check: Arc<HealthCheck>,
+}
+
+/// A server to ask, and what has to be asked anew with when it changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TokenTarget {
+    pub(crate) target: CheckTarget,
+    /// The keys of tokens, and their format.
+    pub(crate) keys: Vec<[u8; 16]>,
+    pub(crate) shared_state: bool,
 }
 
 /// From one growth of the shares of a pool's backends to the next, at least: each fills its table anew.
@@ -110,30 +121,57 @@ impl ControlPlane {
 
     /// The backends that are to be checked.
     pub(crate) fn check_targets(&self) -> Vec<CheckTarget> {
-        let checked = |pool: &'_ Pool| {
+        let checked = |pool: &Pool| {
             let check = Arc::new(pool.health_check.clone()?);
-            Some(
-                pool.backends
-                    .iter()
-                    .map(move |backend| {
-                        let mut checked_at = backend.address;
-                        checked_at.set_port(check.port.unwrap_or(checked_at.port()));
-                        let checked_at = backend.check_address.unwrap_or(checked_at);
-                        let source = pool.source_addresses.iter();
-                        let source =
-                            source.copied().find(|ip| ip.is_ipv4() == checked_at.is_ipv4());
-                        CheckTarget {
-                            name: (pool.name.clone(), backend.name.clone()),
-                            backend: backend.address,
-                            address: checked_at,
-                            source,
-                            check: Arc::clone(&check),
-                        }
-                    })
-                    .collect::<Vec<_>>(),
-            )
+            Some(targets(pool, &check))
         };
         self.config().pools.iter().filter_map(checked).flatten().collect()
+    }
+
+    /// The backends that are to be asked whether they honour the tokens of Retries.
+    pub(crate) fn token_targets(&self) -> Vec<TokenTarget> {
+        let config = self.config();
+        let keys: Vec<_> = config.retry.keys.iter().map(TokenKey::check_value).collect();
+        let shared_state = config.retry.format == TokenFormat::SharedState;
+        let of_pool = |pool: &Pool| {
+            let check = Arc::new(question(pool.health_check.as_ref()));
+            let target = |target| TokenTarget { target, keys: keys.clone(), shared_state };
+            targets(pool, &check).into_iter().map(target).collect::<Vec<_>>()
+        };
+        let asked = config.pools.iter().filter(|pool| config.asks_for_tokens(pool));
+        asked.flat_map(of_pool).collect()
+    }
+
+    /// What makes Retries and their tokens, if there are keys.
+    pub(crate) fn tokens(&self) -> Option<Arc<Tokens>> {
+        let routing = self.routing.load();
+        let gate = &routing.listeners().next()?.gate;
+        (!self.config().retry.keys.is_empty()).then(|| Arc::clone(gate.tokens()))
+    }
+
+    /// Takes note of what a connection with a token has come to; says what is known now.
+    pub(crate) fn on_token(&mut self, target: &CheckTarget, result: CheckResult) -> Honours {
+        let watched = self.backends.get_mut(&target.name);
+        // It may have moved, or be no more.
+        let watched = watched.filter(|watched| watched.address == target.backend);
+        let Some(watched) = watched else { return Honours::Unknown };
+        let before = watched.honours;
+        watched.honours = before.on_result(result);
+        let (pool, backend) = &target.name;
+        let address = target.backend;
+        match (before, watched.honours) {
+            (Honours::Unknown | Honours::Yes { .. }, Honours::No) => {
+                let says = "backend does not honour the tokens of Retries: clients of its pool are not asked for proof of their address";
+                let hint = "compare retry.keys, retry.format and clocks; the log has why at the level debug";
+                let result = result.label();
+                warn!(pool, backend, %address, result, hint, "{says}");
+            }
+            (Honours::Unknown | Honours::No, Honours::Yes { .. }) => {
+                info!(pool, backend, %address, "backend honours the tokens of Retries");
+            }
+            _ => {}
+        }
+        watched.honours
     }
 
     /// Begins to watch the backends that have appeared, and to check where that is new. In pools that are
@@ -170,6 +208,7 @@ impl ControlPlane {
                         last: self.totals.of_backend(backend.id.slot()),
                         seen: BackendTotals::default(),
                         half_open: None,
+                        honours: Honours::default(),
                         drains_since: None,
                     }
                 });
@@ -211,6 +250,25 @@ impl ControlPlane {
         }
         self.panics = panics;
     }
+}
+
+/// The backends of a pool, to be checked like this.
+fn targets(pool: &Pool, check: &Arc<HealthCheck>) -> Vec<CheckTarget> {
+    let target = |backend: &Backend| {
+        let mut checked_at = backend.address;
+        checked_at.set_port(check.port.unwrap_or(checked_at.port()));
+        let checked_at = backend.check_address.unwrap_or(checked_at);
+        let source = pool.source_addresses.iter();
+        let source = source.copied().find(|ip| ip.is_ipv4() == checked_at.is_ipv4());
+        CheckTarget {
+            name: (pool.name.clone(), backend.name.clone()),
+            backend: backend.address,
+            address: checked_at,
+            source,
+            check: Arc::clone(check),
+        }
+    };
+    pool.backends.iter().map(target).collect()
 }
 
 /// What a passed check shows of connection IDs, which are those of the backend at this place.

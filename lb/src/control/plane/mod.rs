@@ -41,13 +41,13 @@ use std::{
 use arc_swap::ArcSwap;
 use backends::{Left, established, panics, report};
 use progress::Progress;
-use quic_lb_config::{Admission, Backend, Config, Listener};
+use quic_lb_config::{Admission, Backend, Config, HonoursTokens, Listener, RetryMode};
 use removals::InUse;
 use tracing::{debug, error, info, warn};
 use watched::{Name, QUIET, Watched};
 
 use super::{
-    checks::slow_start::STEPS,
+    checks::{honours::may_validate, slow_start::STEPS},
     commands::{Author, Command, Commands},
     health::Health,
     restart::{is_same, needs_restart},
@@ -342,9 +342,9 @@ impl ControlPlane {
             self.registry.listeners = numbers;
             for Opening { index, listener } in opened {
                 self.validations.remove(&index);
-                let mode = config.retry_mode(&listener);
+                let mode = config.retry_mode_at_start(&listener);
                 let phase = Validation::at_start(mode).phase();
-                self.registry.admission.set_phase(index.0, mode, phase);
+                self.registry.admission.set_phase(index.0, phase);
             }
         }
         let leaving = self.registry.listeners.placed().filter(|placed| placed.leaves);
@@ -516,19 +516,34 @@ impl ControlPlane {
 
     /// Decides about address validation on each listener; says whether anything changed.
     fn validate(&mut self, now: Instant) -> bool {
-        let Self { config, validations, backends, totals, registry, .. } = self;
+        let Self { config, validations, backends, totals, registry, routing, .. } = self;
+        let snapshot = routing.load();
         let mut changed = false;
         for listener in &config.listeners {
             let Some(index) = registry.listeners.of(listener) else { continue };
-            let mode = config.retry_mode(listener);
-            let validation = validations.entry(index).or_insert_with(|| Validation::at_start(mode));
-            let pool = &config.pools[listener.pool].name;
-            let of_pool = backends.iter().filter(|((of, _), _)| of == pool);
-            let half_open = of_pool.filter_map(|(_, watched)| watched.half_open(now)).max();
+            let Some(pool) = config.pools.get(listener.pool) else { continue };
+            let of_pool = || {
+                let of_pool = backends.iter().filter(|((of, _), _)| *of == pool.name);
+                of_pool.map(|(_, watched)| watched)
+            };
+            let half_open = of_pool().filter_map(|watched| watched.half_open(now)).max();
+            let takes = |of: &&Watched| {
+                let route = snapshot.backend(of.id);
+                route.is_some_and(|route| route.state.takes_connections())
+            };
+            let honour = || may_validate(of_pool().filter(takes).map(|watched| watched.honours));
+            let mode = match (config.retry_mode(listener), pool.honours_tokens) {
+                (RetryMode::Off, _) => RetryMode::Off,
+                (mode, HonoursTokens::Yes) => mode,
+                (mode, HonoursTokens::Probe) if honour() => mode,
+                (_, HonoursTokens::Probe | HonoursTokens::No) => RetryMode::Off,
+            };
+            let at_start = Validation::at_start(config.retry_mode_at_start(listener));
+            let validation = validations.entry(index).or_insert(at_start);
             let attempts = totals.of_listener(index.0).attempts;
             let half_open = half_open.unwrap_or(0);
-            if validation.on_tick(now, config, listener, attempts, half_open) {
-                registry.admission.set_phase(index.0, mode, validation.phase());
+            if validation.on_tick(now, config, listener, mode, attempts, half_open) {
+                registry.admission.set_phase(index.0, validation.phase());
                 changed = true;
             }
         }

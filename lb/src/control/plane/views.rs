@@ -17,7 +17,11 @@ use crate::{
     admission::mode::{Phase, Reason},
     backend::{BackendState, PoolIndex},
     client_path::ListenerIndex,
-    control::{checks::slow_start::SlowStart, commands::Command, validation::Validation},
+    control::{
+        checks::{honours::Honours, slow_start::SlowStart},
+        commands::Command,
+        validation::Validation,
+    },
     metrics::{BackendReading, ListenerReading, PoolReading, Reading, Reloads},
     totals::{BackendTotals, LiveTotals},
 };
@@ -34,6 +38,8 @@ pub(crate) struct BackendView {
     pub(crate) totals: BackendTotals,
     /// Half-open connections, if it has reported any lately.
     pub(crate) half_open: Option<u64>,
+    /// Whether it honours the tokens of Retries, if it is asked.
+    pub(crate) honours: Option<Honours>,
     /// How much of its share of new connections it has, while that grows.
     pub(crate) starting: Option<SlowStart>,
     /// How its active checks go, if there are any.
@@ -75,6 +81,7 @@ impl ControlPlane {
             state: view.state,
             totals: view.totals,
             half_open: view.half_open,
+            retry_unsupported: view.honours.map(|honours| honours == Honours::No),
             live: view.live,
             silent: view.live.last_heard().map(|heard| time.saturating_sub(heard)),
             checks: view.check.map(|check| check.counts),
@@ -165,6 +172,9 @@ impl ControlPlane {
                 command: command.cloned(),
                 totals: baselines.since_it_appeared(totals, route.id),
                 half_open: backends.get(&name).and_then(|watched| watched.half_open(now)),
+                honours: in_force.config.asks_for_tokens(pool).then(|| {
+                    backends.get(&name).map(|watched| watched.honours).unwrap_or_default()
+                }),
                 starting: backends.get(&name).and_then(|watched| watched.starting),
                 check: backends.get(&name).and_then(Watched::check),
                 live,

@@ -11,6 +11,7 @@ use crate::{
     control::{
         checks::{
             contract::{Breach, Contract, Shown},
+            honours::Honours,
             slow_start::SlowStart,
             state::{Checked, Thresholds},
         },
@@ -58,6 +59,8 @@ pub(super) struct Watched {
     pub(super) seen: BackendTotals,
     /// What it said of its half-open connections, and when.
     pub(super) half_open: Option<(u64, Instant)>,
+    /// Whether it honours the tokens of Retries.
+    pub(super) honours: Honours,
     /// Since when it drains, counted from the beginning of the process.
     pub(super) drains_since: Option<Duration>,
 }

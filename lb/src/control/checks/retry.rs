@@ -1,0 +1,106 @@
+//! The contract of Retry tokens: asks the servers of pools whose clients may be sent Retries, as a client that has been
+//! sent one.
+//!
+//! The Retry is made here, as the balancer makes it for clients, and never leaves the process: the server sees
+//! the Initial that follows, with the token in it. If it takes the token for what it is, it says in its
+//! transport parameters which connection ID the client had drawn first, and the handshake comes to its end. If not, it
+//! refuses the token, or the client sees that it was ignored. That is no check of health: a server that says
+//! nothing at all has shown nothing.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the shell around the state of the control plane: it gives it the time"
+)]
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use quic_lb_config::{CheckKind, Config};
+use tokio::{sync::Semaphore, time::sleep};
+
+use super::{
+    Task,
+    handshake::{self, Client, Offer},
+    honours::{Honours, UNKNOWN_EVERY},
+    share_of,
+};
+use crate::control::{
+    plane::{
+        ControlPlane,
+        backends::{CheckTarget, TokenTarget},
+        watched::Name,
+    },
+    shared::Shared,
+};
+
+/// From one question to a server that honours tokens to the next.
+const KNOWN_EVERY: Duration = Duration::from_secs(30);
+
+/// Servers that are asked at once.
+const AT_ONCE: usize = 64;
+
+/// The task of each server that is asked.
+pub(super) struct Questions {
+    of: Option<Arc<Config>>,
+    running: BTreeMap<Name, (TokenTarget, Task)>,
+    places: Arc<Semaphore>,
+}
+
+impl Questions {
+    pub(super) fn new() -> Self {
+        Self { of: None, running: BTreeMap::new(), places: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+
+    /// Begins and ends tasks, so that those servers are asked that the configuration says, and no others.
+    pub(super) fn follow(&mut self, shared: &Arc<Shared>) {
+        let plane = shared.plane();
+        let config = plane.shared_config();
+        if self.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, &config)) {
+            return;
+        }
+        let targets = plane.token_targets();
+        drop(plane);
+        self.of = Some(config);
+        let mut before = std::mem::take(&mut self.running);
+        for target in targets {
+            let name = target.target.name.clone();
+            let running = before.remove(&name).filter(|(of, _)| *of == target);
+            let running = running.unwrap_or_else(|| {
+                let (shared, places) = (Arc::clone(shared), Arc::clone(&self.places));
+                let asking = ask(shared, target.target.clone(), places);
+                (target, Task(tokio::spawn(asking)))
+            });
+            self.running.insert(name, running);
+        }
+    }
+}
+
+/// Asks one server again and again.
+async fn ask(shared: Arc<Shared>, target: CheckTarget, places: Arc<Semaphore>) {
+    let CheckKind::Quic(handshake) = &target.check.kind else { return };
+    let client = Client::new(handshake, None, target.check.timeout);
+    sleep(share_of(Duration::from_millis(100))).await;
+    loop {
+        // They are never closed.
+        let place = places.acquire().await.ok();
+        let tokens = shared.plane().tokens();
+        let honours = match tokens {
+            Some(tokens) => {
+                let offer = Offer { tokens, time: SystemTime::now() };
+                let found = handshake::try_out(&target, &client, Some(offer)).await;
+                let told = |plane: &mut ControlPlane| plane.on_token(&target, found.result);
+                shared.change(told)
+            }
+            None => Honours::Unknown,
+        };
+        drop(place);
+        let every = match honours {
+            Honours::Yes { doubted: false } => KNOWN_EVERY,
+            Honours::Yes { doubted: true } | Honours::Unknown | Honours::No => UNKNOWN_EVERY,
+        };
+        sleep(every - share_of(every / 10)).await;
+    }
+}
