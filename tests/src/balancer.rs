@@ -86,6 +86,20 @@ impl Balancer {
         if how == Reload::Signal { self.signal("HUP") } else { Ok(()) }
     }
 
+    /// Replaces the file, and has it applied though connections lose their servers by that.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be replaced or is refused.
+    pub async fn force_reload(&self, document: &Document) -> anyhow::Result<()> {
+        self.write_config(&document.to_string())?;
+        let head = format!(
+            "POST /api/v1/reload?force=true HTTP/1.1\r\nHost: {}\r\nContent-Length: 0",
+            self.admin
+        );
+        request(self.admin, &head, "").await.map(drop)
+    }
+
     /// Replaces the file by `text`, whatever that is.
     ///
     /// # Errors

@@ -142,9 +142,9 @@ impl Site {
     /// # Errors
     ///
     /// When the balancer does not take it up.
-    pub async fn remove_backend(&mut self, name: &str, how: Reload) -> anyhow::Result<()> {
+    pub async fn remove_backend(&mut self, name: &str) -> anyhow::Result<()> {
         self.document.pools[0].backends.retain(|backend| backend.name != name);
-        self.balancer.reload(&self.document, how)?;
+        self.balancer.force_reload(&self.document).await?;
         let gone = |metrics: &Metrics| metrics.backend_state(name).is_none();
         self.balancer.wait_for("the backend is gone", gone).await?;
         Ok(())

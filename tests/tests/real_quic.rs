@@ -212,7 +212,7 @@ async fn a_pool_changes_under_its_connections() -> anyhow::Result<()> {
     ensure!(latest.servers().all(|server| server != "web-a"), "nothing new for who drains");
     ensure!(site.origin("web-a").accepted() == drained, "nothing new for who drains");
 
-    site.remove_backend("web-b", Reload::Signal).await?;
+    site.remove_backend("web-b").await?;
     let crowds = [early, late, latest];
     for crowd in &crowds {
         crowd.all_go_on(|server| server != "web-b").await?;
