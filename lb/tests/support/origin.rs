@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU16, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -112,7 +113,8 @@ impl Origin {
 impl Drop for Origin {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            // Whoever comes next may want its port.
+            runtime.shutdown_timeout(Duration::from_secs(10));
         }
     }
 }
