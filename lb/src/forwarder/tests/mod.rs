@@ -618,6 +618,35 @@ fn explain_says_what_the_packet_path_does_and_changes_nothing() {
     assert!(explained.choice.is_none());
 }
 
+#[test]
+fn explain_says_what_each_rule_saw() {
+    let mut bench = Bench::new(true);
+    let (hello, cid) = (long(V1, b"client drawn", b"client"), [0xee; 9]);
+    let (_, _, flow) = bench.forwarded(1, &hello);
+    bench.answer(flow, &long(V1, b"client", &cid));
+    let says = |port, octets: &[u8]| -> Vec<String> {
+        let datagram = Datagram { path: path(port), octets };
+        let explained = bench.forwarder.explain(bench.now, EDGE, &datagram);
+        explained.known.into_iter().chain(explained.choice).map(|step| step.finding).collect()
+    };
+    let contain = |findings: &[String], parts: &[&str]| {
+        assert_eq!(findings.len(), parts.len(), "{findings:?}");
+        for (finding, part) in findings.iter().zip(parts) {
+            assert!(finding.contains(part), "{findings:?}");
+        }
+    };
+    contain(&says(1, &short(&routable_cid(1, 1))), &["server ID 0001"]);
+    contain(&says(1, &hello), &["no configuration", "are remembered"]);
+    let stranger = ["no configuration", "not remembered", "no server was seen", "not remembered"];
+    contain(&says(9, &hello), &[&stranger[..], &["hashed the destination"]].concat());
+    contain(&says(9, &short(&cid)), &["0b111", "short header", "a server was seen"]);
+    let unknown = ["0b111", "short header", "no server was seen", "4-tuple is remembered"];
+    contain(&says(1, &short(&[0xff; 8])), &unknown);
+    let second = long(V1, b"another one", b"another");
+    let findings = says(1, &second);
+    contain(&findings[3..4], &["does not bind"]);
+}
+
 /// Two listeners: `edge` in front of the pools `web` and `api`, `inner` in front of `api` alone.
 /// The connection IDs of `web` have configuration 0, those of `api` 1, if they are routable.
 fn two_pools(routable: bool) -> Bench {

@@ -258,6 +258,47 @@ fn strangers_take_what_is_idle_until_they_have_their_share_and_then_from_each_ot
 }
 
 #[test]
+fn flows_that_were_used_again_outlive_those_that_were_not() {
+    let mut bench = Bench::with_flows(true, 64);
+    let place = |n: u32| somewhere(n << 8);
+    let flows: Vec<_> = (0..56)
+        .map(|n| {
+            bench.later();
+            bench.flow_from(place(n), &hello(small(n))).unwrap()
+        })
+        .collect();
+    let (used, unused) = flows.split_at(32);
+    for (n, &flow) in (0..).zip(used) {
+        bench.later();
+        assert_eq!(bench.flow_from(place(n), &hello(small(n))), Some(flow));
+    }
+    let gone: Vec<_> = (100..110)
+        .map(|n| {
+            bench.later();
+            evicted(bench.send_from(place(n), &hello(small(n)))).unwrap().flow
+        })
+        .collect();
+    // Sixteen are looked at each time, so that the order is not exact.
+    assert_eq!(gone.iter().filter(|flow| unused.contains(flow)).count(), 8, "{gone:?}");
+}
+
+#[test]
+fn a_flow_without_a_port_is_not_kept_from_one_by_many_of_its_own_connection() {
+    let mut bench = Bench::new(true);
+    let copy = short(&routable_cid(1, 9));
+    for n in 0..40 {
+        bench.flow_from(somewhere(n << 8), &copy).unwrap();
+    }
+    bench.later();
+    let at_a = (1..100).find(|&port| bench.forwarded(port, &hello(port)).0 == "a").unwrap();
+    let (_, _, other) = bench.forwarded(at_a, &hello(at_a));
+    bench.now += Duration::from_secs(1);
+    let new = bench.flow_from(somewhere(50 << 8), &copy).unwrap();
+    let failed = bench.forwarder.flow_failed(bench.now, new, DropReason::PortsExhausted);
+    assert!(matches!(failed, OnFailure::RetryAfter(ended) if ended.flow == other), "{failed:?}");
+}
+
+#[test]
 fn one_network_shares_its_part_of_a_table_that_fills() {
     let mut bench = Bench::with_flows(true, 320);
     for n in 0..160 {
