@@ -298,6 +298,14 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_connection_ids_have_room() {
+        let scid = ConnectionId::new(&[9; 20]).unwrap();
+        let claim = claim("[2001:db8::1]:443".parse().unwrap(), &[7; 20]);
+        let token = seal(keys().get(6).unwrap(), [1; 12], &claim, &scid).unwrap();
+        assert_eq!(open(&keys(), &token, &scid, at(0)), Ok(claim));
+    }
+
+    #[test]
     fn lengths_that_no_client_draws_are_neither_sealed_nor_opened() {
         let scid = ConnectionId::new(&SCID).unwrap();
         let claim = claim("192.0.2.1:443".parse().unwrap(), &[7; 7]);

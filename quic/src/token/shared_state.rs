@@ -285,6 +285,17 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_connection_ids_have_room() {
+        let scid = ConnectionId::new(&[9; 20]).unwrap();
+        let client = "[2001:db8::1]:443".parse().unwrap();
+        let original_dcid = ConnectionId::new(&[7; 20]).unwrap();
+        let claim = RetryClaim { original_dcid, client, expires: at(1_000) };
+        let token = seal_retry(&key(5), unique(UNIQUE), &claim, &scid).unwrap();
+        let opened = open(&TokenKeys::new([key(5)]), &token, client, &scid, at(0));
+        assert_eq!(opened, Ok(Claim::Retry(claim)));
+    }
+
+    #[test]
     fn no_bit_can_be_flipped() {
         let row = &RETRY_ROWS[0];
         let (token, scid) = (hex(row.token), hex(row.retry_scid));

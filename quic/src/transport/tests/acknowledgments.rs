@@ -157,3 +157,20 @@ fn req_f11_who_acknowledges_what_it_did_not_get_gives_itself_away() {
     acknowledge(&mut pair, &[largest, 0, 0, largest - left_out]);
     assert_eq!(pair.code(), Some(Code::PROTOCOL_VIOLATION));
 }
+
+#[test]
+fn req_k11_packets_with_each_mark_are_counted_and_the_counts_said() {
+    let mut pair = Pair::connected();
+    for ecn in [Ecn::Ect0, Ecn::Ect1, Ecn::Ect1, Ecn::Ce, Ecn::Ce, Ecn::Ce] {
+        let mut packet = pair.forge(Space::Data, &[1]);
+        let from = Received { remote: pair.from, local: None, ecn: Some(ecn) };
+        pair.server.handle_datagram(pair.now, from, &mut packet);
+    }
+    let down = pair.down();
+    let seen = pair.peek(false, &down[0]);
+    let counts = seen.iter().flat_map(|packet| packet.frames()).find_map(|frame| match frame {
+        Frame::Ack(ack) => ack.ecn,
+        _ => None,
+    });
+    assert_eq!(counts, Some(frame::EcnCounts { ect0: 1, ect1: 2, ce: 3 }));
+}
