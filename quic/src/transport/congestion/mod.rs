@@ -286,4 +286,26 @@ mod tests {
         }
         assert_eq!(grows, [true, true, false, false]);
     }
+
+    #[test]
+    fn req_k07_datagrams_that_grow_leave_the_window_that_cubic_aims_at_where_it_was() {
+        let start = Instant::now();
+        let rtt = Duration::from_millis(300);
+        let mut controller = Cubic::new(1200);
+        for _ in 0..90 {
+            controller.on_acked(&acked(start, start, false));
+        }
+        assert_eq!(controller.window(), 120_000);
+        controller.on_congestion(start, start);
+        controller.set_datagram(2400);
+        // From 35 datagrams back to 50 takes 3.3 s.
+        for round in 1..=11 {
+            let now = start + rtt * round;
+            for _ in 0..(controller.window() / 2400).min(1000) {
+                controller.on_acked(&Acked { size: 2400, rtt, ..acked(now, now, false) });
+            }
+        }
+        let window = controller.window();
+        assert!((110_000..130_000).contains(&window), "{window}");
+    }
 }

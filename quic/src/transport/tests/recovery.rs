@@ -121,7 +121,8 @@ fn req_j10_losses_before_the_first_sample_are_no_persistent_congestion() {
     }
     pair.settle();
     assert!(pair.at_client().is_confirmed());
-    assert!(pair.at_client().path().congestion_window > 2 * 1452);
+    // Seven tenths of ten datagrams, for the losses alone.
+    assert!(pair.at_client().path().congestion_window >= 8_400);
 }
 
 #[test]
