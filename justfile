@@ -38,6 +38,10 @@ peers *ARGS:
 mutations *NAMES:
     tests/mutations/run "$@"
 
+# Breaks lines by machine, a part of all (docs/mutants.md). `just mutants quic-lb 3/10`
+mutants PACKAGE='quic' SHARD='0/10':
+    cargo mutants -p {{ PACKAGE }} --shard {{ SHARD }}
+
 # A balancer, servers and moving clients in one process.
 demo *ARGS:
     cargo run --release -- demo "$@"
