@@ -236,6 +236,10 @@ fn a_failed_upgrade_changes_nothing() {
     refused("the new process has ended: exit status: 7", &balancer);
     replace(&program(&balancer, "speaks", "#!/bin/sh\nhead -c 100 /dev/zero >&0\nsleep 60\n"));
     refused("cannot be understood", &balancer);
+    // It says that it is prepared, as the format has it, and dies when the workers have stopped.
+    let prepared = r"printf '\001\000\000\000\000\000\000\000\001' >&0; sleep 1; exit 8";
+    replace(&program(&balancer, "prepared", &format!("#!/bin/sh\n{prepared}\n")));
+    refused("the new process has ended: exit status: 8", &balancer);
     replace(Path::new("/nonexistent/quic-lb"));
     refused("cannot start", &balancer);
 
@@ -251,7 +255,7 @@ fn a_failed_upgrade_changes_nothing() {
         refused(expected, &balancer);
     }
     let failures = balancer.records("upgrade failed, this process goes on");
-    assert_eq!(failures.len(), 6, "{}", balancer.log());
+    assert_eq!(failures.len(), 7, "{}", balancer.log());
     assert!(failures.iter().all(|record| record["level"] == "ERROR"));
 
     balancer.rewrite(&good);

@@ -104,6 +104,28 @@ fn a_worker_that_panics_again_and_again_waits_and_datagrams_wait_for_it() {
     assert!(clients.iter().all(|client| client.ask() > 0));
 }
 
+/// Two processes that read from the same sockets would each miss what the other has read.
+#[test]
+fn who_has_handed_over_reads_nothing_until_it_is_to_go_on() {
+    let balancer = Balancer::start();
+    let clients = balancer.clients();
+    let before: Vec<_> = clients.iter().map(Client::ask).collect();
+    let orders = balancer.workers.orders();
+    let pairs: Vec<_> = (0..orders.len()).map(|_| Channel::pair().unwrap()).collect();
+    let (_theirs, ours): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+    assert_eq!(orders.hand_over(ours, PATIENCE).unwrap(), CLIENTS);
+    let rounds = balancer.workers.totals().rounds();
+    let questions: Vec<_> = clients.iter().map(|client| client.send(b"")).collect();
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(balancer.workers.totals().rounds(), rounds);
+    orders.go_on();
+    // Whoever has sent once is answered once, by way of the same port.
+    for ((client, question), before) in clients.iter().zip(&questions).zip(&before) {
+        assert_eq!(client.answer(question), Some(*before));
+    }
+    assert_eq!(balancer.settled().flows, CLIENTS as u64);
+}
+
 #[test]
 fn a_question_that_cannot_be_answered_costs_nobody_a_flow() {
     let balancer = Balancer::start();

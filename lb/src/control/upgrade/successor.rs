@@ -116,6 +116,7 @@ mod tests {
     fn a_format_of_another_version_is_refused() {
         let (channel, end) = Channel::pair().unwrap();
         let predecessor = Predecessor(Channel::from(end));
+        predecessor.0.set_patience(Some(PREPARING)).unwrap();
         channel.send(&(VERSION + 1), &[]).unwrap();
         let refused = predecessor.legacy(&fixtures::config(true)).unwrap_err().to_string();
         assert!(
