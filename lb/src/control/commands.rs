@@ -16,7 +16,7 @@ use std::{
 use quic_lb_config::Admission;
 use serde::{Deserialize, Serialize};
 
-use super::{explain::decoded, plane::watched::Name};
+use super::{plane::watched::Name, query::decoded};
 
 /// The last command about each backend.
 pub(crate) type Commands = BTreeMap<Name, Command>;

@@ -17,12 +17,11 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use percent_encoding::percent_decode_str;
 use quic_lb_config::{Config, Listener};
 use serde_json::json;
 use tokio::time;
 
-use super::{answers::error, shared::Shared};
+use super::{answers::error, query::decoded, shared::Shared};
 use crate::{
     client_path::{ClientAddr, ClientPath, ListenerIndex},
     explained::Explained,
@@ -208,13 +207,6 @@ impl Asked {
 const FROM: &str = "the client's address and port, such as from=192.0.2.7:50000";
 const HEX: &str = "the UDP payload in hex, such as hex=4007c4605e4504cc4f";
 const TO: &str = "the address that the client sends to, such as to=192.0.2.1";
-
-/// What a part of a query means.
-pub(super) fn decoded(text: &str) -> Result<Cow<'_, str>, String> {
-    percent_decode_str(text)
-        .decode_utf8()
-        .map_err(|_| "the query is not UTF-8 behind its percent signs".to_owned())
-}
 
 #[cfg(test)]
 mod tests {

@@ -19,6 +19,7 @@ mod health;
 mod listening;
 mod page;
 mod plane;
+mod query;
 mod reloads;
 mod restart;
 mod seen;
