@@ -783,6 +783,9 @@ fn what_operators_command_survives_the_process_and_says_who_and_why() {
     balancer.wait("what was in force", |balancer| of_a(balancer).0 == "draining");
     assert_eq!(of_a(&balancer).1, given);
     assert!(balancer.log().contains("operator's command from before"), "{}", balancer.log());
+    // One that is started by mistake and finds the address taken leaves the file to its owner.
+    let complaint = run_in_vain(&text.replace(":9090", ":9191"));
+    assert!(complaint.contains(":4433"), "{complaint}");
     quic_lb(&["activate", "--admin", &admin, "web/a"]).done();
     balancer.signal("KILL");
     balancer.exit_code();

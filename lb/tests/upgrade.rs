@@ -245,7 +245,9 @@ fn a_failed_upgrade_changes_nothing() {
 
     replace(Path::new(env!("CARGO_BIN_EXE_quic-lb")));
     let good = host.config();
+    let state_dir = format!("workers: 2\nstate_dir: {}", balancer.folder.path().display());
     for (from, to, expected) in [
+        ("workers: 2", state_dir.as_str(), "it takes a restart to begin"),
         ("weight: 2", "weight: 0", "weight"),
         ("workers: 2", "workers: 3", "workers changes from 2 to 3"),
         (":4433", ":4434", "listener edge at "),
@@ -255,7 +257,7 @@ fn a_failed_upgrade_changes_nothing() {
         refused(expected, &balancer);
     }
     let failures = balancer.records("upgrade failed, this process goes on");
-    assert_eq!(failures.len(), 7, "{}", balancer.log());
+    assert_eq!(failures.len(), 8, "{}", balancer.log());
     assert!(failures.iter().all(|record| record["level"] == "ERROR"));
 
     balancer.rewrite(&good);

@@ -1,7 +1,7 @@
 //! What operators have commanded about backends, and the file that keeps it over restarts.
 //!
 //! The file has a line for each time that something has changed, with all commands that are in force; the last line that can be
-//! read counts. It is opened at the start and appended to: the process may not make files later on, and whatever
+//! read counts. It is begun anew when the process listens, and appended to: the process may not make files later on, and whatever
 //! interrupts it leaves the line before in place.
 
 use std::{
@@ -98,29 +98,38 @@ const FILE: &str = "commands.json";
 /// Commands about all backends that there may be are far less.
 const MAX_FILE: u64 = 64 << 20;
 
+/// What was in force when the file in `folder` was written last.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub(super) fn kept_in(folder: &Path) -> io::Result<Commands> {
+    match File::open(folder.join(FILE)) {
+        Ok(file) => read(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Commands::new()),
+        Err(error) => Err(error),
+    }
+}
+
 impl Keeper {
-    /// Opens the file in `folder`, and reads what was in force when it was written last.
+    /// Begins a new file in `folder`, in place of the one that was there: whoever may not listen must not, since it may be that of
+    /// a process that runs.
     ///
     /// # Errors
     ///
-    /// When files cannot be read or made there.
-    pub(super) fn open(folder: &Path) -> io::Result<(Self, Commands)> {
+    /// When files cannot be made there.
+    pub(super) fn begin(folder: &Path, commands: &Commands) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let path = folder.join(FILE);
-        let kept = match File::open(&path) {
-            Ok(file) => read(file)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Commands::new(),
-            Err(error) => return Err(error),
-        };
         // The lines of before are not needed any more.
         let fresh = path.with_extension("fresh");
         let options = || OpenOptions::new().create(true).write(true).mode(0o600).clone();
         let mut file = options().truncate(true).open(&fresh)?;
-        file.write_all(&line(&kept))?;
+        file.write_all(&line(commands))?;
         file.sync_all()?;
         fs::rename(&fresh, &path)?;
         let file = options().append(true).open(&path)?;
-        Ok((Self { file, kept: Some(kept.clone()) }, kept))
+        Ok(Self { file, kept: Some(commands.clone()) })
     }
 
     /// Goes on with the file of a predecessor.
@@ -213,9 +222,9 @@ mod tests {
     fn what_was_in_force_last_is_read_again_whatever_interrupted_the_writing() {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path().join("made").join("at need");
-        let (mut keeper, found) = Keeper::open(&at).unwrap();
-        assert_eq!(found, Commands::new());
         let mut commands = Commands::new();
+        assert_eq!(kept_in(&at).unwrap(), commands);
+        let mut keeper = Keeper::begin(&at, &commands).unwrap();
         for n in 0..5 {
             let name = ("web".to_owned(), format!("a\n{n}"));
             commands.insert(name, command(Admission::Draining, Some("\"disk\"\n")));
@@ -224,7 +233,7 @@ mod tests {
         commands.insert(("web".into(), "b".into()), command(Admission::Active, None));
         commands.remove(&("web".to_owned(), "a\n0".to_owned()));
         keeper.keep(commands.clone()).unwrap();
-        assert_eq!(Keeper::open(&at).unwrap().1, commands);
+        assert_eq!(kept_in(&at).unwrap(), commands);
 
         let path = at.join(FILE);
         let whole = fs::read(&path).unwrap();
@@ -233,13 +242,13 @@ mod tests {
         let line = line(&later);
         for cut in 0..line.len() - 2 {
             fs::write(&path, [&whole, &line[..cut]].concat()).unwrap();
-            let (mut keeper, found) = Keeper::open(&at).unwrap();
-            assert_eq!(found, commands, "{cut}");
+            assert_eq!(kept_in(&at).unwrap(), commands, "{cut}");
+            let mut keeper = Keeper::begin(&at, &commands).unwrap();
             keeper.keep(later.clone()).unwrap();
-            assert_eq!(Keeper::open(&at).unwrap().1, later, "{cut}");
+            assert_eq!(kept_in(&at).unwrap(), later, "{cut}");
         }
         fs::write(&path, b"\xff[{}]").unwrap();
-        assert_eq!(Keeper::open(&at).unwrap().1, Commands::new());
+        assert_eq!(kept_in(&at).unwrap(), Commands::new());
     }
 
     #[test]

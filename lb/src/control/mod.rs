@@ -59,7 +59,7 @@ use crate::{
     worker::{Listen, StartError, Workers},
 };
 use checks::Checks;
-use commands::Keeper;
+use commands::{Commands, Keeper, kept_in};
 use doors::{Access, Door, Handed, Place, Where};
 use plane::{ControlPlane, Stage};
 use shared::{Shared, Succeeded, UpgradeRequest};
@@ -119,13 +119,18 @@ fn run_after(
         Some(Place::Unix(path)) => Some(path),
         _ => None,
     };
-    let open = |folder: &PathBuf| match handed.take(&Where::State(folder.clone())) {
-        Some(file) => Ok((Keeper::succeeding(file.into()), None)),
-        None => Keeper::open(folder)
-            .map(|(keeper, commands)| (keeper, Some(commands)))
-            .map_err(|error| RunError::State { folder: folder.clone(), error }),
+    let folder = config.state_dir.clone();
+    let of_folder = |error| RunError::State { folder: folder.clone().unwrap_or_default(), error };
+    let handed_file = folder.as_ref().and_then(|of| handed.take(&Where::State(of.clone())));
+    let commanded = match (&folder, &handed_file) {
+        // Before it is too late to refuse: it may have no right to make files.
+        (Some(_), None) if predecessor.is_some() => {
+            let sentence = "the running process keeps none there, and it takes a restart to begin";
+            return Err(of_folder(io::Error::other(sentence)));
+        }
+        (Some(folder), None) => kept_in(folder).map_err(of_folder)?,
+        _ => Commands::new(),
     };
-    let (keeper, commanded) = config.state_dir.as_ref().map(open).transpose()?.unzip();
     // One that is not handed over cannot be opened as long as its owner lives.
     let mut socket = commands.as_ref().and_then(|path| handed.take(&Where::Path(path.clone())));
 
@@ -150,7 +155,7 @@ fn run_after(
         _ => {
             memory = Arc::new(Memory::new(remembered, now, seed()?));
             plane = ControlPlane::new(config, Arc::clone(&memory), seed()?);
-            plane.restore(commanded.flatten().unwrap_or_default());
+            plane.restore(commanded);
             let (routing, shared) = (Arc::clone(plane.routing()), Arc::clone(&memory));
             let listeners = Listen::at_addresses_of(plane.config());
             workers = Workers::start(plane.config(), listeners, routing, shared, confined)?;
@@ -165,6 +170,11 @@ fn run_after(
         info!(path = %path.display(), "commands");
         doors.push((Where::Path(path), Door::Unix(listener), Access::Everything));
     }
+    let keeper = match (&folder, handed_file) {
+        (_, Some(file)) => Some(Keeper::succeeding(file.into())),
+        (Some(folder), None) => Some(Keeper::begin(folder, plane.commands()).map_err(of_folder)?),
+        (None, None) => None,
+    };
     // Threads that are started from here on begin without it.
     if confined && !was_confined {
         confine(path);
@@ -173,7 +183,7 @@ fn run_after(
     plane.set_workers(workers.count(), workers.totals().clone(), workers.flow_capacity());
 
     let handed = Handed::of(&doors).and_then(|mut handed| {
-        if let (Some(keeper), Some(folder)) = (&keeper, &plane.config().state_dir) {
+        if let (Some(keeper), Some(folder)) = (&keeper, &folder) {
             handed.0.push((Where::State(folder.clone()), keeper.try_clone()?.into()));
         }
         Ok(handed)
