@@ -1,0 +1,69 @@
+//! Whether servers honour the tokens of Retries.
+
+use super::*;
+
+#[test]
+fn validation_waits_until_servers_are_known_to_honour_tokens_and_ends_when_one_does_not() {
+    for mode in [RetryMode::Always, RetryMode::Adaptive] {
+        let mut config = fixtures::config(true);
+        config.pools[0].honours_tokens = HonoursTokens::Probe;
+        config.retry.mode = mode;
+        config.retry.adaptive.on_rate = 10;
+        config.retry.keys = vec![TokenKey::new(0, [1; 16], [0; 12]).unwrap()];
+        let mut bench = Bench::of(config);
+        let phase = |bench: &mut Bench, result: Option<CheckResult>| {
+            let asked = bench.plane.token_targets().remove(0).target;
+            assert_eq!(asked.name, name("a"));
+            if let Some(result) = result {
+                let _ = bench.plane.on_token(&asked, result);
+            }
+            for _ in 0..10 {
+                bench.worker.listeners[0].attempts.add(100);
+                bench.tick();
+            }
+            bench.plane.reading(bench.now).listeners[0].phase
+        };
+        let gate = |bench: &Bench| {
+            let gate = &bench.plane.routing().load_full();
+            gate.listeners().next().unwrap().gate.phase(bench.now).label()
+        };
+        assert_eq!(gate(&bench), "inactive", "before the first tick");
+        let third = bench.plane.token_targets().remove(2).target;
+        let _ = bench.plane.on_token(&third, CheckResult::Answered);
+        assert_eq!(phase(&mut bench, None), "inactive");
+        assert_eq!(phase(&mut bench, Some(CheckResult::Timeout)), "inactive");
+        assert_eq!(phase(&mut bench, Some(CheckResult::Answered)), "active", "two of three do");
+        assert_eq!(gate(&bench), "active");
+        assert_eq!(phase(&mut bench, Some(CheckResult::Timeout)), "active", "it is busy");
+        assert_eq!(phase(&mut bench, Some(CheckResult::Closed)), "active", "once");
+        assert_eq!(phase(&mut bench, Some(CheckResult::Wrong)), "inactive");
+        assert_eq!(gate(&bench), "inactive");
+        let shown = |bench: &Bench| {
+            let backends = bench.plane.reading(bench.now).backends;
+            backends.iter().map(|of| of.retry_unsupported).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&bench), [Some(true), Some(false), Some(false)]);
+        // One that gets no connections keeps nobody from it.
+        bench.command("a", Admission::Draining);
+        assert_eq!(phase(&mut bench, None), "active", "one of two does");
+    }
+}
+
+#[test]
+fn nobody_is_asked_for_tokens_where_it_is_known_or_no_retry_is_sent() {
+    let of = |honours, mode| {
+        let mut config = fixtures::config(true);
+        config.pools[0].honours_tokens = honours;
+        config.retry.mode = mode;
+        config.retry.keys = vec![TokenKey::new(0, [1; 16], [0; 12]).unwrap()];
+        let bench = Bench::of(config);
+        let shown = bench.view("a").honours.is_some();
+        let asked = bench.plane.token_targets().len();
+        assert_eq!(asked, if shown { 3 } else { 0 });
+        asked
+    };
+    assert_eq!(of(HonoursTokens::Probe, RetryMode::Always), 3);
+    assert_eq!(of(HonoursTokens::Probe, RetryMode::Adaptive), 3);
+    assert_eq!(of(HonoursTokens::Probe, RetryMode::Off), 0);
+    assert_eq!(of(HonoursTokens::Yes, RetryMode::Always), 0);
+}
