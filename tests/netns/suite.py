@@ -51,7 +51,7 @@ BLIND, BLIND_RATE, BLIND_SECONDS, REBIND_SECONDS, SUCCEED = ("short", "versions"
 NEW_CONNECTIONS, SILENT_SECONDS, WITHOUT_CHECKS, WITH_CHECKS = 50, 12, 3.0, 2.5
 # How often the balancer is replaced, how many seconds apart, and for how long nobody may hear anything meanwhile; its
 # server says something ten times a second.
-UPGRADES, UPGRADE_SECONDS, LONGEST_SILENCE = 20, 1, 0.35
+UPGRADES, UPGRADE_SECONDS, LONGEST_SILENCE = 20, 1, 0.25
 # linux/ptrace.h, linux/wait.h.
 PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT, WALL = 17, 0x4206, 0x4207, 0x40000000
 # Forged senders are of this network (RFC 2544); no host has such an address.
