@@ -122,6 +122,7 @@ pub(super) async fn try_out(
     client: &Result<Client, rustls::Error>,
     offer: Option<Offer>,
 ) -> Finding {
+    let is_offered = offer.is_some();
     let begun = match client {
         Ok(client) => Attempt::begin(target, client, offer),
         Err(error) => Err(io::Error::other(error.to_string())),
@@ -132,11 +133,12 @@ pub(super) async fn try_out(
     };
     let result = match timeout(target.check.timeout, attempt.run()).await {
         Ok(Ok(End::Passed)) => CheckResult::Answered,
+        Ok(Ok(End::Flooded)) if is_offered => attempt.result_so_far(CheckResult::Timeout),
         Ok(Ok(End::Flooded)) => attempt.result_so_far(CheckResult::Wrong),
         Ok(Ok(End::Closed(error))) => {
             let (pool, backend) = &target.name;
             debug!(pool, backend, address = %target.address, %error, "check");
-            of_end(attempt.is_content(), &error)
+            if is_offered { of_token(&error) } else { of_end(attempt.is_content(), &error) }
         }
         Ok(Ok(End::Answered(Said::Status(status)))) => {
             let (pool, backend) = &target.name;
@@ -393,6 +395,33 @@ fn of_end(content: bool, error: &ConnectionError) -> CheckResult {
     }
 }
 
+/// What it means for tokens that a connection is over which began with one. Servers also close for reasons of their own: they have no
+/// room, or do not speak the application protocol, which shows nothing.
+fn of_token(error: &ConnectionError) -> CheckResult {
+    match error {
+        // By the time that the application can say something the token has been honoured, or the client had complained.
+        ConnectionError::PeerClosed(PeerClose::Application { .. }) => CheckResult::Answered,
+        ConnectionError::PeerClosed(PeerClose::Transport { code, .. })
+            if *code == Code::INVALID_TOKEN =>
+        {
+            CheckResult::Closed
+        }
+        // They do not say what a server says that has honoured the token.
+        ConnectionError::Peer(error) if error.code == Code::TRANSPORT_PARAMETER_ERROR => {
+            CheckResult::Wrong
+        }
+        ConnectionError::Peer(_)
+        | ConnectionError::PeerClosed(_)
+        | ConnectionError::Tls { .. }
+        | ConnectionError::Reset
+        | ConnectionError::VersionMismatch(_)
+        | ConnectionError::IdleTimeout
+        | ConnectionError::HandshakeTimeout { .. }
+        | ConnectionError::Internal(_)
+        | ConnectionError::ClosedLocally => CheckResult::Timeout,
+    }
+}
+
 /// Whether the server's application wants no more of a connection that works. Before the handshake is confirmed,
 /// the code of the application is not shown (<https://www.rfc-editor.org/rfc/rfc9000.html#section-10.2.3>).
 fn is_of_application(close: &PeerClose) -> bool {
@@ -454,6 +483,38 @@ mod tests {
         ] {
             let ends = (of_end(false, &error), of_end(true, &error));
             assert_eq!(ends, (before, after), "{error:?}");
+        }
+    }
+
+    /// Every end of a connection that began with a token.
+    #[test]
+    fn a_server_that_has_no_room_or_fails_has_not_refused_a_token() {
+        let transport =
+            |code| PeerClose::Transport { code, frame_type: 0, reason: Default::default() };
+        let closed = ConnectionError::PeerClosed;
+        let tls = |error| ConnectionError::Tls { error, code: Code::crypto(42) };
+        let broken = |code| TransportError { code, frame_type: 0, reason: "".into() };
+        for (error, result) in [
+            (closed(transport(Code::INVALID_TOKEN)), Closed),
+            (ConnectionError::Peer(broken(Code::TRANSPORT_PARAMETER_ERROR)), Wrong),
+            (closed(PeerClose::Application { code: 0, reason: Default::default() }), Answered),
+            (closed(transport(Code::CONNECTION_REFUSED)), Timeout),
+            (closed(transport(Code::NO_ERROR)), Timeout),
+            (closed(transport(Code::APPLICATION_ERROR)), Timeout),
+            (closed(transport(Code::INTERNAL_ERROR)), Timeout),
+            // It speaks none of the protocols that were offered.
+            (closed(transport(Code::crypto(120))), Timeout),
+            (ConnectionError::Peer(broken(Code::PROTOCOL_VIOLATION)), Timeout),
+            (tls(rustls::Error::InvalidCertificate(CertificateError::Expired)), Timeout),
+            (tls(rustls::Error::NoApplicationProtocol), Timeout),
+            (ConnectionError::Reset, Timeout),
+            (ConnectionError::VersionMismatch(vec![2]), Timeout),
+            (ConnectionError::IdleTimeout, Timeout),
+            (ConnectionError::HandshakeTimeout { answered: true }, Timeout),
+            (ConnectionError::ClosedLocally, Timeout),
+            (ConnectionError::Internal("no"), Timeout),
+        ] {
+            assert_eq!(of_token(&error), result, "{error:?}");
         }
     }
 

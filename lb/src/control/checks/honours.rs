@@ -29,7 +29,7 @@ pub(crate) enum Honours {
 }
 
 impl Honours {
-    /// What is known after a question has come to `result`.
+    /// What is known after a question has come to `result`, in which a failure is one that shows something of tokens.
     #[must_use]
     pub(crate) fn on_result(self, result: CheckResult) -> Self {
         match result {

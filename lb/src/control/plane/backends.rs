@@ -135,8 +135,13 @@ impl ControlPlane {
         let shared_state = config.retry.format == TokenFormat::SharedState;
         let of_pool = |pool: &Pool| {
             let check = Arc::new(question(pool.health_check.as_ref()));
-            let target = |target| TokenTarget { target, keys: keys.clone(), shared_state };
-            targets(pool, &check).into_iter().map(target).collect::<Vec<_>>()
+            // Whoever answers checks elsewhere, it is the backend that gets the clients' tokens.
+            let target = |backend: &Backend| TokenTarget {
+                target: target(pool, backend, backend.address, &check),
+                keys: keys.clone(),
+                shared_state,
+            };
+            pool.backends.iter().map(target).collect::<Vec<_>>()
         };
         let asked = config.pools.iter().filter(|pool| config.asks_for_tokens(pool));
         asked.flat_map(of_pool).collect()
@@ -254,21 +259,29 @@ impl ControlPlane {
 
 /// The backends of a pool, to be checked like this.
 fn targets(pool: &Pool, check: &Arc<HealthCheck>) -> Vec<CheckTarget> {
-    let target = |backend: &Backend| {
+    let checked = |backend: &Backend| {
         let mut checked_at = backend.address;
         checked_at.set_port(check.port.unwrap_or(checked_at.port()));
-        let checked_at = backend.check_address.unwrap_or(checked_at);
-        let source = pool.source_addresses.iter();
-        let source = source.copied().find(|ip| ip.is_ipv4() == checked_at.is_ipv4());
-        CheckTarget {
-            name: (pool.name.clone(), backend.name.clone()),
-            backend: backend.address,
-            address: checked_at,
-            source,
-            check: Arc::clone(check),
-        }
+        target(pool, backend, backend.check_address.unwrap_or(checked_at), check)
     };
-    pool.backends.iter().map(target).collect()
+    pool.backends.iter().map(checked).collect()
+}
+
+/// A backend of a pool, to be checked at `address`.
+fn target(
+    pool: &Pool,
+    backend: &Backend,
+    address: SocketAddr,
+    check: &Arc<HealthCheck>,
+) -> CheckTarget {
+    let source = pool.source_addresses.iter();
+    CheckTarget {
+        name: (pool.name.clone(), backend.name.clone()),
+        backend: backend.address,
+        address,
+        source: source.copied().find(|ip| ip.is_ipv4() == address.is_ipv4()),
+        check: Arc::clone(check),
+    }
 }
 
 /// What a passed check shows of connection IDs, which are those of the backend at this place.

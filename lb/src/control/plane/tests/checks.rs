@@ -9,7 +9,7 @@ fn checked() -> Bench {
     Bench::of(config)
 }
 
-fn health_check() -> HealthCheck {
+pub(super) fn health_check() -> HealthCheck {
     HealthCheck {
         kind: quic_lb_config::CheckKind::VersionNegotiation,
         interval: Duration::from_secs(1),

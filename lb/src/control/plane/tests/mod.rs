@@ -488,3 +488,22 @@ fn what_was_commanded_before_holds_for_the_backends_that_there_still_are() {
     assert_eq!(bench.reload(|_| {}), Applied::Changed);
     assert_eq!(bench.state("b"), BackendState::Active);
 }
+
+/// A client that keeps its connection open for requests to come says something every few seconds.
+#[test]
+fn a_process_that_ends_waits_for_connections_that_were_heard_lately() {
+    let mut bench = Bench::new();
+    hear(&bench, "a", &[(0, 1)]);
+    let began = bench.now;
+    let is_quiet = |bench: &Bench| bench.plane.is_quiet(bench.now, began);
+    bench.now = began + QUIET - TICK;
+    assert!(!is_quiet(&bench));
+    bench.now = began + QUIET;
+    assert!(is_quiet(&bench));
+    // Where nothing was heard yet, the sweep may not have seen it.
+    let mut bench = Bench::new();
+    bench.now = began + CENSUS - TICK;
+    assert!(!bench.plane.is_quiet(bench.now, began));
+    bench.now = began + CENSUS;
+    assert!(bench.plane.is_quiet(bench.now, began));
+}

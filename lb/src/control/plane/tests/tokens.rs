@@ -67,3 +67,19 @@ fn nobody_is_asked_for_tokens_where_it_is_known_or_no_retry_is_sent() {
     assert_eq!(of(HonoursTokens::Probe, RetryMode::Off), 0);
     assert_eq!(of(HonoursTokens::Yes, RetryMode::Always), 0);
 }
+
+/// What answers checks elsewhere may be another server.
+#[test]
+fn it_is_the_backend_that_is_asked_for_tokens_wherever_it_is_checked() {
+    let mut config = fixtures::config(true);
+    config.pools[0].health_check = Some(HealthCheck { port: Some(7), ..checks::health_check() });
+    config.pools[0].backends[1].check_address = Some("127.0.0.9:7".parse().unwrap());
+    config.pools[0].honours_tokens = HonoursTokens::Probe;
+    config.retry.mode = RetryMode::Always;
+    config.retry.keys = vec![TokenKey::new(0, [1; 16], [0; 12]).unwrap()];
+    let asked = Bench::of(config).plane.token_targets();
+    assert_eq!(asked.len(), 3);
+    for of in asked {
+        assert_eq!(of.target.address, of.target.backend);
+    }
+}
