@@ -20,6 +20,7 @@
 
 mod check;
 mod checked;
+mod decisions;
 mod document;
 mod excerpt;
 mod file;

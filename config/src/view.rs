@@ -1,15 +1,13 @@
-//! What others may see of a [`Config`]: a document without secrets, and a digest.
+//! What others may see of a [`Config`]: a document without secrets.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::Ipv6Addr;
 
-use quic::routable::{CidConfig, ServerId};
 use serde_json::{Map, Value, json};
-use sha2::{Digest as _, Sha256};
 
 use crate::{
     checked::{
-        Admin, Backend, CertificatePolicy, CheckKind, Commands, Config, Handshake, HashBy,
-        HealthCheck, HonoursTokens, NewConnections, Pool, Request, Retry, RetryMode,
+        Admin, Backend, CertificatePolicy, CheckKind, Commands, Config, Handshake, HealthCheck,
+        HonoursTokens, NewConnections, Pool, Request, Retry,
     },
     leaf::{CertificateWord, CheckWord},
     units::display_duration,
@@ -74,41 +72,6 @@ impl Config {
             }
         }
         document
-    }
-
-    /// Sixteen hex digits that are equal for balancers that route alike: they cover listeners,
-    /// pools, backends and configurations of connection IDs with their keys, address validation
-    /// with its keys where there is any, and neither the order in which pools and backends are
-    /// written nor anything local such as limits and logging.
-    ///
-    /// Keys enter through what is made with them, so that they cannot be computed back.
-    #[must_use]
-    pub fn digest(&self) -> String {
-        let mut digest = RoutingDigest(Sha256::new());
-        let mut listeners: Vec<_> = self.listeners.iter().collect();
-        listeners.sort_unstable_by_key(|listener| listener.address);
-        digest.count(listeners.len());
-        for listener in listeners {
-            digest.address(listener.address);
-            if listener.both_families {
-                digest.text("both families");
-            }
-            digest.text(self.pools.get(listener.pool).map_or("", |pool| &pool.name));
-            let mode = self.retry_mode(listener);
-            if mode != RetryMode::Off {
-                digest.text(mode.as_str());
-            }
-        }
-        let mut pools: Vec<_> = self.pools.iter().collect();
-        pools.sort_unstable_by_key(|pool| &pool.name);
-        digest.count(pools.len());
-        for pool in pools {
-            digest.pool(pool);
-        }
-        if !self.retry.keys.is_empty() {
-            digest.retry(&self.retry);
-        }
-        digest.0.finalize().iter().take(8).map(|octet| format!("{octet:02x}")).collect()
     }
 }
 
@@ -241,89 +204,4 @@ fn retry(retry: &Retry) -> Value {
         value["except_versions"] = versions.map(|version| format!("{version:#010x}")).collect();
     }
     value
-}
-
-/// Every item is preceded by its length, so that no two configurations read the same.
-struct RoutingDigest(Sha256);
-
-impl RoutingDigest {
-    fn pool(&mut self, pool: &Pool) {
-        self.text(&pool.name);
-        // The order says what servers are to use, and balancers take any.
-        let mut cid_configs: Vec<_> = pool.cid_configs.iter().collect();
-        cid_configs.sort_unstable_by_key(|config| config.id());
-        self.count(cid_configs.len());
-        for config in cid_configs {
-            self.cid_config(config);
-        }
-        // Versions before there was a choice did so.
-        let before = match pool.cid_configs.is_empty() {
-            true => HashBy::ClientAddressAndPort,
-            false => HashBy::Dcid,
-        };
-        if pool.hash != before {
-            self.text(pool.hash.as_str());
-        }
-        let mut backends: Vec<_> = pool.backends.iter().collect();
-        backends.sort_unstable_by_key(|backend| &backend.name);
-        self.count(backends.len());
-        for backend in backends {
-            self.text(&backend.name);
-            self.address(backend.address);
-            self.text(backend.admission.as_str());
-            self.count(backend.weight.get() as usize);
-            let mut server_ids: Vec<_> = backend.server_ids.iter().collect();
-            server_ids.sort_unstable_by_key(|(id, _)| *id);
-            self.count(server_ids.len());
-            for (id, server_id) in server_ids {
-                self.octets(&[id.get()]);
-                self.octets(server_id.as_slice());
-            }
-        }
-    }
-
-    fn cid_config(&mut self, config: &CidConfig) {
-        /// The shortest connection ID has 40 encrypted bits; so many tell any two keys apart.
-        const SAMPLES: u8 = 4;
-        self.octets(&[config.id().get(), u8::from(config.is_encrypted())]);
-        self.count(config.server_id_len());
-        self.count(config.nonce_len());
-        for sample in 0..SAMPLES {
-            let server_id = ServerId::new(&vec![sample; config.server_id_len()]);
-            let nonce = vec![0; config.nonce_len()];
-            let cid = server_id.and_then(|server_id| config.encode(&server_id, &nonce).ok());
-            self.octets(cid.as_ref().map_or(&[], |cid| cid.as_slice()));
-        }
-    }
-
-    fn retry(&mut self, retry: &Retry) {
-        self.text(retry.format.as_str());
-        self.count(retry.keys.len());
-        for key in &retry.keys {
-            self.octets(&[key.sequence()]);
-            self.octets(&key.check_value());
-        }
-        self.text(retry.other_versions.as_str());
-        self.count(retry.except_versions.len());
-        for version in &retry.except_versions {
-            self.octets(&version.to_be_bytes());
-        }
-    }
-
-    fn address(&mut self, address: SocketAddr) {
-        self.text(&address.to_string());
-    }
-
-    fn text(&mut self, text: &str) {
-        self.octets(text.as_bytes());
-    }
-
-    fn count(&mut self, count: usize) {
-        self.0.update((count as u64).to_be_bytes());
-    }
-
-    fn octets(&mut self, octets: &[u8]) {
-        self.count(octets.len());
-        self.0.update(octets);
-    }
 }

@@ -267,11 +267,14 @@ fn the_digest_covers_what_routing_depends_on_and_nothing_else() {
         ("admin:", "workers: 2\nlimits: {flows: 7}\nlog: {level: debug}\nadmin:"),
         ("admin:", "timeouts: {drain: 1s}\nadmin:"),
         ("name: edge", "name: front"),
+        ("127.0.0.1:4433", "192.0.2.1:443"),
+        ("127.0.0.1:4433\"", "[::]:4433\"\n    ipv6_only: false"),
+        ("admin:", &format!("{SPARE}\nadmin:")),
+        ("admin:", &retry("off", 0, KEY)),
     ] {
         assert_eq!(other(from, to), digest, "{to}");
     }
     for (from, to) in [
-        ("127.0.0.1:4433", "127.0.0.1:4434"),
         ("127.0.0.1:5001", "127.0.0.1:5003"),
         ("name: b", "name: c"),
         ("server_id: \"0002\"", "server_id: \"0003\""),
@@ -290,10 +293,55 @@ fn the_digest_covers_what_routing_depends_on_and_nothing_else() {
     assert_ne!(with("adaptive", 0, KEY), validating);
     assert_ne!(with("always", 1, KEY), validating);
     assert_ne!(with("always", 0, &KEY.replace('8', "9")), validating);
+    let validating_with = |more: &str| {
+        let retry = retry("always", 0, KEY).replace("mode:", &format!("{more}, mode:"));
+        other("admin:", &retry)
+    };
+    assert_eq!(validating_with("transition: 1s"), validating);
+    assert_ne!(validating_with("lifetime: 7s"), validating, "one refuses what the other takes");
+    let refuse = contract_with("admin:", &retry("always", 0, KEY))
+        + "limits: {unknown_short_headers: refuse}\n";
+    assert_ne!(config(&refuse).digest(), validating);
     let mut reordered = config(CONTRACT);
     reordered.pools[0].backends.reverse();
     assert_eq!(reordered.digest(), digest);
+    // Balancers of different builds compare theirs: where this changes, the changelog says so.
+    assert_eq!(digest, "efaf8412c70958cf");
 }
+
+/// Which listeners are alike at two balancers, their names say; whose address is whose own.
+#[test]
+fn where_listeners_lead_to_different_pools_their_names_count() {
+    let two = |edge: &str, media: &str, at: u16| {
+        let text = contract_with("admin:", &format!("{SPARE}\nadmin:"));
+        let second =
+            format!("  - {{name: media, address: \"127.0.0.1:{at}\", pool: {media}}}\npools:");
+        config(&text.replace("pool: web", &format!("pool: {edge}")).replace("pools:", &second))
+            .digest()
+    };
+    assert_eq!(two("web", "spare", 4434), two("web", "spare", 4435));
+    assert_ne!(two("web", "spare", 4434), two("spare", "web", 4434));
+    assert_ne!(two("web", "spare", 4434), two("spare", "spare", 4434));
+    assert_eq!(two("web", "web", 4434), config(CONTRACT).digest(), "one more way to the same");
+}
+
+#[test]
+fn what_is_compared_has_no_keys() {
+    let text = contract_with("admin:", &retry("always", 7, OTHER));
+    let decisions = config(&text).decisions();
+    let shown = decisions.to_string();
+    assert!(!shown.contains(KEY) && !shown.contains(OTHER), "{shown}");
+    let key =
+        |decisions: &serde_json::Value| decisions["pools"]["web"]["quic_lb"]["0"]["key"].clone();
+    let (first, again) = (key(&decisions), key(&config(CONTRACT).decisions()));
+    assert!(first.as_str().is_some_and(|value| value.starts_with("check value ")), "{first}");
+    assert_eq!(first, again);
+    assert_ne!(first, key(&config(&CONTRACT.replace(KEY, OTHER)).decisions()));
+    assert_eq!(decisions["retry"]["keys"][0]["sequence"], 7);
+}
+
+/// A pool that no listener leads to.
+const SPARE: &str = "  - {name: spare, backends: [{name: x, address: \"127.0.0.1:5009\"}]}";
 
 fn retry(mode: &str, sequence: u8, key: &str) -> String {
     format!("retry: {{mode: {mode}, keys: [{{sequence: {sequence}, key: \"{key}\"}}]}}\nadmin:")

@@ -242,7 +242,7 @@ const CONFIG_LAST_RELOAD: Family = Family::gauge(
 const CONFIG_INFO: Family = Family::gauge(
     "quic_lb_config_info",
     &["digest"],
-    "Always 1. Balancers with the same digest make the same decision for the same packet.",
+    "Always 1. Balancers with the same digest make the same decision for the same packet; the digest has nothing that is their own.",
 );
 const BUILD_INFO: Family = Family::gauge(
     "quic_lb_build_info",

@@ -69,11 +69,16 @@ impl Balancer {
             true => AdminPlace::Unix(SOCKET.into()),
             false => AdminPlace::Address(ADDRESS),
         });
+        Self::of(place, token_file.as_ref())
+    }
+
+    /// The one at `place`, which may want to be shown the token in a file.
+    pub(super) fn of(place: AdminPlace, token_file: Option<&PathBuf>) -> Result<Self, Failure> {
         let read = |file: &PathBuf| {
             let cannot = |error| Failure::other(format_args!("{}: {error}", file.display()));
             fs::read_to_string(file).map(Zeroizing::new).map_err(cannot)
         };
-        Ok(Self { place, token: token_file.as_ref().map(read).transpose()? })
+        Ok(Self { place, token: token_file.map(read).transpose()? })
     }
 
     /// The one at an address that wants no token.
@@ -101,6 +106,9 @@ impl Balancer {
                 AdminPlace::Address(address) => {
                     self.exchange(TcpStream::connect(address).await?, method, path).await
                 }
+                AdminPlace::Name(name) => {
+                    self.exchange(TcpStream::connect(name).await?, method, path).await
+                }
                 AdminPlace::Unix(socket) => {
                     self.exchange(UnixStream::connect(socket).await?, method, path).await
                 }
@@ -118,6 +126,7 @@ impl Balancer {
     ) -> io::Result<Answer> {
         let host = match &self.place {
             AdminPlace::Address(address) => address.to_string(),
+            AdminPlace::Name(name) => name.clone(),
             AdminPlace::Unix(_) => "localhost".to_owned(),
         };
         let mut head = Zeroizing::new(String::with_capacity(MAX_HEAD));

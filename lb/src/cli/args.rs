@@ -93,6 +93,18 @@ Examples:
 Examples:
   quic-lb activate web/a")]
     Activate(BackendArgs),
+    /// Compare what the balancers of a fleet decide by, and say where they differ.
+    ///
+    /// They should send the same packet to the same server. Compared are the pools that listeners lead to, backends with their weights and server
+    /// IDs, configurations of connection IDs and tokens with their keys (by check values, which tell nothing of the
+    /// keys), the states of backends as each balancer sees them, and operators' commands. What is a balancer's own is not: addresses of
+    /// listeners, limits, logging. Exit 0 if all agree, 3 if they differ, 1 if one of them could not be asked.
+    #[command(after_help = "\
+Examples:
+  quic-lb agree http://192.0.2.11:9464 http://192.0.2.12:9464
+  quic-lb agree lb-{1..8}.example:9464 || echo differ     names need admin.host_names
+  quic-lb agree --json 192.0.2.11:9464 192.0.2.12:9464 | jq -r '.differences[].at'")]
+    Agree(AgreeArgs),
     /// Replace the program of a running balancer by the one that is on disk now, without loss.
     ///
     /// The file that the balancer was started from is executed with the same arguments, beside the running process, which hands over its sockets,
@@ -221,6 +233,8 @@ pub(crate) struct AdminArgs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum AdminPlace {
     Address(SocketAddr),
+    /// A name with a port.
+    Name(String),
     Unix(PathBuf),
 }
 
@@ -228,12 +242,26 @@ impl FromStr for AdminPlace {
     type Err = String;
 
     fn from_str(typed: &str) -> Result<Self, String> {
+        let of_url =
+            typed.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
         let path = typed.strip_prefix("unix:").unwrap_or(typed);
-        if path.contains('/') {
+        if of_url.is_none() && path.contains('/') {
             return Ok(Self::Unix(path.into()));
         }
-        let wanted = "an address such as 127.0.0.1:9464 is wanted, or a path such as /run/quic-lb/admin.sock";
-        typed.parse().map(Self::Address).map_err(|_| wanted.to_owned())
+        let place = of_url.unwrap_or(typed);
+        if let Ok(address) = place.parse() {
+            return Ok(Self::Address(address));
+        }
+        let is_name = |name: &str| {
+            let may_be = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            !name.is_empty() && name.chars().all(may_be)
+        };
+        match place.split_once(':') {
+            Some((name, port)) if is_name(name) && port.parse::<u16>().is_ok() => {
+                Ok(Self::Name(place.to_owned()))
+            }
+            _ => Err("an address such as 127.0.0.1:9464 is wanted, or a path such as /run/quic-lb/admin.sock".to_owned()),
+        }
     }
 }
 
@@ -241,6 +269,7 @@ impl fmt::Display for AdminPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => address.fmt(f),
+            Self::Name(name) => name.fmt(f),
             Self::Unix(path) => path.display().fmt(f),
         }
     }
@@ -253,6 +282,19 @@ pub(crate) struct ReloadArgs {
     /// Take away backends and configurations of connection IDs even if live connections use them.
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct AgreeArgs {
+    /// The balancers: where each takes requests, as http://192.0.2.11:9464, 192.0.2.11:9464 or the path of a Unix socket.
+    #[arg(value_name = "URL", required = true, num_args = 2..)]
+    pub(crate) balancers: Vec<AdminPlace>,
+    /// A file with the token that they want to be shown, if they do.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Arguments)]
@@ -405,6 +447,39 @@ mod tests {
     #[test]
     fn the_definitions_are_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_balancer_is_asked_at_an_address_a_name_or_a_path() {
+        let read = |typed: &str| typed.parse::<AdminPlace>().ok();
+        let address = Some(AdminPlace::Address(([192, 0, 2, 1], 9464).into()));
+        for typed in ["192.0.2.1:9464", "http://192.0.2.1:9464", "http://192.0.2.1:9464/"] {
+            assert_eq!(read(typed), address, "{typed}");
+        }
+        assert!(matches!(read("http://[::1]:9464"), Some(AdminPlace::Address(_))));
+        assert_eq!(
+            read("http://lb-1.example:9464"),
+            Some(AdminPlace::Name("lb-1.example:9464".to_owned()))
+        );
+        for typed in ["/run/a.sock", "unix:/run/a.sock", "./a.sock"] {
+            assert!(matches!(read(typed), Some(AdminPlace::Unix(_))), "{typed}");
+        }
+        for typed in [
+            "",
+            "lb",
+            "http://lb",
+            "lb:x",
+            "lb:99999",
+            "a b:1",
+            "http://lb:1/x",
+            ":1",
+            "https://lb:1",
+        ] {
+            assert!(
+                !matches!(read(typed), Some(AdminPlace::Address(_) | AdminPlace::Name(_))),
+                "{typed}"
+            );
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 )]
 
 mod admin;
+mod agree;
 mod args;
 mod capture;
 mod check;
@@ -76,6 +77,7 @@ fn run(command: Command, out: &mut impl Write) -> Result<(), Failure> {
             explain::explain(&load(&explain.config)?, &explain, out)
         }
         Command::Drain(args) => drain::drain(&args, out),
+        Command::Agree(args) => agree::agree(&args, out),
         Command::Reload(args) => reload::reload(&args, out),
         Command::Activate(args) => drain::activate(&args, out),
         Command::Upgrade(args) => upgrade::upgrade(&args, out),

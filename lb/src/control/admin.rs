@@ -30,6 +30,7 @@ use serde_json::{Map, Value, json};
 use tokio::task;
 
 use super::{
+    agreement,
     answers::error,
     changes::Changes,
     checks::{contract::Breach, honours::Honours, slow_start::STEPS},
@@ -66,6 +67,7 @@ pub(super) fn router(shared: Arc<Shared>, access: Access) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/api/v1/config", get(config))
+        .route("/api/v1/decisions", get(agreement::decisions))
         .route("/api/v1/explain", get(explain::explain))
         .route("/api/v1/panics", get(panics))
         .route("/api/v1/backends", get(backends))
@@ -423,7 +425,7 @@ async fn not_found() -> Response {
     error(
         StatusCode::NOT_FOUND,
         "there is /, /metrics, /healthz, /readyz, /api/v1/backends, /api/v1/config, \
-         /api/v1/explain, /api/v1/panics, /api/v1/rotation, /api/v1/backends/{pool}/{name}, and POST /api/v1/reload, /api/v1/upgrade, /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
+         /api/v1/decisions, /api/v1/explain, /api/v1/panics, /api/v1/rotation, /api/v1/backends/{pool}/{name}, and POST /api/v1/reload, /api/v1/upgrade, /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
     )
 }
 

@@ -6,6 +6,7 @@
 //! them, nor they for it.
 
 mod admin;
+mod agreement;
 mod answers;
 mod build;
 mod changes;

@@ -2,11 +2,11 @@
 
 use quic_lb_config::{Commands, Config};
 
-/// Whether two configurations are the same, keys included: the digest covers those. Trust anchors of checks stand in
-/// neither, and may change while their file has the same name.
+use super::changes::Changes;
+
+/// Whether two configurations are the same, keys included.
 pub(crate) fn is_same(old: &Config, new: &Config) -> bool {
-    old.digest() == new.digest()
-        && old.masked_document() == new.masked_document()
+    Changes::between(old, new) == Changes::default()
         && old.admin == new.admin
         && old
             .pools
@@ -52,4 +52,25 @@ pub(crate) fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
     };
     changed("state_dir", folder(old), folder(new));
     reasons
+}
+
+#[cfg(test)]
+mod tests {
+    use quic::token::TokenKey;
+
+    use super::*;
+    use crate::fixtures;
+
+    /// Nobody decides by them, and yet whoever begins to ask for proof wants the newest.
+    #[test]
+    fn keys_that_are_not_in_use_change_a_configuration_too() {
+        let with = |octet: u8| {
+            let mut config = fixtures::config(true);
+            config.retry.keys = vec![TokenKey::new(0, [octet; 16], [0; 12]).unwrap()];
+            config
+        };
+        assert_eq!(with(1).digest(), with(2).digest());
+        assert!(is_same(&with(1), &with(1)));
+        assert!(!is_same(&with(1), &with(2)));
+    }
 }

@@ -34,7 +34,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     num::NonZeroU32,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -79,6 +79,7 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 pub(crate) struct ControlPlane {
     /// The newest configuration; it may not be in force yet.
     config: Arc<Config>,
+    digest: Arc<OnceLock<String>>,
     registry: Registry,
     /// The backends that follow from the newest configuration, commands and health.
     wanted: Arc<Wanted>,
@@ -127,6 +128,8 @@ struct InForce {
     /// The number of its order.
     number: u64,
     config: Arc<Config>,
+    /// Of the configuration, once somebody has asked: with thousands of backends it takes milliseconds.
+    digest: Arc<OnceLock<String>>,
     /// Configurations that had been applied by then.
     applied: u64,
 }
@@ -197,10 +200,16 @@ impl ControlPlane {
         let wanted = Wanted::new(&config.pools, none, healthy, &mut registry);
         let lasting = registry.lasting(&config);
         let routing = Routing::build(&config, &wanted, lasting, None);
-        let config = Arc::new(config);
+        let (config, digest) = (Arc::new(config), Arc::default());
         let mut plane = Self {
-            in_force: InForce { number: 0, config: Arc::clone(&config), applied: 0 },
+            in_force: InForce {
+                number: 0,
+                config: Arc::clone(&config),
+                digest: Arc::clone(&digest),
+                applied: 0,
+            },
             config,
+            digest,
             registry,
             wanted: Arc::new(wanted),
             newest: 0,
@@ -246,8 +255,8 @@ impl ControlPlane {
         if self.in_force.number == self.newest {
             return None;
         }
-        let config = Arc::clone(&self.config);
-        let of = InForce { number: self.newest, config, applied: self.reloads.applied };
+        let (config, digest) = (Arc::clone(&self.config), Arc::clone(&self.digest));
+        let of = InForce { number: self.newest, config, digest, applied: self.reloads.applied };
         let lasting = self.registry.lasting(&self.config);
         let (wanted, before) = (Arc::clone(&self.wanted), self.routing.load_full());
         Some(BuildOrder { of, wanted, lasting, before })
@@ -356,6 +365,7 @@ impl ControlPlane {
             warn!(%taken, "taken away although it is in use");
         }
         self.config = Arc::new(config);
+        self.digest = Arc::default();
         self.reloads.applied += 1;
         // It may be what was wrong; what still is shows again.
         self.backends.values_mut().for_each(|watched| watched.wiring = Health::default());
@@ -567,6 +577,12 @@ impl ControlPlane {
     /// The newest configuration, which may not be in force yet.
     pub(crate) fn newest_config(&self) -> Arc<Config> {
         Arc::clone(&self.config)
+    }
+
+    /// Its digest.
+    pub(crate) fn digest(&self) -> &str {
+        let InForce { config, digest, .. } = &self.in_force;
+        digest.get_or_init(|| config.digest())
     }
 
     /// As [`Self::config`], to be kept.

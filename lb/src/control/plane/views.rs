@@ -112,7 +112,7 @@ impl ControlPlane {
                 applied: self.in_force.applied + self.reloads.corrected,
                 ..self.reloads
             },
-            digest: config.digest(),
+            digest: self.digest().to_owned(),
         }
     }
 

@@ -1,0 +1,43 @@
+//! What balancers of a fleet are compared by: what their decisions follow from, the states of backends as each sees them, and what
+//! operators have commanded.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the shell around the state of the control plane: it gives it the time"
+)]
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{Json, extract::State};
+use serde_json::{Map, Value, json};
+
+use super::{
+    commands::{Author, Command},
+    plane::views::BackendView,
+    shared::Shared,
+};
+
+/// Everything in maps by name, so that a difference has a place.
+pub(super) async fn decisions(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let (config, digest, views) = {
+        let plane = shared.plane();
+        (plane.shared_config(), plane.digest().to_owned(), plane.views(Instant::now()))
+    };
+    let (mut states, mut commands) = (Map::new(), Map::new());
+    for BackendView { pool, backend, state, command, .. } in views {
+        let of_pool = states.entry(&pool).or_insert_with(|| json!({}));
+        of_pool[&backend.name] = json!(state.label());
+        if let Some(Command { wanted, author: Author { by, reason }, unix_time }) = command {
+            commands.insert(
+                format!("{pool}/{}", backend.name),
+                json!({ "wanted": wanted.as_str(), "by": by, "reason": reason, "unix_time": unix_time }),
+            );
+        }
+    }
+    Json(json!({
+        "digest": digest,
+        "decisions": config.decisions(),
+        "states": states,
+        "commands": commands,
+    }))
+}
