@@ -56,6 +56,17 @@ fn the_scrape_configuration_asks_the_default_admin_address() {
 }
 
 #[test]
+fn fleets_ask_the_default_admin_address_whether_a_balancer_is_ready() {
+    for file in ["fleet/keepalived.conf", "fleet/announce"] {
+        assert!(deploy(file).contains("http://127.0.0.1:9464/readyz"), "{file}");
+    }
+    for file in ["fleet/bird.conf", "fleet/frr.conf"] {
+        assert!(deploy(file).contains("table 100"), "{file}: the table of announce");
+    }
+    assert!(deploy("fleet/announce").contains("TABLE:=100"));
+}
+
+#[test]
 fn the_operators_document_names_every_metric_and_reason() {
     let document = deploy("README.md");
     for family in FAMILIES {
