@@ -1,7 +1,7 @@
 //! What the handles of our stack's driver promise, with our stack at both ends.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv6Addr, SocketAddr},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -232,6 +232,40 @@ impl rustls::KeyLog for Secrets {
     }
 }
 
+/// On sockets of every kind: what the simulator says of marks says nothing of control messages.
+#[tokio::test]
+async fn req_k11_a_megabyte_each_way_leaves_marks_in_use_at_both_ends() -> anyhow::Result<()> {
+    const OCTETS: usize = 1 << 20;
+    for (at, from) in [
+        ("127.0.0.1:0", "127.0.0.1:0"),
+        ("0.0.0.0:0", "127.0.0.1:0"),
+        ("[::1]:0", "[::1]:0"),
+        ("[::]:0", "[::]:0"),
+        ("[::]:0", "127.0.0.1:0"),
+    ] {
+        let pair = Pair::between(at.parse()?, from.parse()?).await?;
+        let (mut question, mut answer) = pair.client.open_bi().await?;
+        let asking = tokio::spawn(async move {
+            question.write_all(&vec![1; OCTETS]).await?;
+            anyhow::Ok(question.finish()?)
+        });
+        let (mut send, mut recv) = pair.server.accept_bi().await?;
+        ensure!(recv.read_to_end(OCTETS).await?.len() == OCTETS, "the question");
+        asking.await??;
+        let answering = tokio::spawn(async move {
+            send.write_all(&vec![2; OCTETS]).await?;
+            anyhow::Ok(send.finish()?)
+        });
+        ensure!(answer.read_to_end(OCTETS).await?.len() == OCTETS, "the answer");
+        answering.await??;
+        for (end, of) in [("client", &pair.client), ("server", &pair.server)] {
+            let path = of.path().context("it is open")?;
+            ensure!(path.ecn, "{end}, {from} to {at}: marks are not in use");
+        }
+    }
+    Ok(())
+}
+
 /// Waits until something holds, with a patience.
 async fn soon(what: &str, mut holds: impl FnMut() -> bool) -> anyhow::Result<()> {
     const LOOKS: usize = 3000;
@@ -254,11 +288,20 @@ struct Pair {
 
 impl Pair {
     async fn start() -> anyhow::Result<Self> {
+        Self::between(ANY, ANY).await
+    }
+
+    /// A client at `from` of a server at `at`, which is on this machine where it does not say.
+    async fn between(at: SocketAddr, from: SocketAddr) -> anyhow::Result<Self> {
         let certificate = Certificate::new()?;
-        let server_endpoint = Endpoint::server(server_config(&certificate)?, ANY)?;
-        let mut client_endpoint = Endpoint::client(ANY)?;
+        let server_endpoint = Endpoint::server(server_config(&certificate)?, at)?;
+        let mut client_endpoint = Endpoint::client(from)?;
         client_endpoint.set_default_client_config(ours::client(certificate.der(), provider())?);
-        let connecting = client_endpoint.connect(server_endpoint.local_addr(), SERVER_NAME)?;
+        let mut server = server_endpoint.local_addr();
+        if server.ip().is_unspecified() {
+            server.set_ip(if from.is_ipv4() { LOCAL } else { Ipv6Addr::LOCALHOST.into() });
+        }
+        let connecting = client_endpoint.connect(server, SERVER_NAME)?;
         let (client, incoming) = tokio::join!(connecting, server_endpoint.accept());
         let server = incoming.context("the endpoint is open")?.await?;
         Ok(Self { client: client?, server, client_endpoint, server_endpoint })

@@ -89,7 +89,7 @@ impl Socket {
 
     fn try_send(&self, batch: &quinn_udp::Transmit<'_>) -> io::Result<()> {
         #[cfg(test)]
-        self.full.check()?;
+        self.full.check(batch)?;
         self.state.try_send((&self.io).into(), batch)
     }
 
@@ -168,6 +168,8 @@ impl Inbound {
 pub(super) struct Outbound {
     octets: Vec<u8>,
     batches: VecDeque<(Transmit, Range<usize>)>,
+    /// What comes before this place in `octets` leaves one by one.
+    singly: usize,
 }
 
 /// Octets in [`Outbound`] from which on the core is asked for no more.
@@ -175,7 +177,7 @@ const ENOUGH: usize = 2 * MAX_SEND;
 
 impl Outbound {
     pub(super) fn new() -> Self {
-        Self { octets: Vec::with_capacity(ENOUGH + SLOT), batches: VecDeque::new() }
+        Self { octets: Vec::with_capacity(ENOUGH + SLOT), batches: VecDeque::new(), singly: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -196,7 +198,8 @@ impl Outbound {
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>, socket: &Socket) -> bool {
         while let Some((transmit, range)) = self.batches.front_mut() {
             let segment = transmit.segment.max(1);
-            let segments = (MAX_SEND / segment).clamp(1, socket.state.max_gso_segments().max(1));
+            let most = if range.start < self.singly { 1 } else { socket.state.max_gso_segments() };
+            let segments = (MAX_SEND / segment).clamp(1, most.max(1));
             let len = range.len().min(segments * segment);
             let batch = quinn_udp::Transmit {
                 destination: transmit.remote,
@@ -205,9 +208,14 @@ impl Outbound {
                 segment_size: (len > segment).then_some(segment),
                 src_ip: transmit.local,
             };
-            let sent = socket.poll_io(cx, Interest::WRITABLE, || socket.try_send(&batch));
-            if sent.is_pending() {
-                return false;
+            match socket.poll_io(cx, Interest::WRITABLE, || socket.try_send(&batch)) {
+                Poll::Pending => return false,
+                // A device that cannot take batches apart, or a path that became narrower than some of this one.
+                Poll::Ready(Err(_)) if len > segment => {
+                    self.singly = range.start + len;
+                    continue;
+                }
+                Poll::Ready(_) => {}
             }
             // What the system refuses is lost, as if on the way: loss recovery knows what to do,
             // and MTU probes are meant to be refused at times.
@@ -217,6 +225,93 @@ impl Outbound {
             }
         }
         self.octets.clear();
+        self.singly = 0;
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, net::IpAddr, time::Duration};
+
+    use super::*;
+
+    const DATAGRAMS: usize = 20;
+    const SIZE: usize = 1200;
+
+    fn socket(address: &str) -> Socket {
+        Socket::new(Socket::bind(address.parse().unwrap(), false).unwrap()).unwrap()
+    }
+
+    /// Sends a batch with a mark and says what was told of each of its datagrams.
+    async fn exchange(
+        from: &Socket,
+        to: &Socket,
+        at: IpAddr,
+        mark: Ecn,
+    ) -> Vec<(Received, Vec<u8>)> {
+        let remote = Socket::reachable(from.address(), SocketAddr::new(at, to.address().port()));
+        let transmit = Transmit {
+            remote: remote.unwrap(),
+            local: None,
+            ecn: Some(mark),
+            segment: SIZE,
+            len: DATAGRAMS * SIZE,
+        };
+        let mut outbound = Outbound::new();
+        let mut batch = Some(transmit);
+        outbound.fill(|octets| {
+            let transmit = batch.take()?;
+            (0..DATAGRAMS).for_each(|n| octets.resize(octets.len() + SIZE, n as u8));
+            Some(transmit)
+        });
+        let mut inbound = Inbound::new();
+        let mut told = Vec::new();
+        let all = poll_fn(|cx| {
+            let _ = outbound.poll_flush(cx, from);
+            while told.len() < DATAGRAMS && inbound.poll(cx, to) {
+                inbound.drain(|meta, datagram| told.push((meta, datagram.to_vec())));
+            }
+            if told.len() < DATAGRAMS { Poll::Pending } else { Poll::Ready(()) }
+        });
+        tokio::time::timeout(Duration::from_secs(20), all).await.expect("all arrive");
+        told
+    }
+
+    #[tokio::test]
+    async fn what_a_device_refuses_as_a_batch_leaves_one_by_one() {
+        let (to, from) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
+        from.full.refuse_batches();
+        let told = exchange(&from, &to, to.address().ip(), Ecn::Ect0).await;
+        for (n, (_, datagram)) in told.iter().enumerate() {
+            assert_eq!(datagram, &[n as u8; SIZE]);
+        }
+    }
+
+    /// A control message that does not fit is cut off: then a mark, an address or a boundary is missing.
+    #[tokio::test]
+    async fn req_k11_marks_addresses_and_boundaries_of_a_batch_arrive_with_it() {
+        for (server, client, at) in [
+            ("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1"),
+            ("0.0.0.0:0", "127.0.0.1:0", "127.0.0.3"),
+            ("[::1]:0", "[::1]:0", "::1"),
+            ("[::]:0", "[::1]:0", "::1"),
+            ("[::]:0", "127.0.0.1:0", "127.0.0.3"),
+            ("[::]:0", "[::]:0", "127.0.0.3"),
+            ("0.0.0.0:0", "[::]:0", "127.0.0.3"),
+        ] {
+            let (to, from, at): (_, _, IpAddr) =
+                (socket(server), socket(client), at.parse().unwrap());
+            assert!(from.max_segments() > 1, "batches are what this is about");
+            for mark in [Ecn::Ect0, Ecn::Ect1, Ecn::Ce] {
+                let told = exchange(&from, &to, at, mark).await;
+                for (n, (meta, datagram)) in told.iter().enumerate() {
+                    assert_eq!(datagram, &[n as u8; SIZE], "{server} {client}");
+                    assert_eq!(meta.ecn, Some(mark), "{server} {client}: {n}");
+                    let local = meta.local.map(|ip| ip.to_canonical());
+                    assert_eq!(local, Some(at), "{server} {client}: {n}");
+                }
+            }
+        }
     }
 }

@@ -31,17 +31,25 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, Default)]
 pub(super) struct Full {
     is_full: AtomicBool,
+    no_batches: AtomicBool,
     refused: AtomicU64,
 }
 
 impl Full {
-    /// What the kernel answers when its buffer is full.
-    pub(super) fn check(&self) -> io::Result<()> {
+    /// What the kernel answers when its buffer is full, or its device takes no batches.
+    pub(super) fn check(&self, batch: &quinn_udp::Transmit<'_>) -> io::Result<()> {
+        if batch.segment_size.is_some() && self.no_batches.load(Ordering::Relaxed) {
+            return Err(io::Error::other("EIO"));
+        }
         if self.is_full.load(Ordering::Relaxed) {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return Err(io::ErrorKind::WouldBlock.into());
         }
         Ok(())
+    }
+
+    pub(super) fn refuse_batches(&self) {
+        self.no_batches.store(true, Ordering::Relaxed);
     }
 
     fn set(&self, is_full: bool) {
