@@ -236,7 +236,7 @@ mod tests {
 
     use super::*;
 
-    const DATAGRAMS: usize = 20;
+    const DATAGRAMS: u8 = 20;
     const SIZE: usize = 1200;
 
     fn socket(address: &str) -> Socket {
@@ -256,23 +256,23 @@ mod tests {
             local: None,
             ecn: Some(mark),
             segment: SIZE,
-            len: DATAGRAMS * SIZE,
+            len: usize::from(DATAGRAMS) * SIZE,
         };
         let mut outbound = Outbound::new();
         let mut batch = Some(transmit);
         outbound.fill(|octets| {
             let transmit = batch.take()?;
-            (0..DATAGRAMS).for_each(|n| octets.resize(octets.len() + SIZE, n as u8));
+            (0..DATAGRAMS).for_each(|n| octets.resize(octets.len() + SIZE, n));
             Some(transmit)
         });
         let mut inbound = Inbound::new();
         let mut told = Vec::new();
         let all = poll_fn(|cx| {
             let _ = outbound.poll_flush(cx, from);
-            while told.len() < DATAGRAMS && inbound.poll(cx, to) {
+            while told.len() < DATAGRAMS.into() && inbound.poll(cx, to) {
                 inbound.drain(|meta, datagram| told.push((meta, datagram.to_vec())));
             }
-            if told.len() < DATAGRAMS { Poll::Pending } else { Poll::Ready(()) }
+            if told.len() < DATAGRAMS.into() { Poll::Pending } else { Poll::Ready(()) }
         });
         tokio::time::timeout(Duration::from_secs(20), all).await.expect("all arrive");
         told
@@ -283,8 +283,8 @@ mod tests {
         let (to, from) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
         from.full.refuse_batches();
         let told = exchange(&from, &to, to.address().ip(), Ecn::Ect0).await;
-        for (n, (_, datagram)) in told.iter().enumerate() {
-            assert_eq!(datagram, &[n as u8; SIZE]);
+        for (n, (_, datagram)) in (0..DATAGRAMS).zip(&told) {
+            assert_eq!(datagram, &[n; SIZE]);
         }
     }
 
@@ -305,8 +305,8 @@ mod tests {
             assert!(from.max_segments() > 1, "batches are what this is about");
             for mark in [Ecn::Ect0, Ecn::Ect1, Ecn::Ce] {
                 let told = exchange(&from, &to, at, mark).await;
-                for (n, (meta, datagram)) in told.iter().enumerate() {
-                    assert_eq!(datagram, &[n as u8; SIZE], "{server} {client}");
+                for (n, (meta, datagram)) in (0..DATAGRAMS).zip(&told) {
+                    assert_eq!(datagram, &[n; SIZE], "{server} {client}");
                     assert_eq!(meta.ecn, Some(mark), "{server} {client}: {n}");
                     let local = meta.local.map(|ip| ip.to_canonical());
                     assert_eq!(local, Some(at), "{server} {client}: {n}");
