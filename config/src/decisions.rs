@@ -45,6 +45,23 @@ impl Config {
         decisions
     }
 
+    /// [`Self::masked_document`] with check values in place of keys, to be compared with that of another balancer, or of a file.
+    #[must_use]
+    pub fn compared_document(&self) -> Value {
+        let mut document = self.masked_document();
+        for (index, pool) in self.pools.iter().enumerate() {
+            for (at, config) in pool.cid_configs.iter().enumerate() {
+                if let Some(value) = key_of_cids(config) {
+                    document["pools"][index]["quic_lb"][at]["key"] = json!(value);
+                }
+            }
+        }
+        for (at, key) in self.retry.keys.iter().enumerate() {
+            document["retry"]["keys"][at]["key"] = json!(key_of_tokens(key));
+        }
+        document
+    }
+
     /// Sixteen hex digits that differ where [`Self::decisions`] do.
     #[must_use]
     pub fn digest(&self) -> String {
@@ -89,22 +106,12 @@ fn pool(pool: &Pool, validates: bool) -> Value {
 }
 
 fn cid_config(config: &CidConfig) -> Value {
-    /// The shortest connection ID has 40 encrypted bits; so many tell any two keys apart.
-    const SAMPLES: u8 = 4;
     let mut value = json!({
         "server_id_length": config.server_id_len(),
         "nonce_length": config.nonce_len(),
     });
-    if config.is_encrypted() {
-        // Hashed, so that no connection ID is given away with which somebody could ask a server.
-        let mut made_with_it = Sha256::new();
-        for sample in 0..SAMPLES {
-            let server_id = ServerId::new(&vec![sample; config.server_id_len()]);
-            let nonce = vec![0; config.nonce_len()];
-            let cid = server_id.and_then(|server_id| config.encode(&server_id, &nonce).ok());
-            made_with_it.update(cid.as_ref().map_or(&[][..], |cid| cid.as_slice()));
-        }
-        value["key"] = json!(check_value(&made_with_it.finalize()));
+    if let Some(key) = key_of_cids(config) {
+        value["key"] = json!(key);
     }
     value
 }
@@ -121,10 +128,7 @@ fn backend(backend: &Backend) -> Value {
 
 /// The order of keys says which makes tokens.
 fn retry(retry: &Retry) -> Value {
-    let key = |key: &TokenKey| {
-        let hashed = Sha256::digest(key.check_value());
-        json!({ "sequence": key.sequence(), "key": check_value(&hashed) })
-    };
+    let key = |key: &TokenKey| json!({ "sequence": key.sequence(), "key": key_of_tokens(key) });
     let versions = retry.except_versions.iter().map(|version| format!("{version:#010x}"));
     let mut versions: Vec<_> = versions.collect();
     versions.sort_unstable();
@@ -135,6 +139,28 @@ fn retry(retry: &Retry) -> Value {
         "other_versions": retry.other_versions.as_str(),
         "except_versions": versions,
     })
+}
+
+/// `None` where connection IDs are in the clear.
+fn key_of_cids(config: &CidConfig) -> Option<String> {
+    /// The shortest connection ID has 40 encrypted bits; so many tell any two keys apart.
+    const SAMPLES: u8 = 4;
+    if !config.is_encrypted() {
+        return None;
+    }
+    // Hashed, so that no connection ID is given away with which somebody could ask a server.
+    let mut made_with_it = Sha256::new();
+    for sample in 0..SAMPLES {
+        let server_id = ServerId::new(&vec![sample; config.server_id_len()]);
+        let nonce = vec![0; config.nonce_len()];
+        let cid = server_id.and_then(|server_id| config.encode(&server_id, &nonce).ok());
+        made_with_it.update(cid.as_ref().map_or(&[][..], |cid| cid.as_slice()));
+    }
+    Some(check_value(&made_with_it.finalize()))
+}
+
+fn key_of_tokens(key: &TokenKey) -> String {
+    check_value(&Sha256::digest(key.check_value()))
 }
 
 fn check_value(hashed: &[u8]) -> String {

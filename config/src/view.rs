@@ -34,9 +34,17 @@ impl Config {
                 value
             })
             .collect();
+        let mut document = self.own_document();
+        document["listeners"] = listeners.into();
+        document["pools"] = self.pools.iter().map(pool).collect();
+        document["retry"] = retry(&self.retry);
+        document
+    }
+
+    /// What of [`Self::masked_document`] is about the process alone: all but listeners, pools and address validation.
+    #[must_use]
+    pub fn own_document(&self) -> Value {
         let mut document = json!({
-            "listeners": listeners,
-            "pools": self.pools.iter().map(pool).collect::<Vec<_>>(),
             "limits": {
                 "flows": self.limits.flows,
                 "remembered": self.limits.remembered,
@@ -50,7 +58,6 @@ impl Config {
                 "drain": display_duration(self.timeouts.drain),
             },
             "log": { "level": self.log.level.as_str(), "format": self.log.format.as_str() },
-            "retry": retry(&self.retry),
         });
         if let Some(state_dir) = &self.state_dir {
             document["state_dir"] = json!(state_dir);

@@ -338,6 +338,12 @@ fn what_is_compared_has_no_keys() {
     assert_eq!(first, again);
     assert_ne!(first, key(&config(&CONTRACT.replace(KEY, OTHER)).decisions()));
     assert_eq!(decisions["retry"]["keys"][0]["sequence"], 7);
+    let document = config(&text).compared_document();
+    assert_eq!(document["pools"][0]["quic_lb"][0]["key"], first);
+    assert_eq!(document["retry"]["keys"][0]["key"], decisions["retry"]["keys"][0]["key"]);
+    let shown = document.to_string();
+    assert!(!shown.contains(KEY) && !shown.contains(OTHER), "{shown}");
+    assert!(!shown.contains("masked"), "{shown}");
 }
 
 /// A pool that no listener leads to.

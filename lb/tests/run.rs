@@ -540,6 +540,55 @@ fn the_command_reload_waits_and_says_what_came_of_it() {
 }
 
 #[test]
+fn check_says_what_a_reload_would_change_or_why_it_would_be_refused() {
+    let host = Host::new();
+    let balancer = Balancer::start(host);
+    let url = format!("http://{}/", host.at(9090));
+    let check = |config: &str, more: &[&str]| {
+        let path = balancer.folder.write("new.yaml", config.as_bytes());
+        let args = ["check", "--against", &url, path.to_str().unwrap()];
+        quic_lb(&[&args[..], more].concat())
+    };
+    // With a word about timeouts.drain.
+    let same = check(&host.config(), &[]).out;
+    assert!(
+        same.ends_with(&format!("a reload of {} would change nothing\n", host.at(9090))),
+        "{same}"
+    );
+    let other = "f09245765f80256934e50c66207f8f95";
+    let config = host.config().replace("weight: 2", "weight: 3").replace(KEY, other);
+    let applied = check(&config, &[]);
+    assert_eq!(applied.code, Some(0), "{applied:?}");
+    let applied = applied.out;
+    assert!(applied.contains("pools[web].backends[b].weight: 3, was 2\n"), "{applied}");
+    assert!(applied.contains("pools[web].quic_lb[0].key: check value "), "{applied}");
+    assert!(applied.contains("would be applied: 2 changes\n"), "{applied}");
+    assert!(!applied.contains(KEY) && !applied.contains(other), "{applied}");
+
+    let refused = check(
+        &host
+            .config()
+            .replace("workers: 2\nlimits: { flows: 1000", "workers: 3\nlimits: { flows: 7"),
+        &["--json"],
+    );
+    assert_eq!(refused.code, Some(3), "{refused:?}");
+    let facts: Value = serde_json::from_str(&refused.out).unwrap();
+    let reload = &facts[0]["reload"];
+    assert_eq!(reload["refused"][0], "workers changes from 2 to 3, which needs a restart");
+    assert_eq!(
+        reload["refused"][1],
+        "limits.flows changes from 1000 to 7, which takes `quic-lb upgrade`"
+    );
+    assert_eq!(reload["refused"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        (balancer.metric(APPLIED), balancer.metric(REJECTED)),
+        (0.0, 0.0),
+        "nothing is done"
+    );
+    assert_eq!(check("listeners: []\n", &[]).code, Some(1));
+}
+
+#[test]
 fn a_reload_that_would_lose_connections_has_to_be_forced() {
     let host = Host::new();
     let (_a, _b) = (Server::start(host.at(5001), "a"), Server::start(host.at(5002), "b"));
@@ -556,8 +605,14 @@ fn a_reload_that_would_lose_connections_has_to_be_forced() {
     balancer.rewrite(&host.config().replace(&line, ""));
     let admin = host.at(9090).to_string();
     let reload = |more: &[&str]| quic_lb(&[&["reload", "--admin", &admin], more].concat());
+    // Whoever asks before is told the same.
+    let path = balancer.folder.config();
+    let foreseen = quic_lb(&["check", "--against", &admin, path.to_str().unwrap()]);
+    assert_eq!(foreseen.code, Some(3), "{foreseen:?}");
+    let lost = "backend web/a: about 1 live connections would lose their way: drain first";
+    assert!(foreseen.out.contains(&format!("refused: {lost}")), "{foreseen:?}");
     let refused = reload(&[]).failed(1);
-    assert!(refused.contains("backend web/a: about 1 live connections would"), "{refused}");
+    assert!(refused.contains(lost), "{refused}");
     assert!(refused.contains("--force"), "{refused}");
     assert_eq!((balancer.metric(REJECTED), balancer.metric(SUCCESSFUL)), (1.0, 0.0));
     assert!(client.ask(&initial(nonce)).starts_with("a "));
@@ -674,11 +729,17 @@ fn what_needs_a_restart_is_refused_and_named() {
     balancer.rewrite(&config);
     balancer.wait_for_record("configuration rejected, the old one goes on");
     let reasons: Vec<_> = balancer
-        .records("change that needs a restart")
+        .records("change that a running process cannot follow")
         .into_iter()
         .map(|record| record["reason"].clone())
         .collect();
-    assert_eq!(reasons, ["workers changes from 2 to 1", "limits.flows changes from 1000 to 2000"]);
+    assert_eq!(
+        reasons,
+        [
+            "workers changes from 2 to 1, which needs a restart",
+            "limits.flows changes from 1000 to 2000, which takes `quic-lb upgrade`"
+        ]
+    );
     assert_eq!(balancer.metric(REJECTED), 1.0);
     assert_eq!(balancer.backend("b")["weight"], 2, "nothing of it is applied");
 }

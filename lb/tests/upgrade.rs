@@ -169,6 +169,48 @@ fn what_an_operator_has_commanded_and_what_is_remembered_outlives_the_process() 
     assert_eq!((kept.as_array().unwrap().len(), last), (1, b));
 }
 
+/// What a process is sized by, and its doors, take one that takes over: a reload says so, and no flow is touched.
+#[test]
+fn what_a_reload_refuses_for_an_upgrade_the_upgrade_does() {
+    let host = Host::new();
+    let a = server(host, 5001);
+    let mut balancer = Balancer::start(host);
+    let (client, cid) = (client(host), balancer.cid("a"));
+    client.send(&short(&cid)).unwrap();
+    let path = receive(&a).1;
+    let config =
+        host.config().replace("flows: 1000, remembered: 1000", "flows: 1500, remembered: 3000");
+    let config = config.replace(&host.at(9090).to_string(), &host.at(9091).to_string());
+    balancer.rewrite(&config);
+    let refused = quic_lb(&["reload", "--admin", &host.at(9090).to_string()]).failed(1);
+    for what in [
+        "admin.address changes from ",
+        "limits.flows changes from ",
+        "limits.remembered changes from ",
+    ] {
+        let line = refused.lines().find(|line| line.starts_with(what));
+        assert!(
+            line.is_some_and(|line| line.ends_with("which takes `quic-lb upgrade`")),
+            "{refused}"
+        );
+    }
+    balancer.upgrade();
+    a.send_to(b"still there", path).unwrap();
+    assert_eq!(receive(&client).0, b"still there");
+    client.send(&short(&cid)).unwrap();
+    assert_eq!(receive(&a).1, path);
+    let told = balancer
+        .raw_http_at(9091, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .body;
+    for metric in [
+        "quic_lb_flow_limit 1500",
+        "quic_lb_remembered_limit{table=\"handshakes\"} 1500",
+        "quic_lb_config_last_reload_successful 1",
+    ] {
+        assert!(told.contains(metric), "{metric} in {told}");
+    }
+}
+
 #[test]
 fn sigusr2_upgrades_and_the_service_manager_is_told_which_process_is_the_service() {
     use std::os::unix::net::UnixDatagram;

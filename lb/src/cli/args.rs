@@ -39,7 +39,7 @@ Examples:
   quic-lb run --config /etc/quic-lb/lb.yaml
   RUST_LOG=quic_lb=debug quic-lb run --config lb.yaml   more than the file says")]
     Run(RunArgs),
-    /// Check configuration files: exit 0, or 1 with every mistake.
+    /// Check configuration files: exit 0, or 1 with every mistake; with --against 3 if a running balancer would refuse it.
     ///
     /// Mistakes and doubts are shown beneath the lines that they are in, in colours on a terminal unless
     /// NO_COLOR is set. Keys are never shown. Relative names of key files start at the folder of the
@@ -49,6 +49,7 @@ Examples:
   quic-lb check lb.yaml
   quic-lb check new.yaml && mv new.yaml lb.yaml   a running balancer reloads it
   quic-lb check --json fleet/*.yaml
+  quic-lb check --against http://127.0.0.1:9464 new.yaml   what would it change?
   render-config | quic-lb check -")]
     Check(CheckArgs),
     /// Decode and encode routable connection IDs.
@@ -205,6 +206,13 @@ pub(crate) struct CheckArgs {
     /// Another configuration file.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Vec<PathBuf>,
+    /// A balancer that runs, as http://127.0.0.1:9464, an address or the path of a Unix socket: says what a reload of the file would
+    /// change there, and whether it would be refused. Nothing is done.
+    #[arg(long, value_name = "URL")]
+    pub(crate) against: Option<AdminPlace>,
+    /// A file with the token that it wants to be shown, if it does.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "against")]
+    pub(crate) token_file: Option<PathBuf>,
     /// Print a JSON array with one object for each file.
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,4 +1,4 @@
-//! `check`: whether configuration files can be used, for people or as JSON.
+//! `check`: whether configuration files can be used, and by a balancer that runs, for people or as JSON.
 
 use std::{io::Write, path::Path};
 
@@ -6,6 +6,7 @@ use quic_lb_config::{Loaded, Mistake, Place, Report, Severity};
 use serde_json::{Value, json};
 
 use super::{
+    against::Running,
     args::CheckArgs,
     outcome::{Failure, Read, excerpts, name, print_to_stderr, read},
 };
@@ -13,14 +14,23 @@ use crate::words::count;
 
 pub(super) fn check(args: &CheckArgs, out: &mut impl Write) -> Result<(), Failure> {
     let mut checked = Vec::new();
-    let mut wrong = 0;
+    let (mut wrong, mut refused) = (0, 0);
+    let running = Running::meant(args)?;
     for file in args.files() {
         let outcome = read(file);
         wrong += usize::from(outcome.is_err());
+        let reload = running.as_ref().zip(outcome.as_ref().ok());
+        let reload = reload.map(|(running, (loaded, _))| running.reload(&loaded.config));
+        refused += usize::from(reload.as_ref().is_some_and(|reload| !reload.refused.is_empty()));
         if args.json {
-            checked.push(facts(file, &outcome));
+            let mut facts = facts(file, &outcome);
+            if let Some(reload) = reload {
+                facts["reload"] = reload.facts();
+            }
+            checked.push(facts);
         } else {
             tell(file, outcome, out)?;
+            reload.map_or(Ok(()), |reload| reload.tell(out))?;
         }
     }
     if args.json {
@@ -28,7 +38,11 @@ pub(super) fn check(args: &CheckArgs, out: &mut impl Write) -> Result<(), Failur
         writeln!(out, "{json}")?;
     }
     out.flush()?;
-    if wrong > 0 { Err(Failure::Told) } else { Ok(()) }
+    match (wrong, refused) {
+        (1.., _) => Err(Failure::Told),
+        (0, 1..) => Err(Failure::No),
+        (0, 0) => Ok(()),
+    }
 }
 
 fn tell(file: &Path, outcome: Read, out: &mut impl Write) -> Result<(), Failure> {

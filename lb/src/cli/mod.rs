@@ -10,6 +10,7 @@
 )]
 
 mod admin;
+mod against;
 mod agree;
 mod args;
 mod capture;

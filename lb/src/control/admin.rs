@@ -68,6 +68,7 @@ pub(super) fn router(shared: Arc<Shared>, access: Access) -> Router {
         .route("/readyz", get(readyz))
         .route("/api/v1/config", get(config))
         .route("/api/v1/decisions", get(agreement::decisions))
+        .route("/api/v1/running", get(agreement::running))
         .route("/api/v1/explain", get(explain::explain))
         .route("/api/v1/panics", get(panics))
         .route("/api/v1/backends", get(backends))
@@ -425,7 +426,7 @@ async fn not_found() -> Response {
     error(
         StatusCode::NOT_FOUND,
         "there is /, /metrics, /healthz, /readyz, /api/v1/backends, /api/v1/config, \
-         /api/v1/decisions, /api/v1/explain, /api/v1/panics, /api/v1/rotation, /api/v1/backends/{pool}/{name}, and POST /api/v1/reload, /api/v1/upgrade, /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
+         /api/v1/decisions, /api/v1/explain, /api/v1/panics, /api/v1/rotation, /api/v1/running, /api/v1/backends/{pool}/{name}, and POST /api/v1/reload, /api/v1/upgrade, /api/v1/backends/{pool}/{name}/drain, /activate and /half_open",
     )
 }
 

@@ -1,5 +1,5 @@
-//! What balancers of a fleet are compared by: what their decisions follow from, the states of backends as each sees them, and what
-//! operators have commanded.
+//! What a balancer is compared by: with others of its fleet, by what its decisions follow from, the states of backends as it sees them, and
+//! what operators have commanded; with a file, by all of its configuration, and what of it live connections use.
 
 #![expect(
     clippy::disallowed_methods,
@@ -13,7 +13,10 @@ use serde_json::{Map, Value, json};
 
 use super::{
     commands::{Author, Command},
-    plane::views::BackendView,
+    plane::{
+        removals::{InUse, Taken},
+        views::BackendView,
+    },
     shared::Shared,
 };
 
@@ -40,4 +43,20 @@ pub(super) async fn decisions(State(shared): State<Arc<Shared>>) -> Json<Value> 
         "states": states,
         "commands": commands,
     }))
+}
+
+/// What a file has to be compared with: would a reload be refused?
+pub(super) async fn running(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let (config, in_use) = {
+        let plane = shared.plane();
+        (plane.shared_config(), plane.in_use(Instant::now()))
+    };
+    let in_use = in_use.iter().map(|InUse { pool, backend, what, connections }| {
+        let config_id = match what {
+            Taken::Backend => None,
+            Taken::CidConfig(id) => Some(id.get()),
+        };
+        json!({ "pool": pool, "backend": backend, "config_id": config_id, "connections": connections })
+    });
+    Json(json!({ "config": config.compared_document(), "in_use": in_use.collect::<Vec<_>>() }))
 }

@@ -14,30 +14,36 @@ const MAX_VALUE: usize = 200;
 
 /// What has changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Changes {
+pub(crate) struct Changes {
     /// The first ones, in the order of their places.
-    pub(super) told: Vec<Change>,
+    pub(crate) told: Vec<Change>,
     /// How many there are beyond those.
-    pub(super) more: usize,
+    pub(crate) more: usize,
 }
 
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Change {
+pub(crate) struct Change {
     /// Such as `pools[web].backends[a].weight`.
-    pub(super) at: String,
+    pub(crate) at: String,
     /// What was there, if anything.
-    pub(super) old: Option<String>,
+    pub(crate) old: Option<String>,
     /// What is there, if anything.
-    pub(super) new: Option<String>,
+    pub(crate) new: Option<String>,
 }
 
 impl Changes {
     /// Those that lead from `old` to `new`.
     pub(super) fn between(old: &Config, new: &Config) -> Self {
-        let mut changes = Self::default();
-        changes.compare("", Some(&old.masked_document()), Some(&new.masked_document()));
+        let mut changes = Self::between_documents(&old.masked_document(), &new.masked_document());
         changes.compare_secrets(old, new);
+        changes
+    }
+
+    /// Those between documents that show what there is to show of keys.
+    pub(crate) fn between_documents(old: &Value, new: &Value) -> Self {
+        let mut changes = Self::default();
+        changes.compare("", Some(old), Some(new));
         changes
     }
 

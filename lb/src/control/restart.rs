@@ -1,6 +1,7 @@
-//! Which changes of the configuration a running process can follow, and which need a restart.
+//! Which changes of the configuration a running process can follow, and what the others take.
 
-use quic_lb_config::{Commands, Config};
+use quic_lb_config::Config;
+use serde_json::Value;
 
 use super::changes::Changes;
 
@@ -15,43 +16,75 @@ pub(crate) fn is_same(old: &Config, new: &Config) -> bool {
             .eq(new.pools.iter().map(|pool| &pool.health_check))
 }
 
-/// A sentence for each change that a running process cannot follow.
-pub(crate) fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
-    let mut reasons = vec![];
-    let mut changed = |what: &str, old: String, new: String| {
-        if old != new {
-            reasons.push(format!("{what} changes from {old} to {new}"));
+/// A setting that a running process keeps.
+#[derive(Clone, Copy)]
+struct Kept {
+    /// What it is called.
+    name: &'static str,
+    /// Where it is in the document: the first place that there is.
+    places: &'static [&'static str],
+    /// How it is called where it is in none.
+    absent: &'static str,
+    takes: Takes,
+}
+
+/// What it takes to have another one.
+#[derive(Clone, Copy)]
+enum Takes {
+    /// A process that takes over: it is sized, and opens its doors, when it starts, and loses nothing of what was there.
+    Upgrade,
+    Restart,
+}
+
+// Workers: the kernel spreads client paths by how many sockets there are, so that another number would send those of living flows to
+// workers that do not know them.
+const KEPT: [Kept; 7] = [
+    Kept::new("workers", &["workers"], "one for each core", Takes::Restart),
+    Kept::new("admin.address", &["admin.address"], "no address", Takes::Upgrade),
+    Kept::new(
+        "admin.commands",
+        &["admin.commands.unix", "admin.commands.address"],
+        "the default",
+        Takes::Upgrade,
+    ),
+    Kept::new("limits.flows", &["limits.flows"], "", Takes::Upgrade),
+    Kept::new("limits.remembered", &["limits.remembered"], "", Takes::Upgrade),
+    Kept::new("log.format", &["log.format"], "", Takes::Upgrade),
+    Kept::new("state_dir", &["state_dir"], "no folder", Takes::Restart),
+];
+
+impl Kept {
+    const fn new(
+        name: &'static str,
+        places: &'static [&'static str],
+        absent: &'static str,
+        takes: Takes,
+    ) -> Self {
+        Self { name, places, absent, takes }
+    }
+
+    fn of(self, document: &Value) -> String {
+        let at = |place: &&str| place.split('.').try_fold(document, |of, key| of.get(key));
+        match self.places.iter().find_map(at) {
+            Some(Value::String(text)) => text.clone(),
+            Some(value) => value.to_string(),
+            None => self.absent.to_owned(),
         }
+    }
+}
+
+/// A sentence for each change that a running process cannot follow, with what it takes. Of the two documents it wants what
+/// [`Config::own_document`] has.
+pub(crate) fn not_followed(old: &Value, new: &Value) -> Vec<String> {
+    let changed = |kept: &Kept| {
+        let (Kept { name, takes, .. }, old, new) = (kept, kept.of(old), kept.of(new));
+        let takes = match takes {
+            Takes::Upgrade => "takes `quic-lb upgrade`",
+            Takes::Restart => "needs a restart",
+        };
+        (old != new).then(|| format!("{name} changes from {old} to {new}, which {takes}"))
     };
-    let workers = |config: &Config| {
-        config.workers.map_or("one for each core".to_owned(), |workers| workers.to_string())
-    };
-    let admin = |config: &Config| {
-        let admin = config.admin.as_ref();
-        admin.map_or("no address".to_owned(), |admin| admin.address.to_string())
-    };
-    let commands = |config: &Config| match config.admin.as_ref()?.commands.as_ref()? {
-        Commands::Unix(path) => Some(path.display().to_string()),
-        Commands::Token(address, _) => Some(address.to_string()),
-    };
-    let commands = |config: &Config| commands(config).unwrap_or_else(|| "the default".to_owned());
-    changed("workers", workers(old), workers(new));
-    changed("admin.address", admin(old), admin(new));
-    changed("admin.commands", commands(old), commands(new));
-    changed("limits.flows", old.limits.flows.to_string(), new.limits.flows.to_string());
-    changed(
-        "limits.remembered",
-        old.limits.remembered.to_string(),
-        new.limits.remembered.to_string(),
-    );
-    let format = |config: &Config| config.log.format.as_str().to_owned();
-    changed("log.format", format(old), format(new));
-    let folder = |config: &Config| {
-        let folder = config.state_dir.as_ref();
-        folder.map_or("no folder".to_owned(), |folder| folder.display().to_string())
-    };
-    changed("state_dir", folder(old), folder(new));
-    reasons
+    KEPT.iter().filter_map(changed).collect()
 }
 
 #[cfg(test)]

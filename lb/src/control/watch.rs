@@ -226,12 +226,10 @@ impl Reloader {
                 warn!(%file, digest, "configuration taken, and not in force yet");
                 Some(Reloaded::Taken)
             }
-            Applied::NeedsRestart(reasons) => {
+            Applied::NotFollowed(reasons) => {
                 for reason in &reasons {
-                    error!(%file, reason, "change that needs a restart");
+                    error!(%file, reason, "change that a running process cannot follow");
                 }
-                let sentence = |reason| format!("{reason}, which needs a restart");
-                let reasons = reasons.into_iter().map(sentence).collect();
                 Some(self.on_rejected(is_known, identity, reasons))
             }
             Applied::NotListening(reason) => {

@@ -222,7 +222,11 @@ impl Balancer {
     }
 
     pub(crate) fn raw_http(&self, request: &[u8]) -> Answer {
-        let mut stream = TcpStream::connect(self.host.at(9090)).unwrap();
+        self.raw_http_at(9090, request)
+    }
+
+    pub(crate) fn raw_http_at(&self, port: u16, request: &[u8]) -> Answer {
+        let mut stream = TcpStream::connect(self.host.at(port)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         // Whoever is refused early may find the connection closed.
         let _ = stream.write_all(request);

@@ -24,7 +24,7 @@ mod alarms;
 pub(super) mod backends;
 pub(super) mod handed;
 mod progress;
-mod removals;
+pub(crate) mod removals;
 #[cfg(test)]
 mod tests;
 pub(super) mod views;
@@ -50,7 +50,7 @@ use super::{
     checks::{honours::may_validate, slow_start::STEPS},
     commands::{Author, Command, Commands},
     health::Health,
-    restart::{is_same, needs_restart},
+    restart::{is_same, not_followed},
     silence::Norm,
     validation::Validation,
 };
@@ -178,8 +178,8 @@ pub(crate) enum Applied {
     Unchanged,
     /// It is going to be the running one, as soon as its snapshot is in force.
     Changed,
-    /// It cannot become the running one while the process lives, for these reasons.
-    NeedsRestart(Vec<String>),
+    /// It cannot become the running one while the process lives, for these reasons, with what it takes.
+    NotFollowed(Vec<String>),
     /// A listener of it cannot be opened, for this reason.
     NotListening(String),
     /// Nobody has forced it to take these away.
@@ -317,14 +317,14 @@ impl ControlPlane {
         if is_same(&self.config, config) {
             return Err(Applied::Unchanged);
         }
-        let mut reasons = needs_restart(&self.config, config);
+        let mut reasons = not_followed(&self.config.own_document(), &config.own_document());
         let planned = self.registry.listeners.planned(config);
         if planned.is_none() {
             reasons
-                .push("there are more new listeners than numbers that others have left".to_owned());
+                .push("there are more new listeners than numbers that others have left, which needs a restart".to_owned());
         }
         if !reasons.is_empty() {
-            return Err(Applied::NeedsRestart(reasons));
+            return Err(Applied::NotFollowed(reasons));
         }
         let in_use = self.taken_in_use(now, config);
         if !in_use.is_empty() && !forced {

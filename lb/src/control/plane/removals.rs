@@ -11,14 +11,14 @@ use crate::{backend::BackendState, routing::BackendRoute};
 /// What would be taken away, and from how many connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct InUse {
-    pool: String,
-    backend: String,
-    what: Taken,
-    connections: u64,
+    pub(crate) pool: String,
+    pub(crate) backend: String,
+    pub(crate) what: Taken,
+    pub(crate) connections: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Taken {
+pub(crate) enum Taken {
     /// The backend itself.
     Backend,
     /// Connection IDs that lead to it.
@@ -51,6 +51,30 @@ impl ControlPlane {
         };
         let alive = routing.backends().filter(|route| route.state != BackendState::Down);
         alive.filter_map(of_route).flatten().collect()
+    }
+
+    /// All that could be taken away from connections that were heard lately.
+    pub(crate) fn in_use(&self, now: Instant) -> Vec<InUse> {
+        let routing = self.routing.load();
+        let is_heard = |heard: Option<_>| heard.is_some_and(|heard| self.ago(now, heard) < QUIET);
+        let mut all = vec![];
+        for route in routing.backends().filter(|route| route.state != BackendState::Down) {
+            let live = self.totals.live(route.id);
+            let mut add = |what, connections| {
+                let pool = routing.pool(route.pool).name.clone();
+                all.push(InUse { pool, backend: route.name.clone(), what, connections });
+            };
+            if is_heard(live.last_heard()) {
+                add(Taken::Backend, live.connections());
+            }
+            // The last is of those that no configuration reads.
+            for (id, of_config) in (0..).map_while(ConfigId::new).zip(&live.by_config) {
+                if is_heard(of_config.last_heard) {
+                    add(Taken::CidConfig(id), of_config.connections);
+                }
+            }
+        }
+        all
     }
 
     fn taken_from(

@@ -196,7 +196,7 @@ fn a_new_key_alone_is_a_change() {
 }
 
 #[test]
-fn what_needs_a_restart_is_refused_as_a_whole_and_named() {
+fn what_a_running_process_cannot_follow_is_refused_as_a_whole_and_named() {
     let mut bench = Bench::new();
     let before = bench.plane.routing().load_full();
     let outcome = bench.reload(|config| {
@@ -209,15 +209,15 @@ fn what_needs_a_restart_is_refused_as_a_whole_and_named() {
         config.listeners[0].name = "other".into();
         config.pools[0].backends.clear();
     });
-    let Applied::NeedsRestart(reasons) = outcome else { panic!("{outcome:?}") };
+    let Applied::NotFollowed(reasons) = outcome else { panic!("{outcome:?}") };
     assert_eq!(
         reasons,
         [
-            "workers changes from one for each core to 4",
-            "admin.address changes from no address to 127.0.0.1:9090",
-            "limits.flows changes from 1000 to 7",
-            "limits.remembered changes from 1000 to 7",
-            "log.format changes from text to json",
+            "workers changes from one for each core to 4, which needs a restart",
+            "admin.address changes from no address to 127.0.0.1:9090, which takes `quic-lb upgrade`",
+            "limits.flows changes from 1000 to 7, which takes `quic-lb upgrade`",
+            "limits.remembered changes from 1000 to 7, which takes `quic-lb upgrade`",
+            "log.format changes from text to json, which takes `quic-lb upgrade`",
         ]
     );
     assert!(Arc::ptr_eq(&before, &bench.plane.routing().load_full()));
