@@ -87,6 +87,8 @@ pub struct Pool {
     pub health_check: Option<HealthCheck>,
     /// Whether the servers honour the tokens of address validation.
     pub honours_tokens: HonoursTokens,
+    /// What they show when they report something; `None` where reports are taken as commands are.
+    pub report_token: Option<BearerToken>,
 }
 
 /// How the backends of a pool are checked.
@@ -250,7 +252,7 @@ pub enum Commands {
     Token(SocketAddr, BearerToken),
 }
 
-/// What whoever sends a command has to show. It is never printed, and ends with this.
+/// What whoever sends a command, or a report, has to show. It is never printed, and ends with this.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BearerToken {
     /// The file that it was read from, as it is called in the configuration.
@@ -261,6 +263,16 @@ pub struct BearerToken {
 impl BearerToken {
     pub(crate) fn new(file: String, token: Zeroizing<String>) -> Self {
         Self { file, token: Arc::new(token) }
+    }
+
+    /// As it is shown: the value of the header `Authorization`.
+    #[must_use]
+    pub fn header(&self) -> Zeroizing<String> {
+        const SCHEME: &str = "Bearer ";
+        let mut header = Zeroizing::new(String::with_capacity(SCHEME.len() + self.token.len()));
+        header.push_str(SCHEME);
+        header.push_str(&self.token);
+        header
     }
 
     /// Whether this is it. How long that takes tells nothing but its length.

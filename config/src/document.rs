@@ -108,6 +108,9 @@ mapping! {
         optional honours_tokens: HonoursTokens,
         /// Active checks of the backends. Left out, a backend is only judged by what becomes of its traffic.
         optional health_check: HealthCheck,
+        /// A file with the token that the servers of the pool show when they report their half-open connections, relative to this one: 16
+        /// to 4096 characters. Left out, reports are taken where commands are.
+        optional report_token_file: Text,
         /// What the servers derive the tokens of stateless resets from, so that clients of a server that has started anew know at
         /// once. The balancer makes no use of it.
         optional stateless_reset: StatelessReset,

@@ -111,6 +111,9 @@ fn pool(pool: &Pool) -> Value {
     if pool.honours_tokens != HonoursTokens::Probe {
         value["honours_tokens"] = json!(pool.honours_tokens == HonoursTokens::Yes);
     }
+    if let Some(token) = &pool.report_token {
+        value["report_token_file"] = json!(token.file);
+    }
     if pool.reset_secret.is_some() {
         value["stateless_reset"] = json!({ "key": "masked" });
     }

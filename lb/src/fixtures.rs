@@ -41,6 +41,7 @@ pub(crate) fn config(routable: bool) -> Config {
             hash: HashBy::default_of(routable),
             health_check: None,
             honours_tokens: quic_lb_config::HonoursTokens::Yes,
+            report_token: None,
         }],
         admin: None,
         limits: Limits {

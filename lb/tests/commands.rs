@@ -10,6 +10,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
 };
 
+use serde_json::Value;
 use support::{
     Folder,
     balancer::{Balancer, Host},
@@ -45,7 +46,10 @@ fn with_a_socket_for_commands_the_address_is_to_be_read_alone() {
     let report = "POST /api/v1/backends/web/a/half_open HTTP/1.1\r\nHost: localhost\r\n\
                   Connection: close\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n\
                   {\"half_open\": 12}";
-    assert_eq!(balancer.raw_http(report.as_bytes()).status, 204, "no command");
+    let refused = balancer.raw_http(report.as_bytes());
+    assert_eq!(refused.status, 403, "{refused:?}");
+    assert!(refused.body.contains("report_token_file"), "{refused:?}");
+    assert_eq!(balancer.backend("a")["half_open"], Value::Null);
 
     let path = path.to_str().unwrap();
     let drained = quic_lb(&["drain", "--admin", path, "web/a"]).done();
@@ -67,6 +71,52 @@ fn with_a_socket_for_commands_the_address_is_to_be_read_alone() {
     let again = Balancer::start_at(host, folder, path_of_config);
     quic_lb(&["drain", "--admin", path, "web/a"]).done();
     assert_eq!(again.backend("a")["state"], "draining");
+}
+
+/// A server has to show that it is one of the pool, wherever it reports, and a command's token is not a server's.
+#[test]
+fn reports_are_taken_from_who_shows_the_token_of_the_pool() {
+    let host = Host::new();
+    let folder = Folder::with("");
+    for (name, token) in [("commands", TOKEN), ("web", "token-of-all-servers-of-web")] {
+        let path = folder.write(name, token.as_bytes());
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let commands = format!("{{ address: \"{}\", token_file: commands }}", host.at(9091));
+    let config = config(host, &commands);
+    let config = config.replace("    backends:", "    report_token_file: web\n    backends:");
+    let path = folder.write("lb.yaml", config.as_bytes());
+    let balancer = Balancer::start_at(host, folder, path);
+    let report = |port: u16, half_open: u64, shown: &str| {
+        let body = format!("{{\"half_open\": {half_open}}}");
+        let head = "POST /api/v1/backends/web/a/half_open HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n";
+        let shown = if shown.is_empty() {
+            String::new()
+        } else {
+            format!("Authorization: Bearer {shown}\r\n")
+        };
+        let request = format!("{head}{shown}Content-Length: {}\r\n\r\n{body}", body.len());
+        balancer.raw_http_at(port, request.as_bytes()).status
+    };
+    for port in [9090, 9091] {
+        for wrong in ["", TOKEN, "token-of-all-servers-of-we", "token-of-all-servers-of-webb"] {
+            assert_eq!(report(port, 99, wrong), 401, "{wrong:?} at {port}");
+        }
+        let half_open = u64::from(port);
+        assert_eq!(report(port, half_open, "token-of-all-servers-of-web"), 204);
+        assert_eq!(balancer.backend("a")["half_open"], half_open);
+    }
+    // What a server has is not enough to command.
+    let drain = "POST /api/v1/backends/web/a/drain HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\nAuthorization: Bearer token-of-all-servers-of-web\r\n\r\n";
+    assert_eq!(balancer.raw_http_at(9091, drain.as_bytes()).status, 401);
+    assert_eq!(balancer.raw_http_at(9090, drain.as_bytes()).status, 403);
+
+    balancer.folder.write("web", b"another-token-of-the-servers");
+    let (place, token) = (host.at(9091).to_string(), balancer.folder.path().join("commands"));
+    let reload = ["reload", "--admin", &place, "--token-file", token.to_str().unwrap()];
+    assert!(quic_lb(&reload).done().contains("pools[web].report_token_file: another token"));
+    assert_eq!(report(9090, 1, "token-of-all-servers-of-web"), 401);
+    assert_eq!(report(9090, 1, "another-token-of-the-servers"), 204);
 }
 
 #[test]

@@ -257,6 +257,7 @@ fn config(listener: &str, backends: &[SocketAddr]) -> Config {
             hash: HashBy::Dcid,
             health_check: None,
             honours_tokens: quic_lb_config::HonoursTokens::Yes,
+            report_token: None,
         }],
         admin: None,
         limits: Limits {

@@ -12,6 +12,7 @@ use http_body_util::Full;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use quic::driver::Endpoint;
+use quic_lb_config::BearerToken;
 use tokio::{
     net::TcpStream,
     time::{self, MissedTickBehavior},
@@ -67,6 +68,14 @@ impl fmt::Display for AdminAddress {
     }
 }
 
+/// Who reports, and what it shows.
+#[derive(Clone, Debug)]
+struct Reporter<'a> {
+    pool: &'a str,
+    backend: &'a str,
+    token: Option<&'a BearerToken>,
+}
+
 /// What became of a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
@@ -85,8 +94,9 @@ pub(super) async fn half_open(balancer: AdminAddress, endpoint: Endpoint, shared
     loop {
         ticks.tick().await;
         let identity = shared.identity.load_full();
-        let outcome =
-            report(&balancer, &identity.pool, &identity.backend, endpoint.half_open()).await;
+        let (pool, backend) = (identity.pool.as_str(), identity.backend.as_str());
+        let reporter = Reporter { pool, backend, token: identity.report_token.as_ref() };
+        let outcome = report(&balancer, &reporter, endpoint.half_open()).await;
         if before.as_ref() != Some(&outcome) {
             log(&balancer, &outcome);
             before = Some(outcome);
@@ -106,8 +116,8 @@ fn log(balancer: &AdminAddress, outcome: &Outcome) {
     }
 }
 
-async fn report(balancer: &AdminAddress, pool: &str, backend: &str, half_open: usize) -> Outcome {
-    match time::timeout(PATIENCE, post(balancer, pool, backend, half_open)).await {
+async fn report(balancer: &AdminAddress, reporter: &Reporter<'_>, half_open: usize) -> Outcome {
+    match time::timeout(PATIENCE, post(balancer, reporter, half_open)).await {
         Ok(Ok(status)) if status.is_success() => Outcome::Taken,
         Ok(Ok(status)) => Outcome::Refused(status),
         Ok(Err(error)) => Outcome::Unanswered(error.to_string()),
@@ -117,15 +127,19 @@ async fn report(balancer: &AdminAddress, pool: &str, backend: &str, half_open: u
 
 async fn post(
     balancer: &AdminAddress,
-    pool: &str,
-    backend: &str,
+    reporter: &Reporter<'_>,
     half_open: usize,
 ) -> io::Result<StatusCode> {
     let stream = TcpStream::connect(&balancer.destination).await?;
     let handshake = http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(io::Error::other)?;
     // Names of pools and backends are letters, digits and a few signs, all of which a path may have.
-    let request = Request::post(format!("/api/v1/backends/{pool}/{backend}/half_open"))
+    let Reporter { pool, backend, token } = reporter;
+    let mut request = Request::post(format!("/api/v1/backends/{pool}/{backend}/half_open"));
+    if let Some(token) = token {
+        request = request.header(header::AUTHORIZATION, token.header().as_str());
+    }
+    let request = request
         .header(header::HOST, &balancer.authority)
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(format!("{{\"half_open\":{half_open}}}"))))
@@ -144,7 +158,50 @@ fn closed() -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use quic_lb_config::{Surroundings, from_str};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_report_shows_the_token_of_its_pool() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("web.token"), "correct-horse-battery-staple").unwrap();
+        let text = include_str!("../../../config/examples/contract.yaml");
+        let told = async |text: &str| {
+            let surroundings =
+                Surroundings { directory: folder.path(), ..Surroundings::of_text("lb.yaml") };
+            let config = from_str(text, &surroundings).unwrap().config;
+            let token = config.pools[0].report_token.as_ref();
+            let reporter = Reporter { pool: "web", backend: "a", token };
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let balancer = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+            let balancer_side = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (mut head, mut octets) = (String::new(), [0; 1_000]);
+                for _ in 0..100 {
+                    let len = stream.read(&mut octets).await.unwrap();
+                    head += str::from_utf8(&octets[..len]).unwrap();
+                    if head.contains("{\"half_open\":7}") {
+                        break;
+                    }
+                }
+                stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+                (head, stream)
+            };
+            let (outcome, (head, _open)) =
+                tokio::join!(report(&balancer, &reporter, 7), balancer_side);
+            assert_eq!(outcome, Outcome::Taken);
+            head.to_lowercase()
+        };
+        assert!(!told(text).await.contains("authorization"));
+        let with = text.replace("    backends:", "    report_token_file: web.token\n    backends:");
+        let head = told(&with).await;
+        assert!(head.contains("authorization: bearer correct-horse-battery-staple\r\n"), "{head}");
+    }
 
     #[test]
     fn admin_addresses_are_plain_http_and_nothing_else() {

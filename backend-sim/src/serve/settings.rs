@@ -14,7 +14,8 @@ use quic::{
     transport::{ResetKey, TokenPolicy},
 };
 use quic_lb_config::{
-    Backend, Config, Pool, ResetSecret, Retry, TokenFormat, system_error::why_not_listening,
+    Backend, BearerToken, Config, Pool, ResetSecret, Retry, TokenFormat,
+    system_error::why_not_listening,
 };
 
 use super::{misbehaviour::Misbehaviour, report::AdminAddress};
@@ -146,6 +147,8 @@ pub(crate) struct Identity {
     pub(crate) reset_key: Option<ResetKey>,
     /// Whose address tokens are honoured, where a balancer can ask for Retry.
     pub(crate) tokens: Option<TokenPolicy>,
+    /// What reports to balancers show.
+    pub(crate) report_token: Option<BearerToken>,
     pub(crate) decoder: Decoder,
     /// All servers of the pool, by what their connection IDs carry.
     pub(crate) servers: HashMap<(ConfigId, ServerId), String>,
@@ -191,6 +194,7 @@ impl Identity {
             scheme,
             reset_key,
             tokens: tokens(&config.retry),
+            report_token: pool.report_token.clone(),
             decoder: Decoder::new(pool.cid_configs.iter().cloned()),
             servers: servers.collect(),
         })

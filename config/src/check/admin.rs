@@ -88,7 +88,7 @@ fn check_commands(
     }
 }
 
-fn read_token(
+pub(super) fn read_token(
     At { value: Text(name), place }: &At<Text>,
     surroundings: &Surroundings<'_>,
     mistakes: &mut Mistakes,

@@ -134,6 +134,11 @@ fn check_pool(
         Given::Absent => Some(HonoursTokens::default()),
         Given::Wrong => None,
     };
+    let report_token = match &pool.report_token_file {
+        Given::Here(file) => admin::read_token(file, surroundings, mistakes).map(Some),
+        Given::Absent => Some(None),
+        Given::Wrong => None,
+    };
     let backends = pool.backends.as_ref()?;
     let items = || backends.value.items.iter();
     if backends.value.is_empty() {
@@ -172,6 +177,7 @@ fn check_pool(
         hash: hash?,
         health_check,
         honours_tokens: honours_tokens?,
+        report_token: report_token?,
     })
 }
 

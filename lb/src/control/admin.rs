@@ -16,9 +16,9 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::{Path, RawQuery, State, rejection::JsonRejection},
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware,
     response::{Html, IntoResponse, Response},
     routing::{get, post},
@@ -38,7 +38,7 @@ use super::{
     connections,
     doors::{Access, Door},
     explain,
-    guard::{self, Guard},
+    guard::{self, Guard, MayCommand},
     page,
     plane::{
         Stage,
@@ -270,12 +270,29 @@ struct HalfOpen {
     half_open: u64,
 }
 
-/// A server's report of its half-open connections, or that of somebody who asks it.
+/// A server's report of its half-open connections, or that of somebody who asks it. It shows the token of its pool, or comes
+/// from whoever may command.
 async fn half_open(
     shared: State<Arc<Shared>>,
+    Extension(MayCommand(may_command)): Extension<MayCommand>,
     Path((pool, name)): Path<(String, String)>,
+    headers: HeaderMap,
     report: Result<Json<HalfOpen>, JsonRejection>,
 ) -> Response {
+    let token = {
+        let plane = shared.plane();
+        let pool = plane.config().pools.iter().find(|of| of.name == pool);
+        pool.and_then(|pool| pool.report_token.clone())
+    };
+    match token {
+        Some(token) if guard::shows(&headers, &token) => {}
+        Some(_) => return guard::wants_token("report_token_file of the pool"),
+        None if may_command => {}
+        None => {
+            let sentence = "reports are taken where commands are, or from who shows the token in report_token_file of the pool";
+            return error(StatusCode::FORBIDDEN, sentence);
+        }
+    }
     let Json(HalfOpen { half_open }) = match report {
         Ok(report) => report,
         Err(rejection) => {

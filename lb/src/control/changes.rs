@@ -69,6 +69,17 @@ impl Changes {
                 self.add(&at, None, Some("other certificates"));
             }
         }
+        for pool in &new.pools {
+            let before = old.pools.iter().find(|before| before.name == pool.name);
+            if let Some(before) = before.and_then(|before| before.report_token.as_ref())
+                && let Some(token) = &pool.report_token
+                && before.file == token.file
+                && before != token
+            {
+                let at = format!("pools[{}].report_token_file", pool.name);
+                self.add(&at, None, Some("another token"));
+            }
+        }
         let token = |config: &Config| match config.admin.as_ref()?.commands.clone()? {
             Commands::Token(_, token) => Some(token),
             Commands::Unix(_) => None,

@@ -12,7 +12,7 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use quic_lb_config::Commands;
+use quic_lb_config::{BearerToken, Commands};
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time,
@@ -46,6 +46,10 @@ pub(super) struct Guard {
     place_timeout: Duration,
     body_timeout: Duration,
 }
+
+/// Whether who sends a request may command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MayCommand(pub(super) bool);
 
 /// Why a request is not served: a status and a sentence.
 type Refused = (StatusCode, String);
@@ -86,7 +90,7 @@ impl Guard {
 
     /// The request with its body, once there is a place for it; otherwise the answer.
     async fn admit(&self, request: Request) -> Result<(Request, Place<'_>), Response> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         if is_probe(&head.method, &head.uri) {
             return Ok((Request::from_parts(head, Body::empty()), (None, None)));
         }
@@ -96,21 +100,23 @@ impl Guard {
         if !reads && head.headers.contains_key(header::ORIGIN) {
             return Err(error(StatusCode::FORBIDDEN, "commands are not taken from web pages"));
         }
+        let may_command = match self.access {
+            Access::Everything => true,
+            Access::Reading => false,
+            Access::WithToken => self.has_token(&head.headers),
+        };
+        // They are judged where it is known whose they are.
+        head.extensions.insert(MayCommand(may_command));
         match self.access {
             Access::Everything => {}
-            Access::Reading if reads || is_report(&head.uri) => {}
+            Access::Reading | Access::WithToken if is_report(&head.method, &head.uri) => {}
+            Access::Reading if reads => {}
             Access::Reading => {
                 let sentence = "commands are not taken here: see admin.commands";
                 return Err(error(StatusCode::FORBIDDEN, sentence));
             }
-            Access::WithToken if self.has_token(&head.headers) => {}
-            Access::WithToken => {
-                let sentence = "this takes \"Authorization: Bearer\" with the token in admin.commands.token_file";
-                let mut refused = error(StatusCode::UNAUTHORIZED, sentence);
-                let scheme = HeaderValue::from_static("Bearer");
-                refused.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
-                return Err(refused);
-            }
+            Access::WithToken if may_command => {}
+            Access::WithToken => return Err(wants_token("admin.commands.token_file")),
         }
         let body = self.read(body).await?;
         let place = time::timeout(self.place_timeout, self.places.acquire()).await;
@@ -149,16 +155,9 @@ impl Guard {
 
     /// Whether a request shows the token, which a reload may change.
     fn has_token(&self, headers: &HeaderMap) -> bool {
-        let mut given = headers.get_all(header::AUTHORIZATION).iter();
-        let (Some(given), None) = (given.next(), given.next()) else { return false };
-        let Some((scheme, shown)) = given.as_bytes().split_at_checked(BEARER.len()) else {
-            return false;
-        };
         let plane = self.shared.plane();
         match plane.config().admin.as_ref().and_then(|admin| admin.commands.as_ref()) {
-            Some(Commands::Token(_, token)) => {
-                scheme.eq_ignore_ascii_case(BEARER) && token.is(shown.trim_ascii())
-            }
+            Some(Commands::Token(_, token)) => shows(headers, token),
             Some(Commands::Unix(_)) | None => false,
         }
     }
@@ -194,8 +193,27 @@ fn is_probe(method: &Method, uri: &Uri) -> bool {
 }
 
 /// Whether servers tell something of themselves, which is no command.
-fn is_report(uri: &Uri) -> bool {
-    uri.path().ends_with("/half_open")
+fn is_report(method: &Method, uri: &Uri) -> bool {
+    *method == Method::POST && uri.path().ends_with("/half_open")
+}
+
+/// Whether a request shows this token.
+pub(super) fn shows(headers: &HeaderMap, token: &BearerToken) -> bool {
+    let mut given = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(given), None) = (given.next(), given.next()) else { return false };
+    let Some((scheme, shown)) = given.as_bytes().split_at_checked(BEARER.len()) else {
+        return false;
+    };
+    scheme.eq_ignore_ascii_case(BEARER) && token.is(shown.trim_ascii())
+}
+
+/// To be sent where the token is not shown that is in the file called so.
+pub(super) fn wants_token(file: &str) -> Response {
+    let sentence = format!("this takes \"Authorization: Bearer\" with the token in {file}");
+    let mut refused = error(StatusCode::UNAUTHORIZED, &sentence);
+    let scheme = HeaderValue::from_static("Bearer");
+    refused.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+    refused
 }
 
 /// Addresses, and the name by which every host calls itself.

@@ -239,6 +239,7 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
             hash: HashBy::Dcid,
             health_check: None,
             honours_tokens: quic_lb_config::HonoursTokens::Yes,
+            report_token: None,
         }],
         admin: None,
         limits: Limits {

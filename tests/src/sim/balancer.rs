@@ -245,6 +245,7 @@ fn config(
             hash: HashBy::default_of(!cid_configs.is_empty()),
             health_check: None,
             honours_tokens: quic_lb_config::HonoursTokens::Yes,
+            report_token: None,
         }],
         admin: None,
         limits: Limits {
