@@ -56,6 +56,8 @@ UPGRADES, UPGRADE_SECONDS, LONGEST_SILENCE = 20, 1, 0.25
 PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT, WALL = 17, 0x4206, 0x4207, 0x40000000
 # Forged senders are of this network (RFC 2544); no host has such an address.
 FORGED = "198.18.0.0/15"
+# What is downloaded over a link that narrows meanwhile: as fast as this, from as wide to as narrow as this, in octets.
+DOWNLOAD, LINK_RATE, WIDE, NARROW = 20 << 20, "40mbit", 1500, 1280
 # What the balancer's memory may grow by under a flood: its flows have a limit, and little else is kept.
 FLOOD_OCTETS = 32 << 20
 
@@ -358,6 +360,33 @@ class Namespaces(Suite):
         octets = sum(report["octets"] for report in reports)
         return f"{connections} connections, {moves} moves, {octets >> 20} MiB, rules {fired}"
 
+    def narrowed(self, pool):
+        """A router's link to the client narrows in the midst of a download: nothing that the server sends then gets
+        through, whole batches of it not even in part."""
+        router = lambda *command, **options: self.network.run("nat1", *command, **options)
+        width = lambda octets: router("ip", "link", "set", "in", "mtu", str(octets))
+        passed = lambda: int(router("cat", "/sys/class/net/in/statistics/tx_bytes"))
+        expect(self.network.uplink == 1, "the uplink is another one")
+        router(*f"tc qdisc add dev in root tbf rate {LINK_RATE} burst 64k limit 400k".split())
+        target = f"{VIP4}:{POOLS[pool]['listen'][1]}"
+        files = ("--target", target, "--certificate", self.path("cert.der"), "--octets", str(DOWNLOAD))
+        client = self.start("client", self.arguments.peer, "http3", *files)
+        try:
+            before, deadline = passed(), time.monotonic() + START
+            while passed() - before < DOWNLOAD // 4:
+                expect(time.monotonic() < deadline, "nothing is downloaded")
+                time.sleep(0.02)
+            width(NARROW)
+            there = passed() - before
+            began = time.monotonic()
+            expect(there < DOWNLOAD // 2, f"{there} octets were through before the link narrowed")
+            client.report()
+            return f"{DOWNLOAD >> 20} MiB; {(DOWNLOAD - there) >> 20} of them in {time.monotonic() - began:.1f} s over the narrow link"
+        finally:
+            client.kill()
+            width(WIDE)
+            router("tc", "qdisc", "del", "dev", "in", "root", check=False)
+
     def version_2(self, move):
         """aioquic at both ends, over version 2: its servers take the balancer's word for addresses."""
         pool, connections = "aioquic-tokens", 3
@@ -541,7 +570,7 @@ class Namespaces(Suite):
         expect(report["lost"] == [], f"established connections were lost: {report['lost']}")
         failed = sorted(round(at - silent, 1) for at in report["refused_at"])
         late = [at for at in failed if at >= from_when]
-        expect(not late, f"{len(late)} new connections failed, so many seconds after the silence: {late[:20]}, {self.balancer.logged()}")
+        expect(not late, f"{len(late)} new connections failed, so many seconds after the silence: {late[:20]}, {report['refused'][-5:]}, {self.balancer.logged()}")
         enough = NEW_CONNECTIONS * SILENT_SECONDS // 2
         expect(report["handshakes"] >= enough, f"{report['handshakes']} handshakes")
         return (
@@ -768,6 +797,8 @@ class Namespaces(Suite):
         else:
             self.skip("aioquic as client and as server", "it could not be installed")
         self.start_origins()
+        self.network.use_uplink(1)
+        self.check("quinn client: a link narrows in the midst of a download", self.narrowed, "plain")
         for stack, move in validated:
             what = "a NAT rebinds" if move == rebind else "the uplink changes"
             title = f"{stack} client: the balancer asks for its address, {what}"

@@ -323,7 +323,7 @@ impl Path {
             rtt: self.rtt.smoothed(),
             app_limited: self.app_limited,
         });
-        let grew = self.mtu.on_acked(number, stamp.size);
+        let grew = self.mtu.on_acked(number);
         if grew {
             self.congestion.set_datagram(self.mtu.current());
         }
@@ -357,7 +357,7 @@ impl Path {
             lost,
             in_flight: stamp.in_flight(),
         });
-        let shrank = self.mtu.on_lost(now, stamp.size);
+        let shrank = self.mtu.on_lost(stamp.at, stamp.size);
         if shrank {
             self.congestion.set_datagram(self.mtu.current());
         }

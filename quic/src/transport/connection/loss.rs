@@ -45,6 +45,11 @@ impl Connection {
             if newer {
                 self.on_ecn_counts(now, space, ack, &acked);
             }
+            for packet in &acked {
+                if let Some(path) = path_by_id(&mut self.paths, packet.path) {
+                    path.mtu.on_survived(packet.stamp.at, packet.stamp.size);
+                }
+            }
             self.detect_lost(now, space);
             self.note_acked(&acked);
             for packet in acked.drain(..) {

@@ -89,6 +89,12 @@ impl Connection {
             return Some(transmission);
         }
         self.update_keys_when_due(now);
+        // A sender that never runs out of data would never come to search.
+        if self.paths[0].in_flight > 0
+            && let Some(transmission) = self.transmit_mtu_probe(now, out)
+        {
+            return Some(transmission);
+        }
         let ecn = self.paths[0].mark();
         let start = out.len();
         let mut segment = None;
@@ -217,10 +223,13 @@ impl Connection {
     /// Appends a probe for a larger size.
     fn transmit_mtu_probe(&mut self, now: Instant, out: &mut Vec<u8>) -> Option<Transmission> {
         let path = &self.paths[0];
-        if !self.handshake.confirmed || !path.is_validated() || !path.has_window() {
+        let after_timeout = self.spaces.iter().any(|state| state.probes > 0);
+        if !self.handshake.confirmed || !path.is_validated() || !path.has_window() || after_timeout
+        {
             return None;
         }
-        let size = self.paths[0].mtu.poll_probe(now)?;
+        let in_use = path.in_flight > 0;
+        let size = self.paths[0].mtu.poll_probe(now, in_use)?;
         let start = out.len();
         let end = start + usize::from(size);
         let mut packet = self.open_packet_for(Space::Data, 0, end, out);

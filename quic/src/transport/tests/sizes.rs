@@ -89,7 +89,8 @@ fn req_l03_a_path_that_carries_less_than_it_did_is_noticed_and_used_on() {
     let mut largest = 0;
     wire.run(Duration::from_secs(20), &mut carrying(1250, &mut largest));
     assert_eq!((largest, wire.read), (1452, 100_000));
-    assert_eq!(wire.pair.at_server().path().mtu, 1200);
+    let mtu = wire.pair.at_server().path().mtu;
+    assert!((1238..=1250).contains(&mtu), "{mtu}");
 }
 
 #[test]
@@ -99,7 +100,7 @@ fn req_l05_a_path_that_carries_more_after_ten_minutes_is_noticed_without_anythin
     let mut largest = 0;
     wire.run(Duration::from_secs(60), &mut carrying(1300, &mut largest));
     let mtu = wire.pair.at_server().path().mtu;
-    assert!((1280..=1300).contains(&mtu), "{mtu}");
+    assert!((1288..=1300).contains(&mtu), "{mtu}");
     wire.run(Duration::from_secs(500), &mut all_arrive);
     assert_eq!(wire.pair.at_server().path().mtu, mtu);
     wire.run(Duration::from_secs(100), &mut all_arrive);
