@@ -58,6 +58,10 @@ pub struct WorkerCounters {
     pub batches: Counter,
     /// The time that its thread has had of a processor, in microseconds.
     pub cpu_micros: Counter,
+    /// Descriptors that its table has.
+    pub descriptors: Counter,
+    /// How many it may have.
+    pub descriptor_limit: Counter,
     /// Rounds of the worker, ten a second at least.
     pub rounds: Counter,
 }
@@ -193,6 +197,8 @@ impl WorkerCounters {
             panics: Counter::default(),
             batches: Counter::default(),
             cpu_micros: Counter::default(),
+            descriptors: Counter::default(),
+            descriptor_limit: Counter::default(),
             rounds: Counter::default(),
         }
     }

@@ -264,6 +264,16 @@ const WORKER_CPU: Family = Family::counter(
     &["worker"],
     "Time of a processor that the worker has had. One that has a second for each second carries all that it can.",
 );
+const OPEN_DESCRIPTORS: Family = Family::gauge(
+    "quic_lb_open_descriptors",
+    &["worker"],
+    "Descriptors that the worker has open: one for each flow and listener, and a few. process_open_fds does not see them.",
+);
+const DESCRIPTOR_LIMIT: Family = Family::gauge(
+    "quic_lb_descriptor_limit",
+    &["worker"],
+    "Descriptors that the worker may have open. Where it cannot have a table of its own, all workers together.",
+);
 const READY: Family = Family::gauge(
     "quic_lb_ready",
     &[],
@@ -282,7 +292,7 @@ const WORKER_PANICS: Family = Family::counter(
 );
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 50] = [
+pub const FAMILIES: [Family; 52] = [
     DATAGRAMS_RECEIVED,
     RECEIVE_DROPPED,
     DATAGRAMS_FORWARDED,
@@ -331,6 +341,8 @@ pub const FAMILIES: [Family; 50] = [
     WORKERS,
     WORKER_BATCHES,
     WORKER_CPU,
+    OPEN_DESCRIPTORS,
+    DESCRIPTOR_LIMIT,
     WORKERS_STUCK,
     WORKER_PANICS,
 ];
@@ -819,6 +831,8 @@ fn of_the_process(out: &mut String, reading: &Reading) {
     let usage = || workers.iter().map(String::as_str).zip(&reading.usage);
     WORKER_BATCHES.write(out, usage().map(|(worker, of)| ([worker], of.batches)));
     WORKER_CPU.write_seconds(out, usage().map(|(worker, of)| ([worker], of.cpu)));
+    OPEN_DESCRIPTORS.write(out, usage().map(|(worker, of)| ([worker], of.descriptors)));
+    DESCRIPTOR_LIMIT.write(out, usage().map(|(worker, of)| ([worker], of.descriptor_limit)));
     READY.write(out, [([], u64::from(reading.ready))]);
     WORKERS.write(out, [([], reading.workers as u64)]);
     WORKERS_STUCK.write(out, [([], reading.stuck as u64)]);
@@ -893,6 +907,8 @@ mod tests {
             "quic_lb_receive_dropped_total{listener=\"edge\",worker=\"1\"} 31",
             "quic_lb_worker_batches_total{worker=\"1\"} 5",
             "quic_lb_worker_cpu_seconds_total{worker=\"1\"} 1.5",
+            "quic_lb_open_descriptors{worker=\"1\"} 70",
+            "quic_lb_descriptor_limit{worker=\"1\"} 1024",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }
@@ -964,7 +980,15 @@ mod tests {
                 last: Some((Duration::from_millis(5_700), false)),
             },
             panics: vec![0, 2],
-            usage: vec![Usage::default(), Usage { batches: 5, cpu: Duration::from_millis(1_500) }],
+            usage: vec![
+                Usage::default(),
+                Usage {
+                    batches: 5,
+                    cpu: Duration::from_millis(1_500),
+                    descriptors: 70,
+                    descriptor_limit: 1_024,
+                },
+            ],
             stuck: 1,
             digest: "0123".into(),
             ..Default::default()

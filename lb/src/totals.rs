@@ -103,6 +103,8 @@ impl Totals {
         let of = |source: &Arc<WorkerCounters>| Usage {
             batches: source.batches.get(),
             cpu: Duration::from_micros(source.cpu_micros.get()),
+            descriptors: source.descriptors.get(),
+            descriptor_limit: source.descriptor_limit.get(),
         };
         self.sources.iter().map(of).collect()
     }
@@ -140,6 +142,10 @@ pub struct Usage {
     pub batches: u64,
     /// Time of a processor.
     pub cpu: Duration,
+    /// Descriptors that are open.
+    pub descriptors: u64,
+    /// How many there can be.
+    pub descriptor_limit: u64,
 }
 
 /// [`ListenerCounters`] of all sources, added up.

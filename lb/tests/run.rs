@@ -539,6 +539,42 @@ fn the_command_reload_waits_and_says_what_came_of_it() {
     assert!(nobody.contains("no admin interface answers"), "{nobody}");
 }
 
+/// One for each flow; the rest is as the kernel has it, where it may be asked: tables of workers are not the process's.
+#[test]
+fn workers_tell_how_many_descriptors_they_have() {
+    const FLOWS: usize = 20;
+    let host = Host::new();
+    let _a = Server::start(host.at(5001), "a");
+    let mut balancer = Balancer::start(host);
+    let cid = balancer.cid("a");
+    let of_workers = |balancer: &Balancer| {
+        let of =
+            |worker| balancer.metric(&format!("quic_lb_open_descriptors{{worker=\"{worker}\"}}"));
+        [of(0), of(1)]
+    };
+    let before: f64 = of_workers(&balancer).iter().sum();
+    assert!(before >= 2.0 * 6.0, "{before}");
+    let clients: Vec<_> = (0..FLOWS).map(|_| balancer.client()).collect();
+    for client in &clients {
+        client.ask(&short(&cid));
+    }
+    balancer.wait("descriptors", |balancer| {
+        of_workers(balancer).iter().sum::<f64>() == before + FLOWS as f64
+    });
+    let process = balancer.process();
+    for task in std::fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+        let task = task.unwrap().path();
+        let name = std::fs::read_to_string(task.join("comm")).unwrap();
+        let Some(worker) = name.trim().strip_prefix("worker-") else { continue };
+        // The process is not dumpable: without root its owner may not look.
+        let Ok(open) = std::fs::read_dir(task.join("fd")) else { continue };
+        let told = of_workers(&balancer)[worker.parse::<usize>().unwrap()];
+        assert_eq!(told, open.count() as f64, "worker {worker}");
+    }
+    let limit = balancer.metric("quic_lb_descriptor_limit{worker=\"1\"}");
+    assert!(limit >= before + FLOWS as f64, "{limit}");
+}
+
 #[test]
 fn check_says_what_a_reload_would_change_or_why_it_would_be_refused() {
     let host = Host::new();

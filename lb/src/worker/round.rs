@@ -80,6 +80,8 @@ pub(super) struct Datapath {
     /// The one that the forwarder has.
     snapshot: Arc<Routing>,
     max_flows: usize,
+    /// Descriptors that are neither those of listeners nor those of flows.
+    other_descriptors: u64,
     forwarder: Forwarder,
     /// By number.
     listeners: Vec<Option<Listener>>,
@@ -168,9 +170,11 @@ impl Datapath {
     /// A worker that takes the place of this one, which has panicked somewhere. Its listeners are the same sockets, so that
     /// each client path remains its own; everything else is new. Its flows are gone, and their ports rest.
     pub(super) fn anew(self, setup: &Setup) -> io::Result<Self> {
-        let Self { orders, listeners, upstreams, forwarder, max_flows, .. } = self;
+        let Self { orders, listeners, upstreams, forwarder, max_flows, other_descriptors, .. } =
+            self;
         let upstreams = upstreams.after_loss(Instant::now(), |flow| forwarder.cid_of(flow));
-        Self::begin(setup, orders, listeners, upstreams, max_flows, None)
+        let anew = Self::begin(setup, orders, listeners, upstreams, max_flows, None)?;
+        Ok(Self { other_descriptors, ..anew })
     }
 
     fn begin(
@@ -205,6 +209,7 @@ impl Datapath {
         };
         let mut begun = Self {
             worker: setup.worker,
+            other_descriptors: 0,
             stop: Arc::clone(&setup.stop),
             orders,
             mailbox: Arc::clone(&setup.mailbox),
@@ -773,6 +778,20 @@ impl Datapath {
         }
         let micros = u64::try_from(socket::thread_time().as_micros()).unwrap_or(u64::MAX);
         counters.cpu_micros.set(micros);
+        counters.descriptors.set(self.other_descriptors + self.sockets());
+    }
+
+    /// Takes note of how many descriptors there are.
+    pub(super) fn set_descriptors(&mut self, all: u64) {
+        self.other_descriptors = all.saturating_sub(self.sockets());
+        self.tell_usage();
+    }
+
+    /// Sockets of listeners and flows that are open.
+    fn sockets(&self) -> u64 {
+        let listeners = self.listeners.iter().flatten().count();
+        let flows: u64 = self.counters.listeners.iter().map(|of| of.flows.get()).sum();
+        flows + (listeners + self.upstreams.closing()) as u64
     }
 
     fn sweep(&mut self, now: Instant) {

@@ -32,6 +32,9 @@ use crate::{
 /// sockets that source addresses are found with; listeners come on top.
 const SPARE_DESCRIPTORS: usize = 16;
 
+/// The standard streams, the poller and the way that orders come by.
+const FEWEST_DESCRIPTORS: usize = 5;
+
 /// The longest that a worker which pauses does not look whether it is to end.
 const NAP: Duration = Duration::from_millis(50);
 
@@ -170,7 +173,7 @@ impl Setup {
         let mut inherited = table.inherited.into_iter();
         let mut next = || inherited.next().expect("each that was lent was taken over");
         let orders = Channel::from(next());
-        let datapath = match &self.sockets {
+        let mut datapath = match &self.sockets {
             Sockets::Listeners(sources) => {
                 let sockets = open_listeners(sources, next)?;
                 Datapath::new(self, orders, sockets, max_flows).map_err(StartError::Poll)?
@@ -182,6 +185,10 @@ impl Setup {
                 taken.map_err(StartError::Predecessor)?
             }
         };
+        // Where the table is not its own, what others have is not.
+        let counted = if table.is_own { socket::open_descriptors() } else { None };
+        datapath.set_descriptors(counted.unwrap_or(FEWEST_DESCRIPTORS) as u64);
+        self.counters.descriptor_limit.set(self.descriptors as u64);
         let addresses = datapath.local_addresses().map_err(StartError::Inherit)?;
         Ok((datapath, Readiness { addresses, flow_capacity: max_flows }))
     }

@@ -244,6 +244,11 @@ impl Upstreams {
         self.closing.is_empty()
     }
 
+    /// Sockets that are still to be closed.
+    pub(super) fn closing(&self) -> usize {
+        self.closing.len()
+    }
+
     /// Forgets what is known of ports that have rested. To be called now and then.
     pub(super) fn sweep(&mut self, now: Instant) {
         self.ports.sweep(now);
