@@ -39,7 +39,7 @@ use super::{
     doors::{Access, Door},
     explain,
     guard::{self, Guard, MayCommand},
-    page,
+    gzip, page,
     plane::{
         Stage,
         views::{BackendView, RotationView},
@@ -94,10 +94,22 @@ async fn status_page(State(shared): State<Arc<Shared>>) -> Html<String> {
 }
 
 /// With thousands of backends a page is megabytes, which the thread that answers everybody does not write itself.
-async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+async fn metrics(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    let accepts_gzip = gzip::is_accepted(&headers);
+    let render = move || {
+        let text = shared.metrics();
+        let compressed = if accepts_gzip { gzip::compressed(&text).ok() } else { None };
+        compressed.ok_or(text)
+    };
     let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    match task::spawn_blocking(move || shared.metrics()).await {
-        Ok(text) => ([(header::CONTENT_TYPE, format)], text).into_response(),
+    let vary = (header::VARY, HeaderValue::from_static("accept-encoding"));
+    let head = [(header::CONTENT_TYPE, format), vary];
+    match task::spawn_blocking(render).await {
+        Ok(Ok(octets)) => {
+            let coding = [(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"))];
+            (head, coding, octets).into_response()
+        }
+        Ok(Err(text)) => (head, text).into_response(),
         Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written"),
     }
 }
@@ -468,6 +480,32 @@ mod tests {
             panics::{Origin, Panics},
         },
     };
+
+    #[tokio::test]
+    async fn metrics_are_compressed_for_who_takes_them_so() {
+        let memory = Arc::new(Memory::new(10, Instant::now(), [0; 4]));
+        let plane = ControlPlane::new(fixtures::config(true), memory, [1, 2]);
+        let shared = Shared::new(plane, Mailboxes::default(), Arc::new(Panics::new(2)));
+        let router = router(Arc::new(shared), Access::Everything);
+        let get = async |accepts: &str| {
+            let request = Request::get("/metrics").header(header::HOST, "localhost");
+            let request = request.header(header::ACCEPT_ENCODING, accepts);
+            let request = request.body(body::Body::empty()).unwrap();
+            let answer = TowerToHyperService::new(router.clone()).call(request).await.unwrap();
+            let coding = answer.headers().get(header::CONTENT_ENCODING).cloned();
+            assert_eq!(answer.headers()[header::VARY], "accept-encoding");
+            (coding, body::to_bytes(answer.into_body(), 1 << 20).await.unwrap())
+        };
+        let (coding, plain) = get("identity").await;
+        assert_eq!(coding, None);
+        assert!(plain.starts_with(b"# HELP quic_lb_"));
+        let (coding, octets) = get("deflate, gzip").await;
+        assert_eq!(coding.unwrap(), "gzip");
+        let mut decoder = flate2::read::GzDecoder::new(&octets[..]);
+        let mut told = String::new();
+        std::io::Read::read_to_string(&mut decoder, &mut told).unwrap();
+        assert!(told.starts_with("# HELP quic_lb_"), "{told}");
+    }
 
     #[tokio::test]
     async fn panics_are_shown_with_what_the_worker_was_at() {

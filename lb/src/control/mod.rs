@@ -16,6 +16,7 @@ mod connections;
 mod doors;
 mod explain;
 mod guard;
+mod gzip;
 mod health;
 mod listening;
 mod page;
