@@ -457,6 +457,28 @@ pub struct Log {
     pub level: LogLevel,
     /// How records look.
     pub format: LogFormat,
+    /// A record for each connection, if there is to be one.
+    pub connections: Option<ConnectionLog>,
+}
+
+/// The connection log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionLog {
+    /// Where it goes.
+    pub to: LogTarget,
+    /// How many of a million connections are logged.
+    pub sample_millionths: u32,
+    /// How records look.
+    pub format: LogFormat,
+}
+
+/// Where records go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    /// The standard output of the process.
+    Stdout,
+    /// This file.
+    File(PathBuf),
 }
 
 /// The levels of `tracing`.

@@ -11,7 +11,7 @@ use crate::{
     },
     leaf::{
         Address, CertificateWord, CheckWord, Count, Endpoint, Flag, HostName, Identity, Interval,
-        Name, PerConfig, Percent, Secret, Text, TokenIv, WireVersion,
+        Name, PerConfig, Percent, Secret, Share, Text, TokenIv, WireVersion,
     },
     read::{List, mapping},
 };
@@ -305,6 +305,22 @@ mapping! {
         default level: LogLevel = "info",
         /// "text" for people, "json" for one JSON object a line.
         default format: LogFormat = "text",
+        /// A record for each connection that begins and ends. Left out, there is none.
+        optional connections: ConnectionLog,
+    }
+}
+
+// sample: whoever asks for the log wants all of it; a part is enough to count by.
+// format: what reads it is a program.
+mapping! {
+    /// The connection log.
+    struct ConnectionLog {
+        /// "stdout", or a file, relative to this one. SIGUSR1 has it opened anew.
+        required path: Text,
+        /// The share of connections that is logged, 0 to 1, with up to six decimals.
+        default sample: Share = 1,
+        /// "json" for one JSON object a line, "text" for people.
+        default format: LogFormat = "json",
     }
 }
 

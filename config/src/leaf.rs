@@ -366,6 +366,45 @@ inline_schema!(() Percent, |_generator| json_schema!({
     "pattern": "^(100|[0-9]{1,2})%$",
 }));
 
+/// A share of a whole, from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub(crate) millionths: u32,
+}
+
+impl Share {
+    fn parse(number: &str) -> Option<Self> {
+        const DECIMALS: usize = 6;
+        let (whole, decimals) = number.split_once('.').unwrap_or((number, "0"));
+        let whole = match whole {
+            "0" => 0,
+            "1" => 1_000_000,
+            _ => return None,
+        };
+        if !(1..=DECIMALS).contains(&decimals.len()) || !is_digits(decimals) {
+            return None;
+        }
+        let decimals: u32 = format!("{decimals:0<DECIMALS$}").parse().ok()?;
+        Some(whole + decimals).filter(|n| *n <= 1_000_000).map(|millionths| Self { millionths })
+    }
+}
+
+impl Read for Share {
+    fn read(node: &Node, place: &Place, mistakes: &mut Mistakes) -> Option<Self> {
+        let share = node.number().and_then(Self::parse);
+        if share.is_none() && !matches!(node.content, Content::Broken) {
+            mistakes.error(place, node.describe(), "a number from 0 to 1, such as 0.01");
+        }
+        share
+    }
+}
+
+inline_schema!(() Share, |_generator| json_schema!({
+    "type": "number",
+    "minimum": 0,
+    "maximum": 1,
+}));
+
 /// What a check asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CheckWord {

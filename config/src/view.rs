@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     checked::{
-        Admin, Backend, CertificatePolicy, CheckKind, Commands, Config, Handshake, HealthCheck,
-        HonoursTokens, NewConnections, Pool, Request, Retry,
+        Admin, Backend, CertificatePolicy, CheckKind, Commands, Config, ConnectionLog, Handshake,
+        HealthCheck, HonoursTokens, LogTarget, NewConnections, Pool, Request, Retry,
     },
     leaf::{CertificateWord, CheckWord},
     units::display_duration,
@@ -59,6 +59,9 @@ impl Config {
             },
             "log": { "level": self.log.level.as_str(), "format": self.log.format.as_str() },
         });
+        if let Some(connections) = &self.log.connections {
+            document["log"]["connections"] = connection_log(connections);
+        }
         if let Some(state_dir) = &self.state_dir {
             document["state_dir"] = json!(state_dir);
         }
@@ -118,6 +121,16 @@ fn pool(pool: &Pool) -> Value {
         value["stateless_reset"] = json!({ "key": "masked" });
     }
     value
+}
+
+fn connection_log(log: &ConnectionLog) -> Value {
+    let ConnectionLog { to, sample_millionths, format } = log;
+    let path = match to {
+        LogTarget::Stdout => json!("stdout"),
+        LogTarget::File(path) => json!(path),
+    };
+    let sample = f64::from(*sample_millionths) / 1e6;
+    json!({ "path": path, "sample": sample, "format": format.as_str() })
 }
 
 fn health_check(check: &HealthCheck) -> Value {

@@ -612,6 +612,25 @@ fn a_health_check_is_told_what_would_do() {
 }
 
 #[test]
+fn a_connection_log_is_told_what_would_do() {
+    let with = |log: &str| contract_with("admin:", &format!("log: {{connections: {log}}}\nadmin:"));
+    for good in ["{path: stdout}", "{path: a.log, sample: 0.000001, format: text}"] {
+        assert_eq!(places(&with(good)), NONE);
+    }
+    for (log, key, found, expected) in [
+        ("§{}", "", "no key \"path\"", "\"stdout\""),
+        ("{path: §\"\"}", ".path", "an empty text", "text"),
+        ("{path: stdout, sample: §1.1}", ".sample", "the number 1.1", "from 0 to 1"),
+        ("{path: stdout, sample: §0.0000001}", ".sample", "0.0000001", "from 0 to 1"),
+        ("{path: stdout, sample: §50%}", ".sample", "50%", "from 0 to 1"),
+        ("{path: stdout, sample: §-0.5}", ".sample", "-0.5", "from 0 to 1"),
+        ("{path: stdout, format: §xml}", ".format", "xml", "\"text\""),
+    ] {
+        one_mistake(&with(log), &format!("log.connections{key}"), found, expected);
+    }
+}
+
+#[test]
 fn address_validation_needs_keys_that_can_be_told_apart() {
     const RETRY: &str = "retry:
   mode: always

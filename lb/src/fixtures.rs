@@ -57,7 +57,7 @@ pub(crate) fn config(routable: bool) -> Config {
             drain: Duration::from_secs(30),
         },
         state_dir: None,
-        log: Log { level: Default::default(), format: Default::default() },
+        log: Log { level: Default::default(), format: Default::default(), connections: None },
         retry: Default::default(),
     }
 }

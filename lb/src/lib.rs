@@ -25,6 +25,7 @@
 //! | [`refusal`] | why the kernel does not send to a backend |
 //! | [`check`] | what an active check of a backend comes to |
 //! | [`counters`] | what a worker counts |
+//! | [`connection_log`] | a record for each connection that begins and ends |
 //! | [`worker`] | the threads that carry the datagrams |
 //! | `succession` | what a process hands over to its successor |
 //! | [`socket`] | UDP sockets: batches, offloads, marks |
@@ -55,6 +56,7 @@ pub mod cid_tag;
 pub mod cli;
 pub mod client_path;
 mod colours;
+pub mod connection_log;
 pub mod control;
 pub mod counters;
 mod explained;

@@ -20,6 +20,7 @@ use crate::{
     },
     backend::BackendState,
     check::{CheckCounts, CheckTimes},
+    connection_log::queue::LogCounts,
     memory::Sizes,
     refusal::Refusal,
     totals::{BackendTotals, ListenerTotals, LiveTotals, Usage},
@@ -274,6 +275,16 @@ const DESCRIPTOR_LIMIT: Family = Family::gauge(
     &["worker"],
     "Descriptors that the worker may have open. Where it cannot have a table of its own, all workers together.",
 );
+const LOG_RECORDS: Family = Family::counter(
+    "quic_lb_connection_log_records_total",
+    &[],
+    "Records of the connection log that were written: one where a connection begins, one where it ends.",
+);
+const LOG_DROPPED: Family = Family::counter(
+    "quic_lb_connection_log_dropped_total",
+    &["reason"],
+    "Records of the connection log that were not written: what takes them is too slow (queue), or does not take them (write).",
+);
 const READY: Family = Family::gauge(
     "quic_lb_ready",
     &[],
@@ -292,7 +303,7 @@ const WORKER_PANICS: Family = Family::counter(
 );
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 52] = [
+pub const FAMILIES: [Family; 54] = [
     DATAGRAMS_RECEIVED,
     RECEIVE_DROPPED,
     DATAGRAMS_FORWARDED,
@@ -337,6 +348,8 @@ pub const FAMILIES: [Family; 52] = [
     CONFIG_LAST_RELOAD,
     CONFIG_INFO,
     BUILD_INFO,
+    LOG_RECORDS,
+    LOG_DROPPED,
     READY,
     WORKERS,
     WORKER_BATCHES,
@@ -406,6 +419,8 @@ pub struct Reading {
     pub reloads: Reloads,
     /// The digest of the configuration.
     pub digest: String,
+    /// What has become of records of connections.
+    pub connection_log: LogCounts,
 }
 
 /// One listener.
@@ -827,6 +842,9 @@ fn of_the_process(out: &mut String, reading: &Reading) {
     CONFIG_INFO.write(out, [([reading.digest.as_str()], 1)]);
     let revision = option_env!("QUIC_LB_REVISION").unwrap_or("unknown");
     BUILD_INFO.write(out, [([env!("CARGO_PKG_VERSION"), revision], 1)]);
+    let LogCounts { written, queue_full, unwritten } = reading.connection_log;
+    LOG_RECORDS.write(out, [([], written)]);
+    LOG_DROPPED.write(out, [(["queue"], queue_full), (["write"], unwritten)]);
     let workers: Vec<_> = (0..reading.usage.len()).map(|worker| worker.to_string()).collect();
     let usage = || workers.iter().map(String::as_str).zip(&reading.usage);
     WORKER_BATCHES.write(out, usage().map(|(worker, of)| ([worker], of.batches)));
@@ -870,6 +888,9 @@ mod tests {
             "quic_lb_backend_state{backend=\"a\",pool=\"web\",state=\"active\"} 0",
             "quic_lb_backend_refused_total{backend=\"a\",errno=\"EPERM\",pool=\"web\"} 3",
             "quic_lb_backend_refused_total{backend=\"a\",errno=\"ECONNREFUSED\",pool=\"web\"} 0",
+            "quic_lb_connection_log_records_total 70",
+            "quic_lb_connection_log_dropped_total{reason=\"queue\"} 8",
+            "quic_lb_connection_log_dropped_total{reason=\"write\"} 9",
             "quic_lb_config_reloads_total{result=\"rejected\"} 2",
             "quic_lb_config_reloads_total{result=\"hung\"} 3",
             "quic_lb_config_last_reload_successful 0",
@@ -991,6 +1012,7 @@ mod tests {
             ],
             stuck: 1,
             digest: "0123".into(),
+            connection_log: LogCounts { written: 70, queue_full: 8, unwritten: 9 },
             ..Default::default()
         }
     }

@@ -14,6 +14,7 @@ use crate::{
     admission::Gate,
     backend::{BackendAddr, BackendId, BackendState, MAX_BACKENDS, PoolIndex},
     client_path::{ClientAddr, ListenerIndex},
+    connection_log::sample::Sample,
     learnt::LearntCids,
     listeners::Placed,
     maglev::{Maglev, Size},
@@ -26,6 +27,8 @@ use crate::{
 pub struct Routing {
     /// How long what is remembered lives.
     pub lifetimes: Lifetimes,
+    /// Which flows are logged, if any.
+    pub logged: Option<Sample>,
     /// By number.
     listeners: Vec<Option<ListenerRoute>>,
     pools: Vec<PoolRoute>,
@@ -63,6 +66,8 @@ pub struct ListenerRoute {
     pub gate: Gate,
     /// Whether it is not in the configuration any more, and goes on for the connections that it has.
     pub leaves: bool,
+    /// The metric label.
+    pub name: String,
     servers: HashMap<Decoded, BackendId, ahash::RandomState>,
 }
 
@@ -185,10 +190,13 @@ impl Routing {
             listeners.resize_with(listeners.len().max(index.0 + 1), || None);
             let pools = pools_of(&listener);
             let route = ListenerRoute::new(pools, &config.pools, &servers, gate);
-            listeners[index.0] = Some(ListenerRoute { leaves, ..route });
+            let name = listener.name;
+            listeners[index.0] = Some(ListenerRoute { leaves, name, ..route });
         }
         let lifetimes = Lifetimes::from(&config.timeouts);
-        Self { lifetimes, listeners, pools, backends }
+        let logged = config.log.connections.as_ref();
+        let logged = logged.map(|log| Sample::of_millionths(log.sample_millionths));
+        Self { lifetimes, logged, listeners, pools, backends }
     }
 
     /// How many pools have another table than the pool of their name has in `other`.
@@ -227,6 +235,12 @@ impl Routing {
     /// What the listeners lead to that have sockets.
     pub fn listeners(&self) -> impl Iterator<Item = &ListenerRoute> {
         self.listeners.iter().flatten()
+    }
+
+    /// What the listeners that have sockets are called.
+    pub fn listener_names(&self) -> impl Iterator<Item = (ListenerIndex, &str)> {
+        let listeners = self.listeners.iter().enumerate();
+        listeners.filter_map(|(index, of)| Some((ListenerIndex(index), of.as_ref()?.name.as_str())))
     }
 
     /// What `pool` leads to.
@@ -295,6 +309,7 @@ impl ListenerRoute {
             pools,
             gate,
             leaves: false,
+            name: String::new(),
             servers,
         }
     }

@@ -16,7 +16,7 @@ use crate::{
 
 /// The version of all that crosses. To be raised with every change of it: values are written without names or
 /// lengths. A successor that has another one refuses, and its predecessor goes on.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// A moment, counted from that of the hand-over. Clocks of different processes have no common beginning; the few
 /// milliseconds that a value is under way do not matter to anything that is measured here.

@@ -8,7 +8,7 @@ use crate::{backend::BackendId, cid_tag::CidTag};
 
 /// The forwarding rule that found the backend: the first that answers wins
 /// (draft-ietf-quic-load-balancers-21, section 4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Rule {
     /// The destination connection ID decodes to a server.
     Cid,
@@ -353,7 +353,7 @@ impl Standing {
 }
 
 /// Why there is a new flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Opening {
     /// A connection begins, or nothing is known of one.
     New,

@@ -273,7 +273,7 @@ fn config(listener: &str, backends: &[SocketAddr]) -> Config {
             drain: Duration::from_secs(1),
         },
         state_dir: None,
-        log: Log { level: Default::default(), format: Default::default() },
+        log: Log { level: Default::default(), format: Default::default(), connections: None },
         retry: Default::default(),
     }
 }

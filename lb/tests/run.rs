@@ -960,14 +960,14 @@ fn sigterm_ends_when_no_connection_lives_any_more() {
 }
 
 #[test]
-fn signals_without_a_meaning_do_not_kill() {
+fn a_signal_for_a_log_that_is_off_does_not_kill() {
     let host = Host::new();
     let _a = Server::start(host.at(5001), "a");
     let mut balancer = Balancer::start(host);
     let (client, cid) = (balancer.client(), balancer.cid("a"));
     balancer.signal("USR1");
-    let record = balancer.wait_for_record("signal without a meaning here");
-    assert_eq!(record["signal"], "SIGUSR1");
+    let record = balancer.wait_for_record("the connection log is opened anew, if it is a file");
+    assert_eq!((&record["signal"], &record["is_file"]), (&"SIGUSR1".into(), &false.into()));
     assert!(client.ask(&short(&cid)).starts_with("a "));
 }
 

@@ -23,10 +23,10 @@ use quic::routable::{CidConfig, ConfigId, ServerId};
 
 use crate::{
     checked::{
-        self, Admission, Config, HashBy, HonoursTokens, MAX_BACKENDS, MAX_HASH_SLOTS,
+        self, Admission, Config, HashBy, HonoursTokens, LogTarget, MAX_BACKENDS, MAX_HASH_SLOTS,
         MAX_LISTENERS, ResetSecret,
     },
-    document::{Backend, Document, HealthCheck, Listener, Pool, StatelessReset},
+    document::{Backend, ConnectionLog, Document, HealthCheck, Listener, Pool, StatelessReset},
     keys::{self, KeyChoice, KeySource},
     leaf::{Endpoint, Text},
     mistake::Mistakes,
@@ -91,7 +91,14 @@ pub(crate) fn check(
             unknown_short_headers: limits.unknown_short_headers.value,
         },
         timeouts,
-        log: checked::Log { level: log.level.value, format: log.format.value },
+        log: checked::Log {
+            level: log.level.value,
+            format: log.format.value,
+            connections: log
+                .connections
+                .here()
+                .and_then(|at| connection_log(&at.value, surroundings)),
+        },
         retry: retry?,
     })
 }
@@ -333,6 +340,19 @@ fn check_loops(listeners: &List<Listener>, pools: &List<Pool>, mistakes: &mut Mi
             }
         }
     }
+}
+
+fn connection_log(
+    log: &ConnectionLog,
+    surroundings: &Surroundings<'_>,
+) -> Option<checked::ConnectionLog> {
+    let At { value: Text(path), .. } = log.path.as_ref()?;
+    let to = match path.as_str() {
+        "stdout" => LogTarget::Stdout,
+        path => LogTarget::File(surroundings.directory.join(path)),
+    };
+    let (sample_millionths, format) = (log.sample.value.millionths, log.format.value);
+    Some(checked::ConnectionLog { to, sample_millionths, format })
 }
 
 fn check_state_dir(document: &Document, mistakes: &mut Mistakes) -> Option<PathBuf> {

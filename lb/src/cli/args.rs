@@ -33,7 +33,7 @@ pub(crate) enum Command {
     /// SIGHUP or a changed file reloads the configuration; a file with mistakes is refused as a
     /// whole and everything goes on as before. SIGTERM and SIGINT drain: /readyz says no, forwarding
     /// goes on until no connection lives or timeouts.drain is over, and the exit code is 0. A second signal
-    /// ends at once, with 4. SIGUSR2 upgrades, as the command does. SIGUSR1 does nothing.
+    /// ends at once, with 4. SIGUSR2 upgrades, as the command does. SIGUSR1 opens the connection log anew.
     #[command(after_help = "\
 Examples:
   quic-lb run --config /etc/quic-lb/lb.yaml

@@ -33,6 +33,7 @@ mod validation;
 mod watch;
 
 use std::{
+    env,
     fs::File,
     future, io, mem,
     net::SocketAddr,
@@ -43,7 +44,7 @@ use std::{
 };
 
 use quic_lb_config::{
-    Admin, Config, Loaded, Report,
+    Admin, Config, ConnectionLog, Loaded, LogTarget, Report,
     system_error::{reason, why_not_listening},
 };
 use tokio::{
@@ -54,6 +55,7 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    connection_log::writer::Log,
     logging::Logging,
     memory::Memory,
     routing::Routing,
@@ -178,11 +180,16 @@ fn run_after(
         (None, None) => None,
     };
     // Threads that are started from here on begin without it.
+    let connections = plane.config().log.connections.clone();
     if confined && !was_confined {
-        confine(path);
+        confine(path, &folders_of_logs(connections.as_ref()));
     }
+    let log = Log::start(Arc::clone(workers.records()), Arc::clone(plane.routing()));
+    let log = Arc::new(log.map_err(RunError::Runtime)?);
+    log.set(connections);
     plane.on_reload(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), true);
     plane.set_workers(workers.count(), workers.totals().clone(), workers.flow_capacity());
+    plane.set_records(Arc::clone(workers.records()));
 
     let handed = Handed::of(&doors).and_then(|mut handed| {
         if let (Some(keeper), Some(folder)) = (&keeper, &folder) {
@@ -197,11 +204,15 @@ fn run_after(
         doors: handed.map_err(RunError::Runtime)?,
         confined,
     };
-    let life = Life { path, workers: &workers, doors, logging, signals, upgrader };
+    let life =
+        Life { path, workers: &workers, doors, logging, log: Arc::clone(&log), signals, upgrader };
     let outcome = runtime.block_on(look_after(life, plane, keeper));
     // A configuration that is being read from a slow disk is not waited for.
     runtime.shutdown_background();
-    match (outcome, workers.stop()) {
+    let failure = workers.stop();
+    // They have told of the flows that they had.
+    log.finish();
+    match (outcome, failure) {
         (Err(RunError::WorkerEnded(worker)), Some(reason)) => {
             Err(RunError::WorkerEnded(format!("{worker}: {reason}")))
         }
@@ -210,8 +221,8 @@ fn run_after(
 }
 
 /// Gives up what the control plane does not need either, now that everything is open.
-fn confine(path: &Path) {
-    match socket::confine_thread(Execution::Kept) {
+fn confine(path: &Path, writable: &[PathBuf]) {
+    match socket::confine_thread(Execution::Kept, writable) {
         Ok(Confined { files }) => debug!(files, "confined"),
         Err(error) => warn!(%error, "the process keeps rights that it does not need"),
     }
@@ -219,6 +230,19 @@ fn confine(path: &Path) {
         let file = path.display();
         warn!(%file, %error, "reloads will fail: the file can be read with the rights of root alone");
     }
+}
+
+/// Where the connection log may be from now on: in the folder that it is in, and in those that the service manager has made for
+/// logs. A successor has no more rights than this process.
+fn folders_of_logs(connections: Option<&ConnectionLog>) -> Vec<PathBuf> {
+    let folder = match connections.map(|log| &log.to) {
+        Some(LogTarget::File(path)) => path.parent().map(Path::to_owned),
+        Some(LogTarget::Stdout) | None => None,
+    };
+    // As systemd lists them.
+    let managed = env::var_os("LOGS_DIRECTORY").unwrap_or_default();
+    let managed = env::split_paths(&managed).filter(|path| path.is_absolute()).collect::<Vec<_>>();
+    folder.into_iter().chain(managed).collect()
 }
 
 /// How the balancer ended when it was asked to.
@@ -258,6 +282,7 @@ struct Life<'a> {
     workers: &'a Workers,
     doors: Vec<(Where, Door, Access)>,
     logging: Logging,
+    log: Arc<Log>,
     signals: Signals,
     upgrader: Upgrader,
 }
@@ -315,7 +340,7 @@ async fn look_after(
     plane: ControlPlane,
     keeper: Option<Keeper>,
 ) -> Result<Ending, RunError> {
-    let Life { path, workers, doors, logging, signals, upgrader } = life;
+    let Life { path, workers, doors, logging, log, signals, upgrader } = life;
     let Signals { mut terminate, mut interrupt, hangup, user: [mut user1, mut user2] } = signals;
     announce(plane.config(), workers, &doors);
     let shared =
@@ -332,7 +357,8 @@ async fn look_after(
     let _checks = Checks::start(Arc::clone(&shared)).map_err(RunError::Runtime)?;
     if let Some(requests) = shared.reload_requests() {
         let shared = Arc::clone(&shared);
-        tokio::spawn(watch::watch(path.to_owned(), shared, logging, hangup, requests));
+        let log = Arc::clone(&log);
+        tokio::spawn(watch::watch(path.to_owned(), shared, logging, log, hangup, requests));
     }
     systemd::ready();
 
@@ -347,7 +373,11 @@ async fn look_after(
             _ = ticks.tick() => false,
             _ = terminate.recv() => true,
             _ = interrupt.recv() => true,
-            _ = user1.recv() => passes("SIGUSR1"),
+            _ = user1.recv() => {
+                let is_file = log.reopen();
+                info!(signal = "SIGUSR1", is_file, "the connection log is opened anew, if it is a file");
+                false
+            }
             _ = user2.recv() => {
                 // What comes of it is in the log.
                 upgrades.begin(&shared, None);
@@ -470,12 +500,6 @@ fn begin_drain(shared: &Shared) -> Instant {
 
 fn end(reason: &str) {
     info!(reason, "ended");
-}
-
-/// Says that a signal changes nothing.
-fn passes(signal: &str) -> bool {
-    info!(signal, "signal without a meaning here");
-    false
 }
 
 /// Two numbers that nobody outside can guess.

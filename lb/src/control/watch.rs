@@ -36,7 +36,7 @@ use super::{
     shared::Shared,
     systemd,
 };
-use crate::logging::Logging;
+use crate::{connection_log::writer::Log, logging::Logging};
 
 /// From one look at the file to the next.
 const POLL: Duration = Duration::from_secs(3);
@@ -52,6 +52,7 @@ pub(super) async fn watch(
     path: PathBuf,
     shared: Arc<Shared>,
     logging: Logging,
+    log: Arc<Log>,
     mut hangups: Signal,
     mut requests: mpsc::Receiver<Request>,
 ) {
@@ -64,8 +65,15 @@ pub(super) async fn watch(
         warn!(file = %path.display(), %error, "no file events; the file is looked at now and then");
     }
     let reading = Beside::new(READING);
-    let mut reloader =
-        Reloader { path, shared, logging, reading, seen: Seen::default(), last_rejected: None };
+    let mut reloader = Reloader {
+        path,
+        shared,
+        logging,
+        log,
+        reading,
+        seen: Seen::default(),
+        last_rejected: None,
+    };
     let mut poll = time::interval(POLL);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Whoever asks does not wait until the writer is done, so that this is no pause of the loop.
@@ -143,6 +151,7 @@ struct Reloader {
     path: PathBuf,
     shared: Arc<Shared>,
     logging: Logging,
+    log: Arc<Log>,
     reading: Beside<Look>,
     /// The files as they were when they were read last.
     seen: Seen,
@@ -194,7 +203,7 @@ impl Reloader {
     /// `None` when there is nothing to be said of it that was not said before.
     async fn on_candidate(&mut self, cause: Cause, candidate: Candidate) -> Option<Reloaded> {
         let Candidate { config, warnings, digest, changes, identity } = candidate;
-        let level = config.log.level;
+        let (level, connections) = (config.log.level, config.log.connections.clone());
         let file = self.path.display();
         let is_known = self.last_rejected.as_ref() == Some(&identity);
         if !cause.is_asked() && is_known {
@@ -217,6 +226,7 @@ impl Reloader {
             Applied::Changed => {
                 self.last_rejected = None;
                 self.logging.set_level(level);
+                self.log.set(connections);
                 log_mistakes(&warnings);
                 log_changes(&changes);
                 if self.shared.until_in_force().await {

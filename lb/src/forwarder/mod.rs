@@ -378,6 +378,11 @@ impl Forwarder {
         self.flows.get(flow)
     }
 
+    /// Whether the client of a flow began it with a valid token.
+    pub(crate) fn is_validated(&self, flow: FlowId) -> bool {
+        self.flows.is_validated(flow)
+    }
+
     /// The connection ID of a server that the client of a flow uses.
     pub(crate) fn cid_of(&self, flow: FlowId) -> Option<CidTag> {
         self.flows.cid(flow)

@@ -3,8 +3,13 @@
 //! All of it holds for one thread and for those that it starts. Nothing of it can be taken back.
 
 use std::{
+    fs::OpenOptions,
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
+    path::{Path, PathBuf},
     ptr,
 };
 
@@ -38,15 +43,15 @@ pub(crate) enum Execution {
 }
 
 /// Gives up every capability and, where the kernel can do that, the right to write, make, remove and mostly also that to execute
-/// files. Reading them, sockets and whatever is open remain.
+/// files, but for making and writing plain files in these folders. Reading files, sockets and whatever is open remain.
 ///
 /// # Errors
 ///
 /// When capabilities remain, or new privileges could be had.
-pub(crate) fn confine_thread(execution: Execution) -> io::Result<Confined> {
+pub(crate) fn confine_thread(execution: Execution, writable: &[PathBuf]) -> io::Result<Confined> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1)?;
     drop_capabilities()?;
-    Ok(Confined { files: forbid_files(execution).is_ok() })
+    Ok(Confined { files: forbid_files(execution, writable).is_ok() })
 }
 
 fn drop_capabilities() -> io::Result<()> {
@@ -66,8 +71,8 @@ fn drop_capabilities() -> io::Result<()> {
     check_long(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) })
 }
 
-/// A Landlock ruleset that handles these rights and grants none of them.
-fn forbid_files(execution: Execution) -> io::Result<()> {
+/// A Landlock ruleset that handles these rights and grants few of them, in these folders.
+fn forbid_files(execution: Execution, writable: &[PathBuf]) -> io::Result<()> {
     // SAFETY: without attributes the kernel only says which version it has.
     let version = unsafe {
         libc::syscall(
@@ -96,11 +101,43 @@ fn forbid_files(execution: Execution) -> io::Result<()> {
     let ruleset = c_int::try_from(ruleset).map_err(io::Error::other)?;
     // SAFETY: the kernel has just opened it, and nobody else has it.
     let ruleset = unsafe { OwnedFd::from_raw_fd(ruleset) };
+    for folder in writable {
+        allow_files_in(&ruleset, folder)?;
+    }
     // SAFETY: a call with numbers alone.
     check_long(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) })
 }
 
+/// Grants what it takes to append to files. A folder that is not there has none.
+fn allow_files_in(ruleset: &OwnedFd, folder: &Path) -> io::Result<()> {
+    let Ok(folder) = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(folder) else {
+        return Ok(());
+    };
+    let rule = PathBeneath { allowed: RIGHT_TO_WRITE | RIGHT_TO_MAKE, parent: folder.as_raw_fd() };
+    // SAFETY: the kernel reads a rule of this kind, which refers to a descriptor that is open.
+    check_long(unsafe {
+        libc::syscall(
+            libc::SYS_landlock_add_rule,
+            ruleset.as_raw_fd(),
+            RULE_PATH_BENEATH,
+            &raw const rule,
+            0,
+        )
+    })
+}
+
 /// linux/landlock.h.
+#[repr(C, packed)]
+struct PathBeneath {
+    allowed: u64,
+    parent: c_int,
+}
+
+/// linux/landlock.h.
+const RULE_PATH_BENEATH: c_int = 1;
+const RIGHT_TO_WRITE: u64 = 1 << 1;
+/// Plain files.
+const RIGHT_TO_MAKE: u64 = 1 << 8;
 const RIGHT_TO_EXECUTE: u64 = 1;
 /// Execute, write, remove directories and files, make seven kinds of files.
 const RIGHTS: u64 = RIGHT_TO_EXECUTE | 1 << 1 | 0b1_1111_1111 << 4;

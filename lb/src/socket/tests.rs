@@ -279,10 +279,10 @@ fn a_confined_thread_reads_files_and_sends_and_changes_no_file() {
     let confined = std::thread::spawn({
         let (there, new) = (there.clone(), new.clone());
         move || {
-            let Confined { files } = confine_thread(Execution::Kept).unwrap();
+            let Confined { files } = confine_thread(Execution::Kept, &[]).unwrap();
             let executed = std::process::Command::new("true").status().unwrap();
             assert!(executed.success(), "a successor could not be started");
-            confine_thread(Execution::GivenUp).unwrap();
+            confine_thread(Execution::GivenUp, &[]).unwrap();
             assert_eq!(std::fs::read_to_string(&there).unwrap(), "words");
             let (socket, to) = (UdpSocket::bind("127.0.0.1:0").unwrap(), "127.0.0.1:9");
             socket.send_to(b"out", to).unwrap();
@@ -290,9 +290,29 @@ fn a_confined_thread_reads_files_and_sends_and_changes_no_file() {
             assert_eq!(std::fs::write(&there, "others").is_err(), files);
             assert_eq!(std::process::Command::new("true").status().is_err(), files);
             assert_eq!(std::fs::remove_file(&there).is_err(), files);
-            confine_thread(Execution::GivenUp).unwrap();
+            confine_thread(Execution::GivenUp, &[]).unwrap();
         }
     });
     confined.join().unwrap();
     std::fs::write(&there, "the others may").unwrap();
+}
+
+#[test]
+fn a_confined_thread_may_append_to_files_in_the_folders_that_it_keeps() {
+    let folders: [_; 2] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
+    let [log, elsewhere] = folders.each_ref().map(|folder| folder.path().join("log"));
+    let append = |path: &std::path::Path| {
+        std::fs::OpenOptions::new().append(true).create(true).open(path).map(drop)
+    };
+    let kept = [folders[0].path().to_owned(), folders[0].path().join("not there")];
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let Confined { files } = confine_thread(Execution::Kept, &kept).unwrap();
+            append(&log).unwrap();
+            append(&log).unwrap();
+            assert_eq!(append(&elsewhere).is_err(), files);
+            assert_eq!(std::fs::remove_file(&log).is_err(), files);
+            assert_eq!(std::fs::create_dir(kept[1].clone()).is_err(), files);
+        });
+    });
 }

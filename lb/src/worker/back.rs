@@ -70,7 +70,7 @@ impl ReturnPlan {
     pub(super) fn receive(
         &mut self,
         receiver: &mut Receiver,
-        upstream: &Upstream,
+        upstream: &mut Upstream,
         counters: &WorkerCounters,
         flow: FlowId,
         share: usize,
@@ -88,8 +88,13 @@ impl ReturnPlan {
         let slots = first..self.filled;
         self.flows[slots.clone()].fill(flow);
         self.withheld[slots.clone()].fill(false);
-        let datagrams = slots.clone().map(|slot| receiver.received(slot).datagrams() as u64);
-        backend.returned.add(datagrams.sum());
+        let messages = || slots.clone().map(|slot| receiver.received(slot));
+        let datagrams = messages().map(|message| message.datagrams() as u64).sum();
+        backend.returned.add(datagrams);
+        upstream
+            .traffic
+            .returned
+            .add(datagrams, messages().map(|message| message.len as u64).sum());
         slots
     }
 

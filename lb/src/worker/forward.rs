@@ -105,6 +105,7 @@ impl ForwardPlan {
                 if transmitter.send_lone(socket, octets) {
                     by_rule[first.tag as usize] += 1;
                     backend.forwarded.add(1);
+                    upstream.traffic.forwarded.add(1, u64::from(first.len));
                     continue;
                 }
             }
@@ -121,17 +122,19 @@ impl ForwardPlan {
                     ipv6: upstream.ipv6,
                 }
             };
-            let mut forwarded = 0;
+            let (mut forwarded, mut octets) = (0, 0);
             transmitter.send(socket, receiver, runs, bundles, departure, |sent: Sent<'_, Rule>| {
                 match sent.fate {
                     None => {
                         by_rule[sent.run.tag as usize] += sent.count;
                         forwarded += sent.count;
+                        octets += sent.octets;
                     }
                     Some(reason) => counters.listeners[listener.0].drop(reason, sent.count),
                 }
             });
             backend.forwarded.add(forwarded);
+            upstream.traffic.forwarded.add(forwarded, octets);
             for (refusal, n) in transmitter.take_refusals().iter().flat_map(Refusals::iter) {
                 backend.refuse(refusal, n);
             }

@@ -68,6 +68,7 @@ use quic_lb_config::{Config, MAX_LISTENERS};
 
 use crate::{
     client_path::ListenerAddr,
+    connection_log::queue::Queues,
     counters::WorkerCounters,
     memory::Memory,
     routing::Routing,
@@ -96,6 +97,7 @@ pub struct Workers {
     mailboxes: Mailboxes,
     orders: Arc<Orders>,
     panics: Arc<Panics>,
+    records: Arc<Queues>,
     addresses: Vec<ListenerAddr>,
     flow_capacity: usize,
 }
@@ -177,6 +179,7 @@ impl Workers {
             mailboxes: Mailboxes::new(count),
             orders: Arc::new(orders),
             panics: Arc::new(Panics::new(count)),
+            records: Arc::new(Queues::new(count)),
             addresses: addresses.collect(),
             flow_capacity: 0,
         };
@@ -208,6 +211,7 @@ impl Workers {
             mailbox: self.mailboxes.of(at),
             confined: spawner.confined,
             upstream_ports: Arc::clone(&spawner.upstream_ports),
+            records: self.records.of(at),
             panics: Arc::clone(&self.panics),
         };
         let report = spawner.report.clone();
@@ -235,6 +239,11 @@ impl Workers {
     /// What is known of their panics.
     pub(crate) const fn panics(&self) -> &Arc<Panics> {
         &self.panics
+    }
+
+    /// What they leave for the connection log.
+    pub(crate) const fn records(&self) -> &Arc<Queues> {
+        &self.records
     }
 
     /// The way to order them something.

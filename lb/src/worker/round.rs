@@ -22,6 +22,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Cache};
+use quic::invariants::Packet;
 use quic_lb_config::MAX_LISTENERS;
 use tracing::error;
 
@@ -44,6 +45,10 @@ use crate::{
     backend::BackendId,
     cid_tag::CidTag,
     client_path::{ClientAddr, ClientPath, ListenerAddr, ListenerIndex},
+    connection_log::{
+        ledger::Ledger,
+        record::{Begun, EndReason},
+    },
     counters::{ListenerCounters, WorkerCounters},
     explained::Explained,
     forwarder::{AnsweredAs, BATCH, Clock, Datagram, Forwarder, OnFailure, Returned, Start, Tally},
@@ -113,6 +118,8 @@ pub(super) struct Datapath {
     at: At,
     /// What the forwarder was asked about last.
     asked: Vec<Burst>,
+    /// Whether a worker of another process has its flows.
+    is_succeeded: bool,
 }
 
 /// The datagram that a worker is at.
@@ -136,7 +143,8 @@ impl Datapath {
     ) -> io::Result<Self> {
         let listener = |socket| Listener::new(socket).map(Some);
         let listeners = sockets.into_iter().map(listener).collect::<io::Result<_>>()?;
-        let upstreams = Upstreams::new(setup.ports.clone(), Arc::clone(&setup.upstream_ports));
+        let in_use = Arc::clone(&setup.upstream_ports);
+        let upstreams = Upstreams::new(setup.ports.clone(), in_use, ledger(setup)?);
         Self::begin(setup, Some(orders), listeners, upstreams, max_flows, None)
     }
 
@@ -152,7 +160,8 @@ impl Datapath {
         let listener = |socket: Option<Socket>| socket.map(Listener::new).transpose();
         let listeners = listeners.into_iter().map(listener).collect::<io::Result<_>>()?;
         let in_use = Arc::clone(&setup.upstream_ports);
-        let upstreams = Upstreams::succeeding(now, ports, setup.ports.clone(), in_use);
+        let ledger = ledger(setup)?;
+        let upstreams = Upstreams::succeeding(now, ports, setup.ports.clone(), in_use, ledger);
         let keys = Some(hash_keys);
         let mut new = Self::begin(setup, Some(orders), listeners, upstreams, max_flows, keys)?;
         let Self { forwarder, upstreams, poller, counters, .. } = &mut new;
@@ -181,7 +190,7 @@ impl Datapath {
         setup: &Setup,
         orders: Option<Channel>,
         listeners: Vec<Option<Listener>>,
-        upstreams: Upstreams,
+        mut upstreams: Upstreams,
         max_flows: usize,
         hash_keys: Option<HashKeys>,
     ) -> io::Result<Self> {
@@ -196,10 +205,10 @@ impl Datapath {
         }
         let mut routing = Cache::new(Arc::clone(&setup.routing));
         let snapshot = Arc::clone(routing.load());
+        upstreams.ledger_mut().set_sample(snapshot.logged);
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
-        let key = || getrandom::u64().map_err(io::Error::other);
-        let passages = ahash::RandomState::with_seeds(key()?, key()?, key()?, key()?);
+        let passages = random_hash()?;
         let clock = Clock { now: Instant::now(), unix: SystemTime::now() };
         let (start, memory) = (Start { clock, seed }, Arc::clone(&setup.memory));
         let routing_now = Arc::clone(&snapshot);
@@ -238,6 +247,7 @@ impl Datapath {
             unfinished_before: setup.counters.unfinished_flows.get(),
             at: At::Nothing,
             asked: Vec::with_capacity(BATCH),
+            is_succeeded: false,
         };
         // The snapshot may be another one than that which they were served by.
         begun.refresh_listeners();
@@ -270,6 +280,9 @@ impl Datapath {
                 true => next_sweep.saturating_duration_since(now),
                 false => Duration::ZERO,
             };
+        }
+        if !self.is_succeeded {
+            self.upstreams.end_all(Instant::now(), EndReason::Stopped);
         }
         Ok(())
     }
@@ -413,6 +426,7 @@ impl Datapath {
         if !Arc::ptr_eq(current, &self.snapshot) {
             self.snapshot = Arc::clone(current);
             self.forwarder.set_routing(Arc::clone(current));
+            self.upstreams.ledger_mut().set_sample(current.logged);
             self.refresh_listeners();
         }
     }
@@ -432,7 +446,7 @@ impl Datapath {
         }
     }
 
-    fn follow_order(&self) -> io::Result<()> {
+    fn follow_order(&mut self) -> io::Result<()> {
         let Some(orders) = &self.orders else { return Ok(()) };
         let (Order::HandOver(attempt), successor) = orders.receive()? else { return Ok(()) };
         let outcome = match successor.into_iter().next() {
@@ -440,9 +454,11 @@ impl Datapath {
             None => Err(io::ErrorKind::InvalidData.into()),
         };
         let outcome = outcome.map_err(|error| error.to_string());
+        self.is_succeeded = outcome.is_ok();
         orders.send(&Report { attempt, outcome }, &[])?;
         // From now on the successor may read what arrives.
         while !matches!(orders.receive()?, (Order::GoOn, _)) {}
+        self.is_succeeded = false;
         Ok(())
     }
 
@@ -614,9 +630,9 @@ impl Datapath {
         });
         self.question = recycled(question);
         for (burst, verdict) in bursts.iter().zip(&*verdicts) {
-            if let Verdict::Forward { backend, via: Via::NewFlow(opened), .. } = verdict {
+            if let Verdict::Forward { backend, rule, via: Via::NewFlow(opened) } = verdict {
                 self.at = At::Decided(listener, *burst);
-                self.open(now, listener, *backend, opened, burst);
+                self.open(now, listener, *backend, *rule, opened, burst);
             }
         }
     }
@@ -658,6 +674,7 @@ impl Datapath {
         now: Instant,
         listener: ListenerIndex,
         backend: BackendId,
+        rule: Rule,
         opened: &Opened,
         burst: &Burst,
     ) {
@@ -682,7 +699,21 @@ impl Datapath {
         if opened.asks && connected.is_ok() {
             self.counters.backends[backend.slot()].asked.add(1);
         }
+        let is_open = connected.is_ok();
         self.upstreams.put(&self.counters, listener, opened, connected);
+        if is_open {
+            let Self { upstreams, forwarder, receiver, .. } = self;
+            upstreams.ledger_mut().begin(flow, || Begun {
+                at: now,
+                listener,
+                client: forwarder.flow(flow).path.client,
+                backend,
+                rule,
+                opening: opened.opening,
+                version: version(burst.first_datagram(receiver)),
+                retry: forwarder.is_validated(flow),
+            });
+        }
         self.counters.unproven_flows.set(self.forwarder.unproven_flow_count() as u64);
     }
 
@@ -727,7 +758,7 @@ impl Datapath {
             self.send_back();
         }
         let Self { back, forwarder, receiver, upstreams, counters, at, .. } = self;
-        let Some(upstream) = upstreams.get(flow) else { return };
+        let Some(upstream) = upstreams.get_mut(flow) else { return };
         for slot in back.receive(receiver, upstream, counters, flow, share) {
             let message = receiver.received(slot);
             let mut short: Option<(Range<usize>, usize)> = None;
@@ -799,7 +830,7 @@ impl Datapath {
         let mut expired = mem::take(&mut self.expired);
         self.forwarder.sweep(now, &mut expired);
         for flow in expired.drain(..) {
-            self.upstreams.expire(&self.counters, flow);
+            self.upstreams.expire(now, &self.counters, flow);
         }
         self.expired = expired;
         self.forwarder.tell_live(&self.counters);
@@ -814,9 +845,28 @@ impl Datapath {
     }
 }
 
+/// A hash whose keys nobody knows.
+fn random_hash() -> io::Result<ahash::RandomState> {
+    let key = || getrandom::u64().map_err(io::Error::other);
+    Ok(ahash::RandomState::with_seeds(key()?, key()?, key()?, key()?))
+}
+
+/// What is logged of the flows of a worker: nothing yet.
+fn ledger(setup: &Setup) -> io::Result<Ledger> {
+    Ok(Ledger::new(Arc::clone(&setup.records), random_hash()?))
+}
+
 /// Whether a datagram begins with a short header, or with nothing.
 fn is_short(datagram: &[u8]) -> bool {
     datagram.first().is_none_or(|first| first & 0x80 == 0)
+}
+
+/// The version of a datagram that begins with a long header.
+fn version(datagram: &[u8]) -> Option<u32> {
+    match Packet::read(datagram) {
+        Ok(Packet::Long(header)) => Some(header.version),
+        _ => None,
+    }
 }
 
 /// Counts what admission saw of a batch; mostly nothing.

@@ -12,6 +12,7 @@ use quic_lb_config::{Config, Listener};
 use super::{loops::UpstreamPorts, mailbox::Mailbox, panics::Panics};
 use crate::{
     client_path::ListenerAddr,
+    connection_log::queue::Queue,
     counters::WorkerCounters,
     memory::Memory,
     routing::Routing,
@@ -89,6 +90,8 @@ pub(super) struct Setup {
     pub(super) confined: bool,
     /// Those of all workers.
     pub(super) upstream_ports: Arc<UpstreamPorts>,
+    /// What is logged of flows.
+    pub(super) records: Arc<Queue>,
     /// Where panics of all workers are told.
     pub(super) panics: Arc<Panics>,
 }

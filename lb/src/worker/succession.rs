@@ -17,10 +17,11 @@ use tracing::warn;
 
 use super::{
     ports::{HandedPorts, Lease},
-    upstreams::{Connection, Taken, Upstreams},
+    upstreams::{Connection, Taken, Upstream, Upstreams},
 };
 use crate::{
     client_path::ListenerIndex,
+    connection_log::record::{HandedBegun, Traffic},
     counters::WorkerCounters,
     flows::HandedFlow,
     forwarder::Forwarder,
@@ -50,6 +51,9 @@ struct Handed {
     flow: HandedFlow,
     lease: Lease,
     marks: Marks,
+    traffic: Traffic,
+    /// How it began, if it is logged.
+    begun: Option<HandedBegun>,
 }
 
 /// What a worker has.
@@ -63,9 +67,12 @@ impl Belongings<'_> {
     /// Tells `successor` all of it; says how many flows there are.
     pub(super) fn hand_over(&self, now: Instant, successor: &Channel) -> io::Result<usize> {
         let Self { listeners, forwarder, upstreams } = self;
-        let open = |flow: FlowId| match upstreams.get(flow).map(|of| (&of.connection, of.marks)) {
-            Some((Connection::Open(socket, lease), marks)) => Some((flow, socket, *lease, marks)),
-            _ => None,
+        let open = |flow: FlowId| {
+            let upstream = upstreams.get(flow)?;
+            match &upstream.connection {
+                Connection::Open(socket, lease) => Some((flow, socket, *lease, upstream)),
+                Connection::Missing(_) => None,
+            }
         };
         let flows: Vec<_> = forwarder.flows_by_last_use().into_iter().filter_map(open).collect();
         let head = Head {
@@ -78,9 +85,10 @@ impl Belongings<'_> {
         successor.send(&head, &sockets)?;
         for batch in flows.chunks(BATCH) {
             let (mut handed, mut sockets) = (Vec::new(), Vec::new());
-            for &(flow, socket, lease, marks) in batch {
+            for &(flow, socket, lease, &Upstream { marks, traffic, .. }) in batch {
+                let begun = upstreams.ledger().of(flow).map(|begun| begun.handed(now));
                 let flow = forwarder.handed(now, flow).ok_or(io::ErrorKind::InvalidData)?;
-                handed.push(Handed { flow, lease, marks });
+                handed.push(Handed { flow, lease, marks, traffic, begun });
                 sockets.push(socket.as_fd());
             }
             successor.send(&handed, &sockets)?;
@@ -152,11 +160,13 @@ impl Flows {
             let skipped = left_out.min(batch.len());
             left_out -= skipped;
             let batch = batch.into_iter().zip(sockets).skip(skipped);
-            for (Handed { flow: handed, lease, marks }, socket) in batch {
+            for (Handed { flow: handed, lease, marks, traffic, begun }, socket) in batch {
                 let (flow, asks) = (*handed.flow(), handed.asks());
                 let Some(id) = forwarder.take_over(now, handed) else { continue };
                 let socket = Socket::taken_over(socket);
-                upstreams.take_over(counters, poller, id, &flow, Taken { socket, lease, marks })?;
+                let begun = begun.map(|begun| begun.taken_over(now, &flow));
+                let taken = Taken { socket, lease, marks, traffic, begun };
+                upstreams.take_over(counters, poller, id, &flow, taken)?;
                 if asks && let Some(counters) = counters.backends.get(flow.backend.slot()) {
                     counters.asked.add(1);
                 }

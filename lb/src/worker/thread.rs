@@ -98,7 +98,7 @@ impl Setup {
         match opened {
             Ok((datapath, ready)) => {
                 if self.confined
-                    && let Err(error) = socket::confine_thread(Execution::GivenUp)
+                    && let Err(error) = socket::confine_thread(Execution::GivenUp, &[])
                 {
                     warn!(%error, "a worker keeps rights that it does not need");
                 }

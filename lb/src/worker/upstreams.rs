@@ -12,6 +12,10 @@ use super::{
 use crate::{
     cid_tag::CidTag,
     client_path::ListenerIndex,
+    connection_log::{
+        ledger::Ledger,
+        record::{Begun, EndReason, Traffic},
+    },
     counters::WorkerCounters,
     forwarder::Flow,
     routing::{BackendRoute, Routing},
@@ -31,6 +35,7 @@ pub(super) struct Upstreams {
     sockets: Vec<Upstream>,
     ports: Ports,
     closing: VecDeque<(Socket, Lease, Option<CidTag>)>,
+    ledger: Ledger,
 }
 
 /// The socket of a flow.
@@ -43,6 +48,8 @@ pub(super) struct Upstream {
     pub(super) queue: u16,
     pub(super) listener: u16,
     pub(super) backend: u16,
+    /// What went through it.
+    pub(super) traffic: Traffic,
 }
 
 pub(super) enum Connection {
@@ -64,6 +71,8 @@ pub(super) struct Taken {
     pub(super) socket: Socket,
     pub(super) lease: Lease,
     pub(super) marks: Marks,
+    pub(super) traffic: Traffic,
+    pub(super) begun: Option<Begun>,
 }
 
 /// The flow whose socket the poller reports as `token`; `None` when it is a listener.
@@ -75,9 +84,9 @@ pub(super) fn flow_of(token: u64) -> Option<FlowId> {
 
 impl Upstreams {
     /// Their local ports are among `ports`; those in use are `in_use`.
-    pub(super) fn new(ports: Vec<u16>, in_use: Arc<UpstreamPorts>) -> Self {
+    pub(super) fn new(ports: Vec<u16>, in_use: Arc<UpstreamPorts>, ledger: Ledger) -> Self {
         let ports = Ports::new(ports, in_use);
-        Self { sockets: Vec::new(), ports, closing: VecDeque::new() }
+        Self { sockets: Vec::new(), ports, closing: VecDeque::new(), ledger }
     }
 
     /// What a successor has to know of their ports.
@@ -91,9 +100,10 @@ impl Upstreams {
         handed: HandedPorts,
         ports: Vec<u16>,
         in_use: Arc<UpstreamPorts>,
+        ledger: Ledger,
     ) -> Self {
         let ports = Ports::succeeding(now, handed, ports, in_use);
-        Self { sockets: Vec::new(), ports, closing: VecDeque::new() }
+        Self { sockets: Vec::new(), ports, closing: VecDeque::new(), ledger }
     }
 
     /// Goes on with the socket of a flow that a predecessor had. An error leaves the flow without one.
@@ -105,7 +115,7 @@ impl Upstreams {
         flow: &Flow,
         taken: Taken,
     ) -> io::Result<()> {
-        let Taken { socket, lease, marks } = taken;
+        let Taken { socket, lease, marks, traffic, begun } = taken;
         poller.watch(&socket, FIRST_FLOW + id.index() as u64)?;
         let peer = self.ports.take_over(lease).ok_or(io::ErrorKind::InvalidData)?;
         if self.sockets.len() <= id.index() {
@@ -118,7 +128,10 @@ impl Upstreams {
         let connection = Connection::Open(socket, lease);
         let ipv6 = peer.is_ipv6();
         self.sockets[id.index()] =
-            Upstream { connection, marks, ipv6, queue: NO_QUEUE, listener, backend };
+            Upstream { connection, marks, ipv6, queue: NO_QUEUE, listener, backend, traffic };
+        if let Some(begun) = begun {
+            self.ledger.take_over(id, begun);
+        }
         if let Some(counters) = counters.listeners.get(flow.listener.0) {
             counters.flows.add(1);
         }
@@ -127,8 +140,13 @@ impl Upstreams {
 
     /// As they are once all sockets are closed, wherever the worker was amid its work; their ports rest. `cid` says which
     /// connection ID of a server the client of a flow has used last.
-    pub(super) fn after_loss(self, now: Instant, cid: impl Fn(FlowId) -> Option<CidTag>) -> Self {
-        let Self { sockets, ports, closing } = self;
+    pub(super) fn after_loss(
+        mut self,
+        now: Instant,
+        cid: impl Fn(FlowId) -> Option<CidTag>,
+    ) -> Self {
+        self.end_all(now, EndReason::Panic);
+        let Self { sockets, ports, closing, ledger } = self;
         let mut leases = Vec::with_capacity(sockets.len() + closing.len());
         leases.extend(closing.into_iter().map(|(_, lease, cid)| (lease, cid)));
         for (flow, Upstream { connection, .. }) in (0..).zip(sockets) {
@@ -137,12 +155,34 @@ impl Upstreams {
             }
         }
         let ports = ports.after_loss(now, leases);
-        Self { sockets: Vec::new(), ports, closing: VecDeque::new() }
+        Self { sockets: Vec::new(), ports, closing: VecDeque::new(), ledger }
+    }
+
+    /// Has all flows told as ended.
+    pub(super) fn end_all(&mut self, now: Instant, reason: EndReason) {
+        let Self { sockets, ledger, .. } = self;
+        let traffic = |flow: FlowId| sockets.get(flow.index()).map(|upstream| upstream.traffic);
+        ledger.end_all(now, reason, |flow| traffic(flow).unwrap_or_default());
+    }
+
+    /// What is logged of flows.
+    pub(super) const fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// As [`Self::ledger`], to be changed.
+    pub(super) const fn ledger_mut(&mut self) -> &mut Ledger {
+        &mut self.ledger
     }
 
     #[inline]
     pub(super) fn get(&self, flow: FlowId) -> Option<&Upstream> {
         self.sockets.get(flow.index())
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, flow: FlowId) -> Option<&mut Upstream> {
+        self.sockets.get_mut(flow.index())
     }
 
     /// The socket of a flow that a verdict names.
@@ -201,6 +241,7 @@ impl Upstreams {
                     queue: NO_QUEUE,
                     listener,
                     backend,
+                    traffic: Traffic::default(),
                 }
             }
             Err(reason) => {
@@ -214,6 +255,7 @@ impl Upstreams {
     pub(super) fn evict(&mut self, now: Instant, counters: &WorkerCounters, ended: Ended) {
         let Ended { flow, standing, cid } = ended;
         let upstream = mem::take(&mut self.sockets[flow.index()]);
+        self.ledger.end(now, flow, &upstream.traffic, || EndReason::of_evicted(&ended));
         debug_assert_eq!(upstream.queue, NO_QUEUE, "{flow:?} was used in this round");
         if let Connection::Open(socket, lease) = upstream.connection {
             let counters = &counters.listeners[usize::from(upstream.listener)];
@@ -225,9 +267,11 @@ impl Upstreams {
     }
 
     /// Has the socket of a flow that has expired closed in one of the next rounds.
-    pub(super) fn expire(&mut self, counters: &WorkerCounters, ended: Ended) {
+    pub(super) fn expire(&mut self, now: Instant, counters: &WorkerCounters, ended: Ended) {
         let Ended { flow, cid, .. } = ended;
         let upstream = mem::take(&mut self.sockets[flow.index()]);
+        let traffic = upstream.traffic;
+        self.ledger.end(now, flow, &traffic, || EndReason::of_expired(&ended, &traffic));
         if let Connection::Open(socket, lease) = upstream.connection {
             counters.listeners[usize::from(upstream.listener)].flows.sub(1);
             self.closing.push_back((socket, lease, cid));
@@ -264,6 +308,7 @@ impl Default for Upstream {
             queue: NO_QUEUE,
             listener: 0,
             backend: 0,
+            traffic: Traffic::default(),
         }
     }
 }

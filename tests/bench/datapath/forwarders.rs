@@ -255,7 +255,7 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
             drain: Duration::from_secs(1),
         },
         state_dir: None,
-        log: Log { level: Default::default(), format: Default::default() },
+        log: Log { level: Default::default(), format: Default::default(), connections: None },
         retry: Default::default(),
     };
     let state = |_: &str, _: &str| BackendState::Active;

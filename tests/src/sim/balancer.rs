@@ -261,7 +261,7 @@ fn config(
             drain: Duration::from_secs(30),
         },
         state_dir: None,
-        log: Log { level: Default::default(), format: Default::default() },
+        log: Log { level: Default::default(), format: Default::default(), connections: None },
         retry: Default::default(),
     }
 }

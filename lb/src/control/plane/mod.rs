@@ -59,6 +59,7 @@ use crate::{
     backend::BackendState,
     check::CheckTimes,
     client_path::ListenerIndex,
+    connection_log::queue::Queues,
     listeners::{ListenerNumbers, Opening, Placed},
     memory::Memory,
     metrics::Reloads,
@@ -89,6 +90,8 @@ pub(crate) struct ControlPlane {
     routing: Arc<ArcSwap<Routing>>,
     memory: Arc<Memory>,
     totals: Totals,
+    /// What the workers have left for the connection log, once they run.
+    records: Option<Arc<Queues>>,
     workers: usize,
     /// Flows that the workers have room for.
     flow_capacity: usize,
@@ -216,6 +219,7 @@ impl ControlPlane {
             routing: Arc::new(ArcSwap::from_pointee(routing)),
             memory,
             totals: Totals::default(),
+            records: None,
             workers: 0,
             flow_capacity: 0,
             commands: Commands::new(),
@@ -244,6 +248,11 @@ impl ControlPlane {
     /// flows they have room for.
     pub(crate) fn set_workers(&mut self, workers: usize, totals: Totals, flow_capacity: usize) {
         (self.workers, self.totals, self.flow_capacity) = (workers, totals, flow_capacity);
+    }
+
+    /// Takes note of where the workers leave records of connections.
+    pub(crate) fn set_records(&mut self, records: Arc<Queues>) {
+        self.records = Some(records);
     }
 
     pub(crate) fn set_stage(&mut self, stage: Stage) {

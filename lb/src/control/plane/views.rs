@@ -113,6 +113,7 @@ impl ControlPlane {
                 ..self.reloads
             },
             digest: self.digest().to_owned(),
+            connection_log: self.records.as_ref().map(|of| of.counts()).unwrap_or_default(),
         }
     }
 
