@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use quic::transport::{ConnectionError, PeerClose};
 use serde_json::Value;
-use support::{CONFIG, Site, config, get, settings, soon, text};
+use support::{CONFIG, Site, SlowLink, config, get, settings, soon, text};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[tokio::test]
@@ -196,6 +196,43 @@ async fn draining_answers_what_was_asked_and_closes_without_an_error() -> anyhow
     let late = tokio::time::timeout(Duration::from_millis(300), site.session()).await;
     ensure!(!matches!(late, Ok(Ok(_))), "nothing new is accepted");
     ensure!(site.origin.counters().accepted == 1, "{:?}", site.origin.counters());
+    Ok(())
+}
+
+/// The last of an answer is not delivered when it is written.
+#[tokio::test]
+async fn draining_delivers_what_a_slow_link_still_carries() -> anyhow::Result<()> {
+    const OCTETS: usize = 200 << 10;
+    let site = Site::start(settings()?).await?;
+    let link = SlowLink::start(site.origin.address()).await?;
+    let session = site.session_by(link.address).await?;
+    let mut answer = get(&session, &format!("/bytes/{OCTETS}")).await?;
+    let drained = async {
+        // All of it is written by now, and little has arrived.
+        site.origin.drain(Duration::from_secs(60)).await;
+    };
+    let (body, ()) = tokio::join!(answer.body(1 << 20), drained);
+    let body = body?;
+    ensure!(body.len() == OCTETS && pattern::matches(0, &body), "{} octets", body.len());
+    let ConnectionError::PeerClosed(PeerClose::Application { code, .. }) =
+        session.connection().closed().await
+    else {
+        anyhow::bail!("{:?}", session.connection().close_reason());
+    };
+    ensure!(code == h3::error::Code::H3_NO_ERROR.value(), "{code:#x}");
+    Ok(())
+}
+
+/// One that takes nothing does not keep an origin from its end.
+#[tokio::test]
+async fn draining_ends_in_time_where_nothing_is_taken() -> anyhow::Result<()> {
+    let site = Site::start(settings()?).await?;
+    let session = site.session().await?;
+    // More than the windows of a client that does not read.
+    let _answer = get(&session, "/bytes/40000000").await?;
+    let drained = site.origin.drain(Duration::from_millis(300));
+    tokio::time::timeout(Duration::from_secs(20), drained).await.context("it goes on")?;
+    session.connection().closed().await;
     Ok(())
 }
 

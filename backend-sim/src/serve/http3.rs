@@ -73,7 +73,7 @@ pub(super) async fn serve(
     metrics.active.dec();
 }
 
-/// Serves requests until the connection ends, or until the last one is answered while draining.
+/// Serves requests until the connection ends, or until the last answer is delivered while draining.
 async fn requests(
     connection: &driver::Connection,
     router: Router,
@@ -88,7 +88,7 @@ async fn requests(
     loop {
         tokio::select! {
             accepted = http.accept() => {
-                let Some(resolver) = accepted? else { return Ok(()) };
+                let Some(resolver) = accepted? else { break };
                 let (router, peer) = (router.clone(), Peer::Quic(connection.clone()));
                 tasks.spawn(async move {
                     if let Err(error) = request(resolver, router, peer).await {
@@ -98,7 +98,7 @@ async fn requests(
             }
             Some(_) = tasks.join_next() => {}
             // The client closes once it knows; if not, it has nothing more to say.
-            () = time::sleep(LINGER), if told && tasks.is_empty() => return Ok(()),
+            () = time::sleep(LINGER), if told && tasks.is_empty() => break,
             // The origin is gone when nobody can say so any more.
             asked = async { draining.wait_for(|draining| *draining).await.is_ok() }, if !told => {
                 if !asked {
@@ -110,6 +110,11 @@ async fn requests(
             }
         }
     }
+    while tasks.join_next().await.is_some() {}
+    // The last answers may be on their way still. Who does not take them is closed when the origin ends.
+    connection.close_when_delivered(Code::H3_NO_ERROR.value(), b"");
+    connection.closed().await;
+    Ok(())
 }
 
 async fn request(resolver: Resolver, router: Router, peer: Peer) -> Result<(), StreamError> {

@@ -55,7 +55,10 @@ impl Site {
     }
 
     pub(crate) async fn session(&self) -> anyhow::Result<Session> {
-        let remote = self.origin.address();
+        self.session_by(self.origin.address()).await
+    }
+
+    pub(crate) async fn session_by(&self, remote: SocketAddr) -> anyhow::Result<Session> {
         Ok(Session::open(&self.endpoint, &self.client, remote, NAME).await?)
     }
 }
@@ -78,4 +81,58 @@ pub(crate) async fn soon(what: &str, mut holds: impl FnMut() -> bool) -> anyhow:
 
 pub(crate) async fn text(session: &Session, path: &str) -> anyhow::Result<String> {
     Ok(String::from_utf8(get(session, path).await?.body(1 << 20).await?)?)
+}
+
+/// A link in front of a server, as slow as a modem on its way to the client. Dropping it ends it.
+pub(crate) struct SlowLink {
+    pub(crate) address: SocketAddr,
+    tasks: [tokio::task::AbortHandle; 2],
+}
+
+impl SlowLink {
+    /// Octets in a second.
+    const RATE: u32 = 50_000;
+    /// Datagrams that wait; more are lost.
+    const QUEUE: usize = 20;
+
+    pub(crate) async fn start(server: SocketAddr) -> anyhow::Result<Self> {
+        let inside = Arc::new(tokio::net::UdpSocket::bind((server.ip(), 0)).await?);
+        let outside = Arc::new(tokio::net::UdpSocket::bind((server.ip(), 0)).await?);
+        outside.connect(server).await?;
+        let address = inside.local_addr()?;
+        let (client, clients) = tokio::sync::watch::channel(address);
+        let (to, from) = (Arc::clone(&inside), Arc::clone(&outside));
+        let up = tokio::spawn(async move {
+            let mut octets = [0; 1 << 11];
+            while let Ok((len, sender)) = to.recv_from(&mut octets).await {
+                client.send_replace(sender);
+                let _ = from.send(&octets[..len]).await;
+            }
+        });
+        let (queue, mut waiting) = tokio::sync::mpsc::channel::<Vec<u8>>(Self::QUEUE);
+        let down = tokio::spawn(async move {
+            let arrive = async {
+                let mut octets = [0; 1 << 11];
+                while let Ok(len) = outside.recv(&mut octets).await {
+                    let _ = queue.try_send(octets[..len].to_vec());
+                }
+            };
+            let leave = async {
+                while let Some(octets) = waiting.recv().await {
+                    let len = u32::try_from(octets.len()).unwrap_or(u32::MAX);
+                    tokio::time::sleep(Duration::from_secs(1) * len / Self::RATE).await;
+                    let client = *clients.borrow();
+                    let _ = inside.send_to(&octets, client).await;
+                }
+            };
+            tokio::join!(arrive, leave);
+        });
+        Ok(Self { address, tasks: [up.abort_handle(), down.abort_handle()] })
+    }
+}
+
+impl Drop for SlowLink {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(tokio::task::AbortHandle::abort);
+    }
 }

@@ -204,6 +204,16 @@ impl Connection {
         let _ = self.owner.act(|connection, _| connection.close(Instant::now(), code, reason));
     }
 
+    /// Closes like [`Self::close`] once the peer has everything that was written, which
+    /// [`Self::closed`] waits for. A peer that does not take it keeps the connection open.
+    pub fn close_when_delivered(&self, code: u64, reason: &[u8]) {
+        let reason = Bytes::copy_from_slice(reason);
+        // An error says that it is closed already.
+        let _ = self.owner.act(|connection, _| {
+            connection.close_when_delivered(Instant::now(), code, reason);
+        });
+    }
+
     /// Waits until the connection is over, and says why.
     pub async fn closed(&self) -> ConnectionError {
         loop {

@@ -78,6 +78,23 @@ impl Connection {
         self.start_closing(now, close, ConnectionError::ClosedLocally);
     }
 
+    /// Closes like [`Self::close`] once the peer has everything that was written, at once if it has. What
+    /// is written meanwhile is delivered too; a peer that does not take it keeps the connection open.
+    pub fn close_when_delivered(&mut self, now: Instant, code: u64, reason: Bytes) {
+        self.last_words = Some((code, reason));
+        self.close_if_delivered(now);
+    }
+
+    /// Closes if that is all that is left to do.
+    pub(super) fn close_if_delivered(&mut self, now: Instant) {
+        if self.last_words.is_some()
+            && self.streams.is_delivered()
+            && let Some((code, reason)) = self.last_words.take()
+        {
+            self.close(now, code, reason);
+        }
+    }
+
     /// Whether nothing is left to do: the endpoint may forget it.
     pub(crate) const fn is_gone(&self) -> bool {
         matches!(self.state, State::Gone(_))

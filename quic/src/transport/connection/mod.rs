@@ -186,6 +186,8 @@ pub struct Connection {
     config: Arc<TransportConfig>,
     random: Random,
     state: State,
+    /// What to close with when everything is delivered.
+    last_words: Option<(u64, Bytes)>,
     handshake: Handshake,
     /// Packets that came before their keys.
     waiting: Vec<receive::Waiting>,
@@ -280,6 +282,7 @@ impl Connection {
             side,
             version: setup.version,
             state: State::Open,
+            last_words: None,
             handshake,
             waiting: Vec::new(),
             spaces: Default::default(),

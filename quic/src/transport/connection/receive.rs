@@ -90,6 +90,7 @@ impl Connection {
             return self.drain(arrival.now, ConnectionError::Reset);
         }
         self.retry_waiting(arrival.now);
+        self.close_if_delivered(arrival.now);
     }
 
     /// Walks over the packets of a datagram.

@@ -486,6 +486,11 @@ impl Streams {
         self.max_data_due |= self.window.is_due(self.consumed);
     }
 
+    /// Whether the peer has everything that was written, and every end.
+    pub(crate) fn is_delivered(&self) -> bool {
+        self.buffered == 0 && !self.send.values().any(|stream| stream.is_ending())
+    }
+
     /// `octets` left the send buffers.
     fn release(&mut self, octets: usize) {
         self.buffered -= octets;

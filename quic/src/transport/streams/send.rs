@@ -202,6 +202,11 @@ impl SendStream {
         }
     }
 
+    /// Whether the peer has to be told something, or again: that it ends, or how.
+    pub(super) const fn is_ending(&self) -> bool {
+        !matches!(self.state, State::Open)
+    }
+
     /// Whether the peer has everything.
     pub(super) fn is_finished(&self) -> bool {
         matches!(self.state, State::Finishing { acked: true, .. }) && self.buffer.is_empty()

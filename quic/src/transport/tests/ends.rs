@@ -1,6 +1,9 @@
 //! Section H of the requirements: how connections end.
 
-use super::*;
+use super::{
+    wire::{Fate, Wire, all_arrive},
+    *,
+};
 
 #[test]
 fn req_h04_e01_a_server_that_closes_stays_within_three_times_what_it_got() {
@@ -95,4 +98,64 @@ fn req_h02_keep_alives_leave_only_where_they_are_asked_for() {
         }
         assert_eq!(pair.server.connection_count(), usize::from(asked));
     }
+}
+
+#[test]
+fn what_was_written_arrives_before_the_end_if_that_may_wait() {
+    let mut wire = Wire::connected(Scene::default(), Duration::from_millis(100));
+    wire.download(200_000);
+    // It is written, and every tenth datagram is lost.
+    let mut count = 0;
+    let mut lossy = |_: &mut Pair, _: &wire::Datagram| {
+        count += 1;
+        if count % 10 == 0 { Fate::Lost } else { Fate::Arrives }
+    };
+    wire.run(Duration::from_millis(1), &mut lossy);
+    assert_eq!(wire.unwritten, 0);
+    let now = wire.pair.now;
+    let (at_server, stream) = (wire.pair.at_server.unwrap(), wire.stream.unwrap());
+    let mut server = wire.pair.server.connection_mut(at_server).unwrap();
+    server.close_when_delivered(now, 7, "done".into());
+    // What is written meanwhile is delivered too, and the end of a stream alone.
+    assert_eq!(server.write(stream, &[7; 100]), Ok(100));
+    server.finish(stream).unwrap();
+    drop(server);
+    wire.run(Duration::from_millis(200), &mut lossy);
+    assert_eq!(wire.pair.client_closed, None, "{} have arrived", wire.read);
+    wire.run(Duration::from_secs(60), &mut lossy);
+    assert_eq!(wire.read, 200_100);
+    let told = PeerClose::Application { code: 7, reason: "done".into() };
+    assert_eq!(wire.pair.client_closed, Some(ConnectionError::PeerClosed(told)));
+}
+
+#[test]
+fn an_end_that_waits_comes_at_once_when_there_is_nothing_to_deliver_and_never_without_delivery() {
+    let mut pair = Pair::connected();
+    let now = pair.now;
+    pair.at_server().close_when_delivered(now, 7, "done".into());
+    pair.exchange();
+    assert!(pair.client_closed.is_some(), "nothing was written");
+
+    let config = TransportConfig { idle_timeout: Duration::ZERO, ..TransportConfig::default() };
+    let mut wire = Wire::connected(Scene::with(config), Duration::from_millis(100));
+    wire.download(10_000);
+    let mut unheard = |_: &mut Pair, datagram: &wire::Datagram| match datagram.upward {
+        true => Fate::Lost,
+        false => Fate::Arrives,
+    };
+    wire.run(Duration::from_secs(1), &mut unheard);
+    let now = wire.pair.now;
+    wire.pair.at_server().close_when_delivered(now, 7, "done".into());
+    wire.run(Duration::from_secs(60), &mut unheard);
+    assert_eq!(
+        (wire.read, &wire.pair.client_closed),
+        (10_000, &None),
+        "nobody knows that it has arrived"
+    );
+    // An end that does not wait takes its place.
+    let now = wire.pair.now;
+    wire.pair.at_server().close(now, 8, "enough".into());
+    wire.run(Duration::from_secs(1), &mut all_arrive);
+    let told = PeerClose::Application { code: 8, reason: "enough".into() };
+    assert_eq!(wire.pair.client_closed, Some(ConnectionError::PeerClosed(told)));
 }

@@ -48,7 +48,7 @@ pub(super) struct Wire {
     /// Whether the server reads what clients send.
     pub(super) server_reads: bool,
     accepted: Vec<StreamId>,
-    stream: Option<StreamId>,
+    pub(super) stream: Option<StreamId>,
     under_way: BTreeMap<(Instant, u64), Datagram>,
     count: u64,
 }
