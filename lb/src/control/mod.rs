@@ -5,6 +5,7 @@
 //! snapshot that it swaps, a memory that it sweeps and counters that it reads; it never waits for
 //! them, nor they for it.
 
+mod activation;
 mod admin;
 mod agreement;
 mod answers;
@@ -60,7 +61,7 @@ use crate::{
     memory::Memory,
     routing::Routing,
     socket::{self, Confined, Execution},
-    worker::{Listen, StartError, Workers},
+    worker::{StartError, Workers},
 };
 use checks::Checks;
 use commands::{Commands, Keeper, kept_in};
@@ -161,7 +162,9 @@ fn run_after(
             plane = ControlPlane::new(config, Arc::clone(&memory), seed()?);
             plane.restore(commanded);
             let (routing, shared) = (Arc::clone(plane.routing()), Arc::clone(&memory));
-            let listeners = Listen::at_addresses_of(plane.config());
+            let sockets = socket::activated().map_err(RunError::Activation)?;
+            let listeners = activation::listen(plane.config(), sockets);
+            let listeners = listeners.map_err(RunError::Activation)?;
             workers = Workers::start(plane.config(), listeners, routing, shared, confined)?;
         }
     }
@@ -323,6 +326,9 @@ pub enum RunError {
         /// Why.
         error: io::Error,
     },
+    /// The sockets that the service manager has opened cannot be used.
+    #[error("cannot use the sockets that the service manager has opened: {}", reason(.0))]
+    Activation(io::Error),
     /// The workers cannot be started.
     #[error(transparent)]
     Workers(#[from] StartError),

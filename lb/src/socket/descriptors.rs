@@ -4,6 +4,7 @@ use std::{
     fs, io, mem,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use super::kernel::check;
@@ -103,6 +104,26 @@ fn block_signals() -> io::Result<()> {
         libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, ptr::null_mut())
     };
     if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
+}
+
+/// The sockets that the service manager has opened for this process (sd_listen_fds(3)), where it has any. They are given once.
+///
+/// # Errors
+///
+/// That what the environment says of them does not hold.
+pub(crate) fn activated() -> io::Result<Vec<OwnedFd>> {
+    static GIVEN: AtomicBool = AtomicBool::new(false);
+    if GIVEN.swap(true, Ordering::Relaxed) {
+        return Ok(vec![]);
+    }
+    let own = |number| {
+        // SAFETY: the descriptor is open, or the call says that it is not.
+        check(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+        // SAFETY: it is open. The service manager has opened it for this process, by whose number the environment says so, and
+        // nothing here has made a value that owns it: they are given once.
+        Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    };
+    sd_notify::listen_fds()?.map(own).collect()
 }
 
 /// How many descriptors the table of the calling thread has; `None` where nobody says it. It takes as long as there are

@@ -36,7 +36,7 @@ use libc::c_int;
 pub(crate) use channel::Channel;
 pub(crate) use confine::{Confined, Execution, confine_thread, keep_memory_private};
 pub use descriptors::raise_descriptor_limit;
-pub(crate) use descriptors::{Lent, open_descriptors, unshare_descriptors};
+pub(crate) use descriptors::{Lent, activated, open_descriptors, unshare_descriptors};
 use kernel::{Name, check, milliseconds, octets_of};
 pub use marks::{HopLimit, Marks, TrafficClass};
 pub use poll::{Poller, Ready};

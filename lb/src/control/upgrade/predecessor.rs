@@ -149,6 +149,10 @@ impl Successor {
             .env(VARIABLE, "1")
             // It says which process is watched: not that one.
             .env_remove("WATCHDOG_PID")
+            // Nor are sockets opened for it: it gets those that are in use.
+            .env_remove("LISTEN_PID")
+            .env_remove("LISTEN_FDS")
+            .env_remove("LISTEN_FDNAMES")
             .stdin(Stdio::from(end))
             .spawn()?;
         Ok(Self { child, channel })
