@@ -207,6 +207,8 @@ pub enum TokenResult {
     OriginalDcidLength,
     /// As [`InvalidToken::Expired`].
     Expired,
+    /// As [`InvalidToken::Future`].
+    Future,
     /// As [`InvalidToken::Address`].
     Address,
     /// As [`InvalidToken::Port`]: honoured within a bound, where the client's NAT may have moved.
@@ -217,13 +219,14 @@ pub enum TokenResult {
 
 impl TokenResult {
     /// Every result.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Valid,
         Self::Truncated,
         Self::UnknownKey,
         Self::Seal,
         Self::OriginalDcidLength,
         Self::Expired,
+        Self::Future,
         Self::Address,
         Self::Port,
         Self::Type,
@@ -239,6 +242,7 @@ impl TokenResult {
             Self::Seal => InvalidToken::Seal.label(),
             Self::OriginalDcidLength => InvalidToken::OriginalDcidLength.label(),
             Self::Expired => InvalidToken::Expired.label(),
+            Self::Future => InvalidToken::Future.label(),
             Self::Address => InvalidToken::Address.label(),
             Self::Port => InvalidToken::Port.label(),
             Self::Type => InvalidToken::Type.label(),
@@ -255,6 +259,7 @@ impl From<InvalidToken> for TokenResult {
             InvalidToken::Seal => Self::Seal,
             InvalidToken::OriginalDcidLength => Self::OriginalDcidLength,
             InvalidToken::Expired => Self::Expired,
+            InvalidToken::Future => Self::Future,
             InvalidToken::Address => Self::Address,
             InvalidToken::Port => Self::Port,
         }

@@ -64,7 +64,9 @@ fn look(endpoint: &Endpoint, shared: &Shared) {
 /// Where to look first.
 const fn hint(why: InvalidToken) -> &'static str {
     match why {
-        InvalidToken::Expired => "compare the clocks of balancers and servers",
+        InvalidToken::Expired | InvalidToken::Future => {
+            "compare the clocks of balancers and servers"
+        }
         InvalidToken::UnknownKey => {
             "a balancer has a key that this server has not: compare retry.keys, and reload servers first"
         }

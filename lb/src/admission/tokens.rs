@@ -337,6 +337,9 @@ mod tests {
                 assert_eq!(tokens.check(&token, client, &scid, late), Ok(()));
                 let late = NOW + Duration::from_secs(13);
                 assert_eq!(tokens.check(&token, client, &scid, late), Err(InvalidToken::Expired));
+                // Made by a balancer whose clock is an hour ahead.
+                let ago = NOW - Duration::from_secs(3600);
+                assert_eq!(tokens.check(&token, client, &scid, ago), Err(InvalidToken::Future));
                 for other in ["198.51.100.7:4001", "198.51.100.8:4000", "[::1]:4000"] {
                     assert!(tokens.check(&token, other.parse().unwrap(), &scid, NOW).is_err());
                 }

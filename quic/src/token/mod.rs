@@ -33,6 +33,13 @@ use crate::{connection_id::ConnectionId, wiped::Wiped};
 /// By how much the clocks of balancers and servers may differ.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(2);
 
+/// How long the token of a Retry may be good for. One that says more comes from a clock that is ahead: it is not honoured, lest a
+/// wrong clock make tokens that are good for hours.
+pub const MAX_RETRY_LIFETIME: Duration = Duration::from_secs(60);
+
+/// As [`MAX_RETRY_LIFETIME`], for the tokens of NEW_TOKEN frames.
+pub const MAX_NEW_TOKEN_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// How many tokens with [`shared_state`] may be made with one key (section 4.3 of the draft). Those of
 /// [`nat`] have a key each and no such limit.
 pub const MAX_TOKENS_PER_KEY: u64 = 1 << 23;
@@ -173,6 +180,9 @@ pub enum InvalidToken {
     /// Its time is over.
     #[error("the token has expired")]
     Expired,
+    /// It would be good for longer than tokens are: the clock of its maker is ahead.
+    #[error("the token is of the future")]
+    Future,
     /// It was made for another address.
     #[error("the token was made for another address")]
     Address,
@@ -183,13 +193,14 @@ pub enum InvalidToken {
 
 impl InvalidToken {
     /// Every reason, in their order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Type,
         Self::Truncated,
         Self::UnknownKey,
         Self::Seal,
         Self::OriginalDcidLength,
         Self::Expired,
+        Self::Future,
         Self::Address,
         Self::Port,
     ];
@@ -204,6 +215,7 @@ impl InvalidToken {
             Self::Seal => "seal",
             Self::OriginalDcidLength => "original_dcid_length",
             Self::Expired => "expired",
+            Self::Future => "future",
             Self::Address => "address",
             Self::Port => "port",
         }
@@ -260,9 +272,17 @@ fn from_unix_seconds(seconds: u64) -> Result<SystemTime, InvalidToken> {
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or(InvalidToken::Expired)
 }
 
-fn check_time(expires: SystemTime, now: SystemTime) -> Result<(), InvalidToken> {
-    let latest = expires.checked_add(CLOCK_SKEW).ok_or(InvalidToken::Expired)?;
-    if now > latest { Err(InvalidToken::Expired) } else { Ok(()) }
+/// Whether a token that is good for `lifetime` at most is good now.
+fn check_time(
+    expires: SystemTime,
+    lifetime: Duration,
+    now: SystemTime,
+) -> Result<(), InvalidToken> {
+    match expires.duration_since(now) {
+        Ok(left) if left > lifetime + CLOCK_SKEW => Err(InvalidToken::Future),
+        Err(over) if over.duration() > CLOCK_SKEW => Err(InvalidToken::Expired),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// An address in sixteen octets, IPv4 in the form that IPv6 has for it.

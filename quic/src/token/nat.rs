@@ -43,8 +43,9 @@ use aes_gcm::{
 use cmac::{Cmac, Mac};
 
 use super::{
-    InvalidToken, NEW_TOKEN_BIT, NONCE_LEN, ORIGINAL_DCID_LEN, RetryClaim, SEAL_LEN, Token,
-    TokenKey, TokenKeys, check_time, from_sixteen, from_unix_seconds, to_sixteen, unix_seconds,
+    InvalidToken, MAX_RETRY_LIFETIME, NEW_TOKEN_BIT, NONCE_LEN, ORIGINAL_DCID_LEN, RetryClaim,
+    SEAL_LEN, Token, TokenKey, TokenKeys, check_time, from_sixteen, from_unix_seconds, to_sixteen,
+    unix_seconds,
 };
 use crate::connection_id::ConnectionId;
 use std::net::SocketAddr;
@@ -130,7 +131,7 @@ pub fn open(
     let mut address = [0; 16];
     address.copy_from_slice(&body[8..24]);
     let expires = from_unix_seconds(u64::from_be_bytes(seconds))?;
-    check_time(expires, now)?;
+    check_time(expires, MAX_RETRY_LIFETIME, now)?;
     let client = SocketAddr::new(from_sixteen(address), u16::from_be_bytes([body[24], body[25]]));
     Ok(RetryClaim { original_dcid, client, expires })
 }
@@ -288,6 +289,8 @@ mod tests {
                 let token = seal(keys().get(6).unwrap(), [1; 12], &claim, &scid).unwrap();
                 assert_eq!(open(&keys(), &token, &SCID, at(1_002)), Ok(claim));
                 assert_eq!(open(&keys(), &token, &SCID, at(1_003)), Err(InvalidToken::Expired));
+                assert_eq!(open(&keys(), &token, &SCID, at(1_000 - 62)), Ok(claim));
+                assert_eq!(open(&keys(), &token, &SCID, at(1_000 - 63)), Err(InvalidToken::Future));
                 assert_eq!(check_client(&claim, claim.client), Ok(()));
                 let other = SocketAddr::new(claim.client.ip(), 1);
                 assert_eq!(check_client(&claim, other), Err(InvalidToken::Port));
@@ -302,7 +305,7 @@ mod tests {
         let scid = ConnectionId::new(&[9; 20]).unwrap();
         let claim = claim("[2001:db8::1]:443".parse().unwrap(), &[7; 20]);
         let token = seal(keys().get(6).unwrap(), [1; 12], &claim, &scid).unwrap();
-        assert_eq!(open(&keys(), &token, &scid, at(0)), Ok(claim));
+        assert_eq!(open(&keys(), &token, &scid, at(1_000)), Ok(claim));
     }
 
     #[test]
@@ -313,7 +316,7 @@ mod tests {
         for len in [0, 7, 21, 0x7f] {
             let mut token = vec![len];
             token.resize(200, 1);
-            let opened = open(&keys(), &token, &SCID, at(0));
+            let opened = open(&keys(), &token, &SCID, at(1_000));
             assert_eq!(opened, Err(InvalidToken::OriginalDcidLength));
         }
     }
@@ -326,18 +329,18 @@ mod tests {
         for bit in 0..token.len() * 8 {
             let mut flipped = token.to_vec();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(open(&keys(), &flipped, &SCID, at(0)).is_err(), "bit {bit}");
+            assert!(open(&keys(), &flipped, &SCID, at(1_000)).is_err(), "bit {bit}");
         }
         for end in 0..token.len() {
-            assert!(open(&keys(), &token[..end], &SCID, at(0)).is_err());
+            assert!(open(&keys(), &token[..end], &SCID, at(1_000)).is_err());
         }
-        assert_eq!(open(&keys(), &token, &SCID[..8], at(0)), Err(InvalidToken::Seal));
+        assert_eq!(open(&keys(), &token, &SCID[..8], at(1_000)), Err(InvalidToken::Seal));
     }
 
     proptest! {
         #[test]
         fn any_octets_open_without_panic(token in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let _ = open(&keys(), &token, &SCID, at(0));
+            let _ = open(&keys(), &token, &SCID, at(1_000));
         }
     }
 }

@@ -19,8 +19,9 @@ use std::{
 use aes_gcm::aead::AeadInOut;
 
 use super::{
-    InvalidToken, NEW_TOKEN_BIT, NONCE_LEN, ORIGINAL_DCID_LEN, RetryClaim, SEAL_LEN, Token,
-    TokenKey, TokenKeys, check_time, draft_sixteen, from_unix_seconds, unix_seconds,
+    InvalidToken, MAX_NEW_TOKEN_LIFETIME, MAX_RETRY_LIFETIME, NEW_TOKEN_BIT, NONCE_LEN,
+    ORIGINAL_DCID_LEN, RetryClaim, SEAL_LEN, Token, TokenKey, TokenKeys, check_time, draft_sixteen,
+    from_unix_seconds, unix_seconds,
 };
 use crate::connection_id::ConnectionId;
 
@@ -143,7 +144,8 @@ pub fn open(
 
     let (seconds, rest) = opened.split_first_chunk::<8>().ok_or(InvalidToken::Truncated)?;
     let expires = from_unix_seconds(u64::from_be_bytes(*seconds))?;
-    check_time(expires, now)?;
+    let lifetime = if is_retry { MAX_RETRY_LIFETIME } else { MAX_NEW_TOKEN_LIFETIME };
+    check_time(expires, lifetime, now)?;
     if !is_retry {
         return Ok(Claim::NewToken { expires });
     }
@@ -189,6 +191,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::time::{Duration, UNIX_EPOCH};
+
+    use super::super::CLOCK_SKEW;
 
     fn hex(text: &str) -> Vec<u8> {
         (0..text.len())
@@ -259,12 +263,15 @@ mod tests {
             let open = |from: SocketAddr, dcid: &[u8], now| open(&keys, &token, from, dcid, now);
             assert_eq!(open(claim.client, &scid, at(row.expires + 2)), Ok(Claim::Retry(claim)));
             let late = open(claim.client, &scid, at(row.expires + 3));
+            let early = open(claim.client, &scid, at(row.expires - 63));
+            assert_eq!(early, Err(InvalidToken::Future));
+            assert_eq!(open(claim.client, &scid, at(row.expires - 62)), Ok(Claim::Retry(claim)));
             assert_eq!(late, Err(InvalidToken::Expired));
             let other_port = SocketAddr::new(claim.client.ip(), 1);
-            assert_eq!(open(other_port, &scid, at(0)), Err(InvalidToken::Port));
+            assert_eq!(open(other_port, &scid, at(row.expires)), Err(InvalidToken::Port));
             let other_ip = SocketAddr::new([192, 0, 2, 1].into(), claim.client.port());
-            assert_eq!(open(other_ip, &scid, at(0)), Err(InvalidToken::Seal));
-            assert_eq!(open(claim.client, &scid[1..], at(0)), Err(InvalidToken::Seal));
+            assert_eq!(open(other_ip, &scid, at(row.expires)), Err(InvalidToken::Seal));
+            assert_eq!(open(claim.client, &scid[1..], at(row.expires)), Err(InvalidToken::Seal));
         }
     }
 
@@ -277,8 +284,14 @@ mod tests {
         assert_eq!(*token, hex(expected));
         let keys = TokenKeys::new([key(5)]);
         for port in [1, 6666] {
-            let opened = open(&keys, &token, SocketAddr::new(client, port), &[1; 8], at(0));
-            assert_eq!(opened, Ok(Claim::NewToken { expires }));
+            let open = |now| open(&keys, &token, SocketAddr::new(client, port), &[1; 8], now);
+            let most = MAX_NEW_TOKEN_LIFETIME + CLOCK_SKEW;
+            for now in [expires, expires + CLOCK_SKEW, expires - most] {
+                assert_eq!(open(now), Ok(Claim::NewToken { expires }));
+            }
+            let moment = Duration::from_millis(1);
+            assert_eq!(open(expires + CLOCK_SKEW + moment), Err(InvalidToken::Expired));
+            assert_eq!(open(expires - most - moment), Err(InvalidToken::Future));
         }
         let unknown = open(&TokenKeys::default(), &token, SocketAddr::new(client, 1), &[], at(0));
         assert_eq!(unknown, Err(InvalidToken::UnknownKey));
@@ -291,7 +304,7 @@ mod tests {
         let original_dcid = ConnectionId::new(&[7; 20]).unwrap();
         let claim = RetryClaim { original_dcid, client, expires: at(1_000) };
         let token = seal_retry(&key(5), unique(UNIQUE), &claim, &scid).unwrap();
-        let opened = open(&TokenKeys::new([key(5)]), &token, client, &scid, at(0));
+        let opened = open(&TokenKeys::new([key(5)]), &token, client, &scid, at(1_000));
         assert_eq!(opened, Ok(Claim::Retry(claim)));
     }
 
@@ -301,11 +314,11 @@ mod tests {
         let (token, scid) = (hex(row.token), hex(row.retry_scid));
         let keys = TokenKeys::new((0..128).map(key));
         let from = row.client.parse().unwrap();
-        assert!(open(&keys, &token, from, &scid, at(0)).is_ok());
+        assert!(open(&keys, &token, from, &scid, at(row.expires)).is_ok());
         for bit in 0..token.len() * 8 {
             let mut flipped = token.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(open(&keys, &flipped, from, &scid, at(0)).is_err(), "bit {bit}");
+            assert!(open(&keys, &flipped, from, &scid, at(row.expires)).is_err(), "bit {bit}");
         }
     }
 

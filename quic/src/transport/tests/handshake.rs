@@ -78,10 +78,11 @@ fn req_e04_a_retry_token_that_is_not_valid_is_refused() {
 fn req_e04_forged_foreign_and_old_tokens_of_both_formats_are_refused() {
     for format in [SHARED_STATE, NAT] {
         // What becomes of the token, how much later it comes, and whether it is good.
-        type Case = (&'static str, fn(&mut Vec<u8>), u64, bool);
-        let cases: [Case; 6] = [
+        type Case = (&'static str, fn(&mut Vec<u8>), i64, bool);
+        let cases: [Case; 7] = [
             ("as it was made", |_| {}, 12, true),
             ("expired", |_| {}, 13, false),
+            ("of the future", |_| {}, -3600, false),
             ("another seal", |token| *token.last_mut().unwrap() ^= 1, 0, false),
             ("another claim", |token| *token.iter_mut().nth_back(20).unwrap() ^= 1, 0, false),
             ("cut short", |token| token.truncate(30), 0, false),
@@ -92,7 +93,11 @@ fn req_e04_forged_foreign_and_old_tokens_of_both_formats_are_refused() {
             pair.up();
             let mut token = format.token(&mut pair);
             change(&mut token);
-            let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(later);
+            let apart = Duration::from_secs(later.unsigned_abs());
+            let wall = match later {
+                0.. => SystemTime::UNIX_EPOCH + apart,
+                _ => SystemTime::UNIX_EPOCH - apart,
+            };
             pair.server.set_wall_clock(pair.now, wall);
             let retry = retry(&mut pair, &token);
             pair.deliver_down(retry);
@@ -107,6 +112,7 @@ fn req_e04_forged_foreign_and_old_tokens_of_both_formats_are_refused() {
             assert_eq!(by_reason.iter().sum::<u64>(), invalid, "{what}");
             let why = match what {
                 "expired" => InvalidToken::Expired,
+                "of the future" => InvalidToken::Future,
                 "another seal" | "another claim" => InvalidToken::Seal,
                 _ => continue,
             };
