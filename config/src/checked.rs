@@ -250,6 +250,38 @@ pub enum Commands {
     Unix(PathBuf),
     /// At an address, from whoever has the token.
     Token(SocketAddr, BearerToken),
+    /// At an address over TLS, from whoever has a certificate that is trusted for it.
+    Certificates(SocketAddr, ServerTls),
+}
+
+/// How a server shows who it is, and knows its clients.
+#[derive(Clone)]
+pub struct ServerTls {
+    /// The files, as they are called in the configuration.
+    pub cert_file: String,
+    /// The one with the private key.
+    pub key_file: String,
+    /// What the certificates of clients have to lead to.
+    pub clients: TrustAnchors,
+    /// All of it as TLS takes it.
+    pub config: Arc<rustls::ServerConfig>,
+    /// Of the certificates and the key.
+    pub(crate) hash: [u8; 32],
+}
+
+impl PartialEq for ServerTls {
+    fn eq(&self, other: &Self) -> bool {
+        let all = |of: &Self| (of.cert_file.clone(), of.key_file.clone(), of.hash);
+        all(self) == all(other) && self.clients == other.clients
+    }
+}
+
+impl Eq for ServerTls {}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerTls").field("cert_file", &self.cert_file).finish_non_exhaustive()
+    }
 }
 
 /// What whoever sends a command, or a report, has to show. It is never printed, and ends with this.

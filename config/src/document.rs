@@ -230,7 +230,7 @@ mapping! {
 }
 
 mapping! {
-    /// Where commands are taken: at a Unix socket, or at an address from those who have a token.
+    /// Where commands are taken: at a Unix socket, or at an address from those who have a token or a certificate.
     struct Commands {
         /// The path of a Unix socket, relative to this file. Who may write to it is the file system's business: its owner and group.
         optional unix: Text,
@@ -238,6 +238,13 @@ mapping! {
         optional address: Endpoint,
         /// A file that holds the token that is wanted at the address, relative to this one: 16 to 4096 characters.
         optional token_file: Text,
+        /// A file with the chain of certificates, in PEM, that is shown at the address, relative to this one: commands are taken over TLS
+        /// then, from those whose certificate leads to client_ca_file.
+        optional cert_file: Text,
+        /// A file with its private key, in PEM.
+        optional key_file: Text,
+        /// A file with the certificates, in PEM, that those of clients have to lead to.
+        optional client_ca_file: Text,
     }
 }
 

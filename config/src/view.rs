@@ -78,6 +78,14 @@ impl Config {
                     document["admin"]["commands"] =
                         json!({ "address": address, "token_file": token.file });
                 }
+                Some(Commands::Certificates(address, tls)) => {
+                    document["admin"]["commands"] = json!({
+                        "address": address,
+                        "cert_file": tls.cert_file,
+                        "key_file": tls.key_file,
+                        "client_ca_file": tls.clients.file,
+                    });
+                }
                 None => {}
             }
         }

@@ -1074,6 +1074,70 @@ fn places(text: &str) -> Vec<String> {
 }
 
 #[test]
+fn commands_are_taken_over_tls_with_three_files_that_go_together() {
+    let folder = tempfile::tempdir().expect("a directory");
+    for name in ["a", "b"] {
+        let made =
+            rcgen::generate_simple_self_signed([format!("{name}.example")]).expect("a certificate");
+        let files = [("cert", made.cert.pem()), ("key", made.signing_key.serialize_pem())];
+        for (kind, pem) in files {
+            std::fs::write(folder.path().join(format!("{name}.{kind}")), pem).expect("a file");
+        }
+    }
+    let with = |commands: &str| {
+        let admin = format!("admin:\n  commands: {{ {commands} }}\n");
+        common::read_beside(&contract_with("admin:\n", &admin), folder.path())
+    };
+    let address = "address: \"192.0.2.1:9465\"";
+    let good = "cert_file: a.cert, key_file: a.key, client_ca_file: b.cert";
+    for (commands, found) in [
+        (format!("{address}, cert_file: a.cert, key_file: a.key"), "some of the files of TLS"),
+        (format!("{address}, {good}, token_file: a.key"), "beside"),
+        (format!("unix: a.sock, {good}"), "beside"),
+        (good.to_owned(), "without an `address`"),
+        (
+            format!("{address}, cert_file: a.cert, key_file: b.key, client_ca_file: b.cert"),
+            "cannot be shown",
+        ),
+        (
+            format!("{address}, cert_file: a.key, key_file: a.key, client_ca_file: b.cert"),
+            "has no certificates",
+        ),
+        (
+            format!("{address}, cert_file: a.cert, key_file: a.cert, client_ca_file: b.cert"),
+            "has no private key",
+        ),
+        (
+            format!("{address}, cert_file: none, key_file: a.key, client_ca_file: b.cert"),
+            "cannot be read",
+        ),
+        (
+            format!("{address}, cert_file: a.cert, key_file: a.key, client_ca_file: a.key"),
+            "no certificate",
+        ),
+    ] {
+        let report = with(&commands).expect_err("a mistake").to_string();
+        assert!(
+            report.contains(found) && report.contains("admin.commands"),
+            "{commands}: {report}"
+        );
+        assert!(!report.contains("PRIVATE"), "{report}");
+    }
+    let text = format!("{address}, {good}");
+    let loaded = with(&text).expect("a configuration");
+    assert!(!loaded.warnings.iter().any(|warning| warning.found.contains("in the clear")));
+    let shown = format!("{:?}{}", loaded.config, loaded.config.masked_document());
+    assert!(shown.contains("client_ca_file") && !shown.contains("PRIVATE"), "{shown}");
+    // The same names, and another key.
+    assert_eq!(with(&text).expect("the same").config.admin, loaded.config.admin);
+    for kind in ["cert", "key"] {
+        let [from, to] = ["b", "a"].map(|name| folder.path().join(format!("{name}.{kind}")));
+        std::fs::copy(from, to).expect("a file");
+    }
+    assert_ne!(with(&text).expect("another").config.admin, loaded.config.admin);
+}
+
+#[test]
 fn commands_are_taken_at_a_socket_or_at_an_address_with_a_token_of_some_length() {
     let folder = tempfile::tempdir().expect("a directory");
     let good = "0123456789abcdef";

@@ -8,6 +8,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
 };
 
 use serde_json::Value;
@@ -71,6 +72,108 @@ fn with_a_socket_for_commands_the_address_is_to_be_read_alone() {
     let again = Balancer::start_at(host, folder, path_of_config);
     quic_lb(&["drain", "--admin", path, "web/a"]).done();
     assert_eq!(again.backend("a")["state"], "draining");
+}
+
+/// Gives certificates.
+struct Authority(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        Self(rcgen::CertifiedIssuer::self_signed(params, key).unwrap())
+    }
+
+    /// Writes its certificate, and one with a key for `name`.
+    fn write(&self, folder: &Folder, prefix: &str, name: &str) -> [PathBuf; 3] {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        let files =
+            [("ca", self.0.pem()), ("cert", certificate.pem()), ("key", key.serialize_pem())];
+        files.map(|(file, pem)| folder.write(&format!("{prefix}-{file}.pem"), pem.as_bytes()))
+    }
+}
+
+#[test]
+fn with_certificates_commands_are_taken_over_tls_from_those_who_have_one() {
+    let host = Host::new();
+    let folder = Folder::with("");
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let [server_ca, ..] = ours.write(&folder, "server", &host.at(0).ip().to_string());
+    let [_, cert, key] = ours.write(&folder, "client", "operator.example");
+    let [stranger_ca, wrong_cert, wrong_key] =
+        theirs.write(&folder, "stranger", "operator.example");
+    let files =
+        "cert_file: server-cert.pem, key_file: server-key.pem, client_ca_file: server-ca.pem";
+    let commands = format!("{{ address: \"{}\", {files} }}", host.at(9091));
+    let path = folder.write("lb.yaml", config(host, &commands).as_bytes());
+    let mut balancer = Balancer::start_at(host, folder, path);
+    let place = host.at(9091).to_string();
+    let ask = |[ca, cert, key]: [&Path; 3], what: &[&str]| {
+        let [ca, cert, key] = [ca, cert, key].map(|path| path.to_str().unwrap());
+        let how = ["--admin", &place, "--ca-file", ca, "--cert-file", cert, "--key-file", key];
+        quic_lb(&[&what[..1], &how, &what[1..]].concat())
+    };
+    ask([&server_ca, &cert, &key], &["drain", "web/a"]).done();
+    assert_eq!(balancer.backend("a")["state"], "draining");
+    // A stranger's certificate, none and no TLS at all, and a balancer that shows another authority's.
+    ask([&server_ca, &wrong_cert, &wrong_key], &["activate", "web/a"]).failed(1);
+    let ca = server_ca.to_str().unwrap();
+    quic_lb(&["activate", "--admin", &place, "--ca-file", ca, "web/a"]).failed(1);
+    let none = balancer.raw_http_at(9091, b"POST /api/v1/backends/web/a/activate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    assert_eq!(none.status, 0, "{none:?}");
+    ask([&stranger_ca, &cert, &key], &["activate", "web/a"]).failed(1);
+    assert_eq!(balancer.backend("a")["state"], "draining");
+
+    // Another authority, by a reload that the old one's client asks for: strangers are none any more.
+    let old_ca = balancer.folder.write("old-ca.pem", ours.0.pem().as_bytes());
+    balancer.folder.write("server-ca.pem", theirs.0.pem().as_bytes());
+    let told = ask([&old_ca, &cert, &key], &["reload"]).done();
+    assert!(told.contains("admin.commands.cert_file: other certificates"), "{told}");
+    ask([&old_ca, &cert, &key], &["activate", "web/a"]).failed(1);
+    ask([&old_ca, &wrong_cert, &wrong_key], &["activate", "web/a"]).done();
+    assert_eq!(balancer.backend("a")["state"], "active");
+
+    // And a token at the same address: a certificate is not enough, and nobody speaks TLS any more.
+    let token = balancer.folder.write("token", TOKEN.as_bytes());
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let commands = format!("{{ address: \"{}\", token_file: token }}", host.at(9091));
+    balancer.rewrite(&config(host, &commands));
+    balancer.wait("the token", |_| {
+        let how = ["--admin", &place, "--token-file", token.to_str().unwrap(), "web/a"];
+        quic_lb(&[&["drain"], &how[..]].concat()).code == Some(0)
+    });
+    let without = quic_lb(&["activate", "--admin", &place, "web/a"]).failed(1);
+    assert!(without.contains("Authorization: Bearer"), "{without}");
+
+    // Back again: a connection from before has shown nothing.
+    let mut kept = TcpStream::connect(host.at(9091)).unwrap();
+    let mut status = |request: &str| {
+        kept.write_all(
+            format!("{request} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+                .as_bytes(),
+        )
+        .unwrap();
+        let (mut answer, mut octets) = (String::new(), [0; 2_000]);
+        for _ in 0..100 {
+            let len = kept.read(&mut octets).unwrap();
+            answer += str::from_utf8(&octets[..len]).unwrap();
+            if answer.ends_with('}') {
+                break;
+            }
+        }
+        answer.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
+    };
+    assert_eq!(status("GET /healthz"), 200);
+    let commands = format!("{{ address: \"{}\", {files} }}", host.at(9091));
+    balancer.rewrite(&config(host, &commands));
+    balancer.wait("certificates", |_| {
+        ask([&old_ca, &wrong_cert, &wrong_key], &["drain", "web/a"]).code == Some(0)
+    });
+    assert_eq!(status("POST /api/v1/backends/web/a/activate"), 401);
+    assert_eq!(balancer.backend("a")["state"], "draining");
 }
 
 /// A server has to show that it is one of the pool, wherever it reports, and a command's token is not a server's.

@@ -2,7 +2,7 @@
 
 use zeroize::Zeroizing;
 
-use super::unique::check_unique;
+use super::{tls, unique::check_unique};
 use crate::{
     checked::{Admin, BearerToken, Commands},
     document::{self, Document},
@@ -57,7 +57,12 @@ fn check_commands(
     surroundings: &Surroundings<'_>,
     mistakes: &mut Mistakes,
 ) -> Option<Commands> {
-    let document::Commands { unix, address, token_file } = commands;
+    let document::Commands { unix, address, token_file, .. } = commands;
+    let document::Commands { cert_file, key_file, client_ca_file, .. } = commands;
+    let of_tls = [cert_file, key_file, client_ca_file];
+    if of_tls.iter().any(|file| !file.is_absent()) {
+        return check_tls(commands, of_tls, place, surroundings, mistakes);
+    }
     match (unix, address, token_file) {
         (Given::Here(At { value: Text(name), place }), Given::Absent, Given::Absent) => {
             let path = surroundings.directory.join(name);
@@ -82,9 +87,40 @@ fn check_commands(
         (Given::Wrong, ..) | (_, Given::Wrong, _) | (.., Given::Wrong) => None,
         _ => {
             let found = "neither a Unix socket nor an address with its token";
-            mistakes.error(place, found, "`unix`, or `address` and `token_file`");
+            let expected = "`unix`, or `address` and `token_file`, or `address`, `cert_file`, `key_file` and `client_ca_file`";
+            mistakes.error(place, found, expected);
             None
         }
+    }
+}
+
+fn check_tls(
+    document::Commands { unix, address, token_file, .. }: &document::Commands,
+    of_tls: [&Given<Text>; 3],
+    place: &Place,
+    surroundings: &Surroundings<'_>,
+    mistakes: &mut Mistakes,
+) -> Option<Commands> {
+    if !unix.is_absent() || !token_file.is_absent() {
+        let found = "files of TLS beside `unix` or `token_file`";
+        mistakes.error(place, found, "one way to take commands");
+        return None;
+    }
+    match (address, of_tls) {
+        (Given::Here(address), [Given::Here(cert), Given::Here(key), Given::Here(ca)]) => {
+            let tls = tls::server_tls([cert, key, ca], surroundings, mistakes)?;
+            Some(Commands::Certificates(address.value.address, tls))
+        }
+        (Given::Absent, _) => {
+            mistakes.error(place, "files of TLS without an `address`", "`address`");
+            None
+        }
+        (_, files) if files.iter().any(|file| file.is_absent()) => {
+            let found = "some of the files of TLS";
+            mistakes.error(place, found, "`cert_file`, `key_file` and `client_ca_file`");
+            None
+        }
+        _ => None,
     }
 }
 

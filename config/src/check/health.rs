@@ -189,7 +189,7 @@ fn handshake(
 }
 
 /// The trust anchors in a file, of which each has to be of use.
-fn trust_anchors(
+pub(super) fn trust_anchors(
     At { value: Text(name), place }: &At<Text>,
     surroundings: &Surroundings<'_>,
     mistakes: &mut Mistakes,

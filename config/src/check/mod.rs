@@ -9,6 +9,7 @@ mod health;
 mod listeners;
 mod retry;
 mod server_ids;
+mod tls;
 mod unique;
 mod warnings;
 mod zones;

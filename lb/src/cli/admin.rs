@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 use super::{
     args::{AdminArgs, AdminPlace},
     outcome::Failure,
+    tls::Tls,
 };
 
 /// Where commands are taken if nobody says otherwise: the first if there is such a file.
@@ -38,6 +39,7 @@ const MAX_ANSWER: u64 = 16 << 20;
 pub(super) struct Balancer {
     place: AdminPlace,
     token: Option<Zeroizing<String>>,
+    tls: Option<Tls>,
 }
 
 /// What came back.
@@ -64,12 +66,13 @@ impl Answer {
 impl Balancer {
     /// The one that is meant.
     pub(super) fn meant(args: &AdminArgs) -> Result<Self, Failure> {
-        let AdminArgs { admin, token_file } = args;
+        let AdminArgs { admin, token_file, tls } = args;
         let place = admin.clone().unwrap_or_else(|| match Path::new(SOCKET).exists() {
             true => AdminPlace::Unix(SOCKET.into()),
             false => AdminPlace::Address(ADDRESS),
         });
-        Self::of(place, token_file.as_ref())
+        let tls = Tls::meant(tls)?;
+        Ok(Self { tls, ..Self::of(place, token_file.as_ref())? })
     }
 
     /// The one at `place`, which may want to be shown the token in a file.
@@ -78,13 +81,13 @@ impl Balancer {
             let cannot = |error| Failure::other(format_args!("{}: {error}", file.display()));
             fs::read_to_string(file).map(Zeroizing::new).map_err(cannot)
         };
-        Ok(Self { place, token: token_file.map(read).transpose()? })
+        Ok(Self { place, token: token_file.map(read).transpose()?, tls: None })
     }
 
     /// The one at an address that wants no token.
     #[cfg(feature = "demo")]
     pub(super) const fn at(address: SocketAddr) -> Self {
-        Self { place: AdminPlace::Address(address), token: None }
+        Self { place: AdminPlace::Address(address), token: None, tls: None }
     }
 
     pub(super) async fn get(&self, path: &str) -> io::Result<String> {
@@ -104,10 +107,10 @@ impl Balancer {
         let exchange = async {
             match &self.place {
                 AdminPlace::Address(address) => {
-                    self.exchange(TcpStream::connect(address).await?, method, path).await
+                    self.exchange_by(TcpStream::connect(address).await?, method, path).await
                 }
                 AdminPlace::Name(name) => {
-                    self.exchange(TcpStream::connect(name).await?, method, path).await
+                    self.exchange_by(TcpStream::connect(name).await?, method, path).await
                 }
                 AdminPlace::Unix(socket) => {
                     self.exchange(UnixStream::connect(socket).await?, method, path).await
@@ -115,6 +118,13 @@ impl Balancer {
             }
         };
         timeout(patience, exchange).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    async fn exchange_by(&self, stream: TcpStream, method: &str, path: &str) -> io::Result<Answer> {
+        match &self.tls {
+            None => self.exchange(stream, method, path).await,
+            Some(tls) => self.exchange(tls.connect(&self.place, stream).await?, method, path).await,
+        }
     }
 
     /// One request of HTTP/1.0: the answer ends with the connection.

@@ -235,6 +235,22 @@ pub(crate) struct AdminArgs {
     /// A file with the token that the balancer wants to be shown.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
+}
+
+/// Files for balancers that take commands over TLS.
+#[derive(Clone, Debug, Default, Arguments)]
+pub(crate) struct TlsArgs {
+    /// A file of certificates in PEM that the balancer's has to lead to: it is asked over TLS.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// A file with the chain of certificates that is shown to it, in PEM.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires_all = ["ca_file", "key_file"])]
+    pub(crate) cert_file: Option<PathBuf>,
+    /// A file with its private key, in PEM.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "cert_file")]
+    pub(crate) key_file: Option<PathBuf>,
 }
 
 /// Where a balancer is asked.

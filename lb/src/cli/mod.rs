@@ -25,6 +25,7 @@ mod joined;
 mod links;
 mod outcome;
 mod reload;
+mod tls;
 mod unread;
 mod upgrade;
 

@@ -24,7 +24,7 @@ use axum::{
     routing::{get, post},
 };
 use quic::routable::ConfigId;
-use quic_lb_config::Admission;
+use quic_lb_config::{Admission, Commands};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::task;
@@ -35,7 +35,7 @@ use super::{
     changes::Changes,
     checks::{contract::Breach, honours::Honours, slow_start::STEPS},
     commands::{Author, Command},
-    connections,
+    connections::{self, Tls},
     doors::{Access, Door},
     explain,
     guard::{self, Guard, MayCommand},
@@ -56,7 +56,17 @@ use crate::{
 
 /// Serves for as long as the process lives.
 pub(super) async fn serve(door: Door, access: Access, shared: Arc<Shared>) {
-    connections::serve(door, router(shared, access)).await;
+    let of_commands = Arc::clone(&shared);
+    let tls: Tls = match access {
+        Access::Everything | Access::Reading => Arc::new(|| None),
+        Access::WithProof => Arc::new(move || {
+            match of_commands.plane().config().admin.as_ref()?.commands.as_ref()? {
+                Commands::Certificates(_, tls) => Some(Arc::clone(&tls.config)),
+                Commands::Unix(_) | Commands::Token(..) => None,
+            }
+        }),
+    };
+    connections::serve(door, router(shared, access), tls).await;
 }
 
 pub(super) fn router(shared: Arc<Shared>, access: Access) -> Router {

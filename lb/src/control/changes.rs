@@ -82,8 +82,19 @@ impl Changes {
         }
         let token = |config: &Config| match config.admin.as_ref()?.commands.clone()? {
             Commands::Token(_, token) => Some(token),
-            Commands::Unix(_) => None,
+            Commands::Unix(_) | Commands::Certificates(..) => None,
         };
+        let tls = |config: &Config| match config.admin.as_ref()?.commands.clone()? {
+            Commands::Certificates(_, tls) => Some(tls),
+            Commands::Unix(_) | Commands::Token(..) => None,
+        };
+        if let (Some(before), Some(tls)) = (tls(old), tls(new))
+            && (&before.cert_file, &before.key_file, &before.clients.file)
+                == (&tls.cert_file, &tls.key_file, &tls.clients.file)
+            && before != tls
+        {
+            self.add("admin.commands.cert_file", None, Some("other certificates"));
+        }
         if let (Some(before), Some(token)) = (token(old), token(new))
             && before.file == token.file
             && before != token

@@ -31,6 +31,7 @@ use tokio::{
     task::AbortHandle,
     time,
 };
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tracing::{debug, warn};
 
 use super::doors::Door;
@@ -63,6 +64,7 @@ const MAX_HEAD: usize = 16 * 1024;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Connection {
     in_service: Arc<AtomicBool>,
+    has_certificate: bool,
 }
 
 /// A request that is being served. Its connection is not closed meanwhile to make room.
@@ -70,6 +72,11 @@ pub(super) struct Connection {
 pub(super) struct InService(Connection);
 
 impl Connection {
+    /// Whether it is one of TLS whose client has shown a certificate that is trusted.
+    pub(super) const fn has_certificate(&self) -> bool {
+        self.has_certificate
+    }
+
     pub(super) fn serve(&self) -> InService {
         self.in_service.store(true, Ordering::Relaxed);
         InService(self.clone())
@@ -82,15 +89,18 @@ impl Drop for InService {
     }
 }
 
+/// How TLS is spoken on the next connection, which a reload may change; `None` where it is not.
+pub(super) type Tls = Arc<dyn Fn() -> Option<Arc<ServerConfig>> + Send + Sync>;
+
 /// Serves for as long as the process lives.
-pub(super) async fn serve(door: Door, router: Router) {
+pub(super) async fn serve(door: Door, router: Router, tls: Tls) {
     match door {
         Door::Tcp(listener) => match TcpListener::from_std(listener) {
-            Ok(listener) => accept(listener, router, LIMITS).await,
+            Ok(listener) => accept(listener, router, LIMITS, tls).await,
             Err(error) => warn!(%error, "no admin interface"),
         },
         Door::Unix(listener) => match UnixListener::from_std(listener) {
-            Ok(listener) => accept(listener, router, LIMITS).await,
+            Ok(listener) => accept(listener, router, LIMITS, Arc::new(|| None)).await,
             Err(error) => warn!(%error, "no commands"),
         },
     }
@@ -119,7 +129,7 @@ impl Accept for UnixListener {
     }
 }
 
-async fn accept(listener: impl Accept, router: Router, limits: Limits) {
+async fn accept(listener: impl Accept, router: Router, limits: Limits, tls: Tls) {
     // The oldest first.
     let mut open: VecDeque<(AbortHandle, Connection)> = VecDeque::new();
     loop {
@@ -142,10 +152,29 @@ async fn accept(listener: impl Accept, router: Router, limits: Limits) {
             };
             task.abort();
         }
-        let connection = Connection::default();
+        let tls = tls();
+        let connection = Connection { has_certificate: tls.is_some(), ..Connection::default() };
         let (router, of) = (router.clone(), connection.clone());
-        let task = tokio::spawn(carry(stream, router, of, limits));
+        let task = match tls {
+            None => tokio::spawn(carry(stream, router, of, limits)),
+            Some(tls) => tokio::spawn(carry_tls(stream, tls, router, of, limits)),
+        };
         open.push_back((task.abort_handle(), connection));
+    }
+}
+
+/// Whoever shows no certificate that is trusted gets no further. The handshake has the time of a head.
+async fn carry_tls(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    tls: Arc<ServerConfig>,
+    router: Router,
+    connection: Connection,
+    limits: Limits,
+) {
+    match time::timeout(limits.head, TlsAcceptor::from(tls).accept(stream)).await {
+        Ok(Ok(stream)) => carry(stream, router, connection, limits).await,
+        Ok(Err(error)) => debug!(%error, "admin connection without TLS as it is wanted"),
+        Err(_) => debug!("admin connection whose handshake takes too long"),
     }
 }
 
@@ -199,7 +228,7 @@ mod tests {
     async fn listening(limits: Limits, router: Router) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(accept(listener, router, limits));
+        tokio::spawn(accept(listener, router, limits, Arc::new(|| None)));
         address
     }
 

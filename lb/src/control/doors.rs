@@ -32,8 +32,8 @@ pub(super) enum Access {
     Everything,
     /// All but commands, which are taken elsewhere.
     Reading,
-    /// Everything, by who has the token.
-    WithToken,
+    /// Everything, by who shows what `admin.commands` wants to be shown: a token, or a certificate.
+    WithProof,
 }
 
 /// Where commands are taken.
@@ -49,7 +49,9 @@ impl Place {
     pub(super) fn of(admin: &Admin) -> Self {
         match &admin.commands {
             Some(Commands::Unix(path)) => Self::Unix(path.clone()),
-            Some(Commands::Token(address, _)) => Self::Address(*address),
+            Some(Commands::Token(address, _) | Commands::Certificates(address, _)) => {
+                Self::Address(*address)
+            }
             None => Self::by_default(env::var_os(RUNTIME_DIRECTORY).map(PathBuf::from)),
         }
     }

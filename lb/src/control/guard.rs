@@ -8,7 +8,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use axum::{
     body::{self, Body},
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts},
     middleware::Next,
     response::Response,
 };
@@ -103,20 +103,20 @@ impl Guard {
         let may_command = match self.access {
             Access::Everything => true,
             Access::Reading => false,
-            Access::WithToken => self.has_token(&head.headers),
+            Access::WithProof => self.is_proved(&head),
         };
         // They are judged where it is known whose they are.
         head.extensions.insert(MayCommand(may_command));
         match self.access {
             Access::Everything => {}
-            Access::Reading | Access::WithToken if is_report(&head.method, &head.uri) => {}
+            Access::Reading | Access::WithProof if is_report(&head.method, &head.uri) => {}
             Access::Reading if reads => {}
             Access::Reading => {
                 let sentence = "commands are not taken here: see admin.commands";
                 return Err(error(StatusCode::FORBIDDEN, sentence));
             }
-            Access::WithToken if may_command => {}
-            Access::WithToken => return Err(wants_token("admin.commands.token_file")),
+            Access::WithProof if may_command => {}
+            Access::WithProof => return Err(wants_token("admin.commands.token_file")),
         }
         let body = self.read(body).await?;
         let place = time::timeout(self.place_timeout, self.places.acquire()).await;
@@ -153,11 +153,14 @@ impl Guard {
         Ok(())
     }
 
-    /// Whether a request shows the token, which a reload may change.
-    fn has_token(&self, headers: &HeaderMap) -> bool {
+    /// Whether a request shows what commands want to be shown, which a reload may change.
+    fn is_proved(&self, Parts { headers, extensions, .. }: &Parts) -> bool {
         let plane = self.shared.plane();
         match plane.config().admin.as_ref().and_then(|admin| admin.commands.as_ref()) {
             Some(Commands::Token(_, token)) => shows(headers, token),
+            Some(Commands::Certificates(..)) => {
+                extensions.get::<Connection>().is_some_and(Connection::has_certificate)
+            }
             Some(Commands::Unix(_)) | None => false,
         }
     }

@@ -536,7 +536,7 @@ fn open_addresses(
     let place = Place::of(admin);
     let mut wanted = vec![(admin.address, place.access_at_address())];
     if let Place::Address(address) = place {
-        wanted.push((address, Access::WithToken));
+        wanted.push((address, Access::WithProof));
     }
     let open = |(address, access)| {
         let listener = match handed.take(&Where::Address(address)) {
@@ -563,7 +563,7 @@ fn announce(config: &Config, workers: &Workers, doors: &[(Where, Door, Access)])
         let Ok(address) = listener.local_addr() else { continue };
         match access {
             Access::Everything | Access::Reading => info!(%address, "admin interface"),
-            Access::WithToken => info!(%address, "commands"),
+            Access::WithProof => info!(%address, "commands"),
         }
     }
     let (wanted, flows) = (config.limits.flows.get(), workers.flow_capacity());
