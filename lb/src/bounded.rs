@@ -151,6 +151,13 @@ impl Bounded {
         }
     }
 
+    /// Removes an entry, if it is of this backend.
+    pub(crate) fn remove(&self, key: u64, backend: BackendId) {
+        if self.map.remove_if(&key, |_, entry| entry.backend == backend).is_some() {
+            self.len.fetch_sub(1, Relaxed);
+        }
+    }
+
     /// All entries, for a successor.
     #[expect(clippy::disallowed_methods, reason = "they go into a map again")]
     pub(crate) fn handed(&self) -> Vec<Entry> {

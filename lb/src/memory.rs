@@ -231,6 +231,17 @@ impl Memory {
         self.handshakes.insert(key, backend, note, lookup.handshakes);
     }
 
+    /// Forgets a handshake that `backend` was to hold, and refuses.
+    pub(crate) fn forget_handshake(
+        &self,
+        listener: ListenerIndex,
+        path: &ClientPath,
+        header: &LongHeader<'_>,
+        backend: BackendId,
+    ) {
+        self.handshakes.remove(self.handshake_key(listener, path, header), backend);
+    }
+
     /// Remembers a connection ID that `backend` has given in the handshake of a validated client.
     pub(crate) fn remember_given(&self, lookup: &Lookup, cid: &[u8], backend: BackendId) {
         let key = self.given_key(cid);

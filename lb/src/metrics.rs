@@ -193,6 +193,11 @@ const BACKEND_MISNAMED: Family = Family::counter(
     &["pool", "backend"],
     "Connections that the backend answered with a connection ID that leads to another backend.",
 );
+const BACKEND_MOVED: Family = Family::counter(
+    "quic_lb_backend_refused_moved_total",
+    &["pool", "backend"],
+    "First flights that the backend refused, and that were sent to another one at once.",
+);
 const BACKEND_UNANSWERED: Family = Family::counter(
     "quic_lb_backend_unanswered_total",
     &["pool", "backend"],
@@ -303,7 +308,7 @@ const WORKER_PANICS: Family = Family::counter(
 );
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 54] = [
+pub const FAMILIES: [Family; 55] = [
     DATAGRAMS_RECEIVED,
     RECEIVE_DROPPED,
     DATAGRAMS_FORWARDED,
@@ -331,6 +336,7 @@ pub const FAMILIES: [Family; 54] = [
     BACKEND_REFUSED,
     BACKEND_MISNAMED,
     BACKEND_UNANSWERED,
+    BACKEND_MOVED,
     RETRY_UNSUPPORTED,
     BACKEND_HALF_OPEN,
     BACKEND_CHECKS,
@@ -796,6 +802,7 @@ fn of_backends(out: &mut String, reading: &Reading) {
     BACKEND_REFUSED.write(out, refused);
     BACKEND_MISNAMED.write(out, each(|totals| totals.misnamed));
     BACKEND_UNANSWERED.write(out, each(|totals| totals.unanswered));
+    BACKEND_MOVED.write(out, each(|totals| totals.moved));
     BACKEND_HALF_OPEN.write(out, half_open);
     RETRY_UNSUPPORTED.write(out, unsupported);
     BACKEND_CHECKS.write(out, checks);
@@ -907,6 +914,7 @@ mod tests {
             "quic_lb_retry_switches_total{listener=\"edge\",reason=\"rate\"} 4",
             "quic_lb_backend_misnamed_total{backend=\"a\",pool=\"web\"} 4",
             "quic_lb_backend_unanswered_total{backend=\"a\",pool=\"web\"} 5",
+            "quic_lb_backend_refused_moved_total{backend=\"a\",pool=\"web\"} 6",
             "quic_lb_backend_state{backend=\"a\",pool=\"web\",state=\"miswired\"} 0",
             "quic_lb_live_cids{backend=\"a\",config_id=\"1\",pool=\"web\"} 0",
             "quic_lb_live_cids{backend=\"a\",config_id=\"2\",pool=\"web\"} 5",
@@ -977,6 +985,7 @@ mod tests {
                 totals: BackendTotals {
                     forwarded: 7,
                     unanswered: 5,
+                    moved: 6,
                     refused,
                     misnamed: 4,
                     ..Default::default()

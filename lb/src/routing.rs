@@ -385,6 +385,22 @@ impl PoolRoute {
         Some(others.find(|other| *other != not).unwrap_or(not))
     }
 
+    /// As [`Self::fallback`], for whoever has been refused by these. `None` where no other gets new connections.
+    #[must_use]
+    pub fn fallback_after(
+        &self,
+        key: FallbackKey<'_>,
+        refused: impl Iterator<Item = BackendId> + Clone,
+    ) -> Option<BackendId> {
+        const TRIES: u64 = 8;
+        let table = self.table.as_ref()?;
+        let is_other = |id: &BackendId| refused.clone().all(|refused| refused != *id);
+        let mut others = (1..=TRIES).map(|n| table.get(self.hash(key, n))).filter(is_other);
+        // Where most have refused it, any is good enough.
+        let any = || self.choices.iter().map(|choice| choice.id).find(is_other);
+        others.next().or_else(any)
+    }
+
     fn hash(&self, key: FallbackKey<'_>, nth: u64) -> u64 {
         // Fixed keys: every balancer with this configuration has to get the same answer.
         let mut hasher = SipHasher13::new_with_keys(self.tag, nth);

@@ -220,6 +220,7 @@ pub struct BackendTotals {
     pub asked: u64,
     pub answered: u64,
     pub unanswered: u64,
+    pub moved: u64,
     pub refused: Refusals,
     pub well_named: u64,
     pub misnamed: u64,
@@ -286,6 +287,7 @@ impl BackendTotals {
             asked: self.asked.saturating_sub(earlier.asked),
             answered: self.answered.saturating_sub(earlier.answered),
             unanswered: self.unanswered.saturating_sub(earlier.unanswered),
+            moved: self.moved.saturating_sub(earlier.moved),
             refused: self.refused.since(&earlier.refused),
             well_named: self.well_named.saturating_sub(earlier.well_named),
             misnamed: self.misnamed.saturating_sub(earlier.misnamed),
@@ -300,6 +302,7 @@ impl BackendTotals {
             asked,
             answered,
             unanswered,
+            moved,
             refused,
             well_named,
             misnamed,
@@ -311,6 +314,7 @@ impl BackendTotals {
         self.asked += asked.get();
         self.answered += answered.get();
         self.unanswered += unanswered.get();
+        self.moved += moved.get();
         self.well_named += well_named.get();
         self.misnamed += misnamed.get();
         self.named = self.named.max(named.get());

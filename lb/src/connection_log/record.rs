@@ -59,6 +59,8 @@ pub(crate) enum EndReason {
     Idle,
     /// Nothing ever came from the backend.
     Unanswered,
+    /// The backend has refused the first flight that it began with, which another one was sent.
+    Refused,
     /// Its connection is on another path.
     Moved,
     /// It has made room for another one.
@@ -91,6 +93,7 @@ impl EndReason {
         match self {
             Self::Idle => "idle",
             Self::Unanswered => "unanswered",
+            Self::Refused => "refused",
             Self::Moved => "moved",
             Self::Evicted => "evicted",
             Self::Panic => "panic",

@@ -509,6 +509,24 @@ impl FlowTable {
         self.slots[id.index()].claim == Claim::Validated
     }
 
+    /// Whether a flow began with a first flight, and nothing came of it yet: neither an answer, nor a connection ID of a server.
+    #[inline]
+    pub(crate) fn asks(&self, id: FlowId) -> bool {
+        let Slot { talk, cid, standing, .. } = &self.slots[id.index()];
+        *talk == Talk::Asked && cid.is_none() && standing.is_some()
+    }
+
+    /// Ends a flow whose backend has refused what it began with; says what was known of its client.
+    pub(crate) fn refuse(
+        &mut self,
+        now: Instant,
+        id: FlowId,
+        affinity: &mut AffinityTable,
+    ) -> Option<(Ended, Claim)> {
+        let claim = self.slots[id.index()].claim;
+        Some((self.end_and_free(now, id.0, affinity)?, claim))
+    }
+
     /// Whether a packet with a long header that the backend directs at `cid` can be for a client of
     /// this flow: the port may have been another flow's before.
     pub(crate) fn is_for(&self, id: FlowId, cid: &[u8]) -> bool {

@@ -347,6 +347,71 @@ impl Forwarder {
         self.flows.fail(now, flow, why, &mut self.affinity)
     }
 
+    /// Whether `flow` began with a first flight, which nothing came of yet.
+    #[inline]
+    pub(crate) fn asks(&self, flow: FlowId) -> bool {
+        self.flows.asks(flow)
+    }
+
+    /// Ends a flow whose backend has refused the first flight that it began with, and says what is to carry its `datagrams` to another
+    /// backend, which has not `refused` them: their handshakes are the other one's from now on. `None` where nothing can be
+    /// done, and nothing has changed; the second is `None` where there is no room.
+    pub(crate) fn refused<'a>(
+        &mut self,
+        now: Instant,
+        flow: FlowId,
+        datagrams: impl Iterator<Item = &'a [u8]> + Clone,
+        refused: impl Iterator<Item = BackendId> + Clone,
+    ) -> Option<(Ended, Option<(BackendId, Via)>)> {
+        if !self.flows.asks(flow) {
+            return None;
+        }
+        let long = |octets| match Packet::read(octets) {
+            Ok(Packet::Long(header)) => Some(header),
+            _ => None,
+        };
+        let routing = Arc::clone(&self.routing);
+        let Flow { listener, path, backend } = *self.flows.get(flow);
+        let headers = datagrams.filter_map(long);
+        let first = headers.clone().next()?;
+        if !routing.has_listener(listener) || routing.listener(listener).leaves {
+            return None;
+        }
+        let pool = routing.pool(routing.listener(listener).default_pool);
+        let key = rules::fallback_key(pool, Packet::Long(first), &path);
+        let other = pool.fallback_after(key, refused.chain([backend]))?;
+        if routing.forwarding(other) == Forwarding::Direct {
+            return None;
+        }
+        let (ended, claim) = self.flows.refuse(now, flow, &mut self.affinity)?;
+        let validated = claim == Claim::Validated;
+        let lookup = &self.memory.lookup(now, &routing.lifetimes, Use::Prolong);
+        for header in headers {
+            self.memory.forget_handshake(listener, &path, &header, backend);
+            let (header, path) = (&header, &path);
+            let handshake = NewHandshake { listener, path, header, backend: other, validated };
+            self.memory.remember_handshake(lookup, &handshake);
+        }
+        let shown = Shown {
+            cid: None,
+            config: ConfigIndex::NONE,
+            dcid: first.dcid,
+            scid: Some(first.scid),
+            validated,
+            asks: true,
+        };
+        // Another connection of its client may be there.
+        if let Some(Found { flow, .. }) = self.flows.find(now, listener, &path, other, &shown) {
+            return Some((ended, Some((other, Via::Flow(flow)))));
+        }
+        let flow = Flow { listener, path, backend: other };
+        let opened = self.flows.open(now, flow, claim, &shown, &mut self.affinity);
+        let via = opened.map(|(flow, evicted)| {
+            Via::NewFlow(Opened { flow, evicted, opening: Opening::New, asks: true })
+        });
+        Some((ended, via.map(|via| (other, via))))
+    }
+
     /// Ends flows that have been idle for too long and appends them to `expired`, and forgets client
     /// paths that nothing came from for as long. Sixteen calls look at everything once.
     pub fn sweep(&mut self, now: Instant, expired: &mut Vec<Ended>) {

@@ -223,7 +223,11 @@ fn may_keep(routing: &Routing, packet: Packet<'_>, id: BackendId) -> bool {
     }
 }
 
-fn fallback_key<'a>(pool: &PoolRoute, packet: Packet<'a>, path: &ClientPath) -> FallbackKey<'a> {
+pub(super) fn fallback_key<'a>(
+    pool: &PoolRoute,
+    packet: Packet<'a>,
+    path: &ClientPath,
+) -> FallbackKey<'a> {
     match (pool.hash, packet) {
         (HashBy::Dcid, Packet::Long(header)) if header.dcid.len() >= MIN_FIRST_DCID_LEN => {
             FallbackKey::ConnectionId(header.dcid)

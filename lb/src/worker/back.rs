@@ -66,7 +66,7 @@ impl ReturnPlan {
     }
 
     /// Receives what the backend of `flow` has sent, as far as its `share` of slots goes; says
-    /// into which slots.
+    /// into which slots, or what the kernel has said instead.
     pub(super) fn receive(
         &mut self,
         receiver: &mut Receiver,
@@ -74,16 +74,20 @@ impl ReturnPlan {
         counters: &WorkerCounters,
         flow: FlowId,
         share: usize,
-    ) -> Range<usize> {
+    ) -> Result<Range<usize>, Refusal> {
         let first = self.filled;
         // A socket that is about to be closed may still be reported.
-        let Connection::Open(socket, _) = &upstream.connection else { return first..first };
+        let Connection::Open(socket, _) = &upstream.connection else { return Ok(first..first) };
         let backend = &counters.backends[usize::from(upstream.backend)];
         let slots = first..SLOTS.min(first + share);
         match receiver.receive(socket, slots, Peer::Known) {
             Ok(received) => self.filled += received,
             // Errors are about datagrams that went the other way.
-            Err(error) => backend.refuse(Refusal::of(&error), 1),
+            Err(error) => {
+                let refusal = Refusal::of(&error);
+                backend.refuse(refusal, 1);
+                return Err(refusal);
+            }
         }
         let slots = first..self.filled;
         self.flows[slots.clone()].fill(flow);
@@ -95,7 +99,7 @@ impl ReturnPlan {
             .traffic
             .returned
             .add(datagrams, messages().map(|message| message.len as u64).sum());
-        slots
+        Ok(slots)
     }
 
     /// Keeps what was received into `slot` from being sent.

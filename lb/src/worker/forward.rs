@@ -25,6 +25,8 @@ pub(super) struct ForwardPlan {
     runs: Vec<Run<Rule>>,
     queues: Vec<FlowRuns>,
     bundles: Vec<Bundle>,
+    /// Flows whose backends cannot be sent to, as the kernel has said since this was looked at.
+    pub(super) refused: Vec<FlowId>,
 }
 
 /// The runs of one flow, linked.
@@ -41,6 +43,7 @@ impl ForwardPlan {
             runs: Vec::with_capacity(RUNS),
             queues: Vec::with_capacity(RUNS),
             bundles: Vec::with_capacity(RUNS),
+            refused: Vec::with_capacity(RUNS),
         }
     }
 
@@ -83,7 +86,7 @@ impl ForwardPlan {
         counters: &WorkerCounters,
         listener: ListenerIndex,
     ) {
-        let Self { runs, queues, bundles } = self;
+        let Self { runs, queues, bundles, refused } = self;
         let mut by_rule = [0u64; Rule::ALL.len()];
         for queue in queues.drain(..) {
             let upstream = upstreams.of(queue.flow);
@@ -137,6 +140,9 @@ impl ForwardPlan {
             upstream.traffic.forwarded.add(forwarded, octets);
             for (refusal, n) in transmitter.take_refusals().iter().flat_map(Refusals::iter) {
                 backend.refuse(refusal, n);
+                if refusal.is_about_backend() {
+                    refused.push(queue.flow);
+                }
             }
         }
         for (rule, count) in Rule::ALL.into_iter().zip(by_rule) {

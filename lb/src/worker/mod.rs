@@ -19,6 +19,7 @@
 //! | `burst` | what the forwarder is asked about at once |
 //! | `forward` | from a listener to the backends |
 //! | `back` | from the backends to the clients |
+//! | `first_flights` | first flights that another backend may have to answer |
 //! | `mailbox` | questions from outside, one a round |
 //! | `panics` | what is kept of panics |
 //! | `upstreams` | the socket of each flow |
@@ -32,6 +33,7 @@
 
 mod back;
 mod burst;
+mod first_flights;
 mod forward;
 mod loops;
 pub(crate) mod mailbox;

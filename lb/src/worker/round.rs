@@ -29,6 +29,7 @@ use tracing::error;
 use super::{
     back::{Listener, ReturnPlan},
     burst::Burst,
+    first_flights::FirstFlights,
     forward::{ForwardPlan, onward},
     loops::{Passages, UpstreamPorts},
     mailbox::{Answer, Close, Mailbox, Open, Place, Question, Request, Sample},
@@ -52,6 +53,7 @@ use crate::{
     counters::{ListenerCounters, WorkerCounters},
     explained::Explained,
     forwarder::{AnsweredAs, BATCH, Clock, Datagram, Forwarder, OnFailure, Returned, Start, Tally},
+    refusal::Refusal,
     routing::Routing,
     socket::{self, Channel, Peer, Poller, Ready, Receiver, SLOTS, Sharing, Socket},
     succession::HashKeys,
@@ -109,6 +111,7 @@ pub(super) struct Datapath {
     /// What the forwarder says of those.
     single_verdicts: Vec<Verdict>,
     forward: ForwardPlan,
+    first_flights: FirstFlights,
     back: ReturnPlan,
     expired: Vec<Ended>,
     counters: Arc<WorkerCounters>,
@@ -241,6 +244,7 @@ impl Datapath {
             singles: Vec::with_capacity(BATCH),
             single_verdicts: vec![UNDECIDED; BATCH],
             forward: ForwardPlan::new(),
+            first_flights: FirstFlights::new(),
             back: ReturnPlan::new(),
             expired: Vec::new(),
             counters: Arc::clone(&setup.counters),
@@ -546,6 +550,58 @@ impl Datapath {
         }
         self.forward_bursts(now, listener);
         self.send_forward(listener);
+        // Not before: verdicts that were waiting may have named them.
+        let mut refused = mem::take(&mut self.forward.refused);
+        for flow in refused.drain(..) {
+            self.go_elsewhere(now, flow);
+        }
+        self.forward.refused = refused;
+    }
+
+    /// Has the first flight that `flow` began with sent to another backend, since its own has refused it.
+    #[cold]
+    fn go_elsewhere(&mut self, now: Instant, flow: FlowId) {
+        if !self.forwarder.asks(flow) {
+            return;
+        }
+        let before = *self.forwarder.flow(flow);
+        let Some((numbers, tried)) = self.first_flights.refused(now, &before) else { return };
+        let Self { forwarder, first_flights, upstreams, counters, .. } = self;
+        let datagrams = numbers.iter().filter_map(|at| Some(first_flights.datagram(*at)?.1));
+        let moved = forwarder.refused(now, flow, datagrams, tried.backends());
+        let Some((ended, other)) = moved else { return };
+        upstreams.refuse(now, counters, ended);
+        let Some((backend, via)) = other else { return };
+        if let Via::NewFlow(opened) = via {
+            let version = numbers.first().and_then(|at| self.first_flights.datagram(*at));
+            let version = version.and_then(|(_, octets)| version_of(octets));
+            self.begin_flow(now, before.listener, backend, Rule::Fallback, &opened, None, version);
+        }
+        let Some(flow) = via.flow() else { return };
+        let Self { forwarder, first_flights, upstreams, counters, .. } = self;
+        let upstream = upstreams.of(flow);
+        let Connection::Open(socket, _) = &upstream.connection else { return };
+        let is_at = *forwarder.flow(flow);
+        let of_other = &counters.backends[backend.slot()];
+        for number in numbers {
+            first_flights.moved(number, is_at, tried);
+            let Some((marks, octets)) = first_flights.datagram(number) else { continue };
+            if marks != upstream.marks
+                && socket.set_marks(upstream.ipv6, upstream.marks, marks).is_ok()
+            {
+                upstream.marks = marks;
+            }
+            // An error may be about the one before. What is refused again comes back here.
+            let sent = socket.send(octets).or_else(|error| {
+                of_other.refuse(Refusal::of(&error), 1);
+                socket.send(octets)
+            });
+            if sent.is_ok() {
+                of_other.forwarded.add(1);
+                upstream.traffic.forwarded.add(1, octets.len() as u64);
+            }
+        }
+        counters.backends[before.backend.slot()].moved.add(1);
     }
 
     /// Asks the forwarder about the bursts that have been gathered, and puts them where its
@@ -557,7 +613,7 @@ impl Datapath {
         for (burst, verdict) in bursts.iter().zip(&verdicts) {
             let is_about_all = matches!(verdict, Verdict::Forward { rule: Rule::Cid, .. });
             if burst.count == 1 || is_about_all {
-                self.carry_out(listener, burst, verdict);
+                self.carry_out(now, listener, burst, verdict);
             } else {
                 self.forward_singly(now, listener, burst, verdict);
             }
@@ -578,11 +634,11 @@ impl Datapath {
         let mut singles = mem::take(&mut self.singles);
         singles.extend(burst.singles());
         let mut verdicts = mem::take(&mut self.single_verdicts);
-        self.carry_out(listener, &singles[0], verdict);
+        self.carry_out(now, listener, &singles[0], verdict);
         for singles in singles[1..].chunks(BATCH) {
             self.ask(now, listener, singles, &mut verdicts);
             for (single, verdict) in singles.iter().zip(&verdicts) {
-                self.carry_out(listener, single, verdict);
+                self.carry_out(now, listener, single, verdict);
             }
         }
         singles.clear();
@@ -637,7 +693,13 @@ impl Datapath {
         }
     }
 
-    fn carry_out(&mut self, listener: ListenerIndex, burst: &Burst, verdict: &Verdict) {
+    fn carry_out(
+        &mut self,
+        now: Instant,
+        listener: ListenerIndex,
+        burst: &Burst,
+        verdict: &Verdict,
+    ) {
         if self.forward.is_full() {
             self.send_forward(listener);
         }
@@ -656,6 +718,14 @@ impl Datapath {
                 ..
             } => match self.upstreams.of(flow).connection {
                 Connection::Open(..) => {
+                    // Nothing else can be a part of a first flight.
+                    if matches!(rule, Rule::Fallback | Rule::FourTupleScid)
+                        && self.forwarder.asks(flow)
+                    {
+                        let octets = burst.first_datagram(&self.receiver);
+                        let flow = *self.forwarder.flow(flow);
+                        self.first_flights.keep(now, flow, burst.marks, octets);
+                    }
                     self.forward.enqueue(&mut self.upstreams, flow, burst.run(rule));
                 }
                 Connection::Missing(reason) => self.drop(listener, reason, burst),
@@ -678,15 +748,31 @@ impl Datapath {
         opened: &Opened,
         burst: &Burst,
     ) {
+        let comes_back = self.comes_back(opened.flow, burst);
+        let version = version_of(burst.first_datagram(&self.receiver));
+        self.begin_flow(now, listener, backend, rule, opened, comes_back, version);
+    }
+
+    /// As [`Self::open`], unless the flow is not to begin for the reason `why_not`.
+    #[expect(clippy::too_many_arguments, reason = "what is told of a flow")]
+    fn begin_flow(
+        &mut self,
+        now: Instant,
+        listener: ListenerIndex,
+        backend: BackendId,
+        rule: Rule,
+        opened: &Opened,
+        why_not: Option<DropReason>,
+        version: Option<u32>,
+    ) {
         let Opened { flow, evicted, .. } = *opened;
         if let Some(evicted) = evicted {
             self.upstreams.evict(now, &self.counters, evicted);
         }
         // The forwarder lets a flow be tried once more at most.
-        let comes_back = self.comes_back(flow, burst);
         let cid = self.forwarder.cid_of(flow);
         let connected = loop {
-            match comes_back.map_or_else(|| self.connect(now, flow, backend, cid), Err) {
+            match why_not.map_or_else(|| self.connect(now, flow, backend, cid), Err) {
                 Ok(connected) => break Ok(connected),
                 Err(why) => match self.forwarder.flow_failed(now, flow, why) {
                     OnFailure::RetryAfter(evicted) => {
@@ -702,7 +788,7 @@ impl Datapath {
         let is_open = connected.is_ok();
         self.upstreams.put(&self.counters, listener, opened, connected);
         if is_open {
-            let Self { upstreams, forwarder, receiver, .. } = self;
+            let Self { upstreams, forwarder, .. } = self;
             upstreams.ledger_mut().begin(flow, || Begun {
                 at: now,
                 listener,
@@ -710,7 +796,7 @@ impl Datapath {
                 backend,
                 rule,
                 opening: opened.opening,
-                version: version(burst.first_datagram(receiver)),
+                version,
                 retry: forwarder.is_validated(flow),
             });
         }
@@ -759,7 +845,16 @@ impl Datapath {
         }
         let Self { back, forwarder, receiver, upstreams, counters, at, .. } = self;
         let Some(upstream) = upstreams.get_mut(flow) else { return };
-        for slot in back.receive(receiver, upstream, counters, flow, share) {
+        let slots = match back.receive(receiver, upstream, counters, flow, share) {
+            Ok(slots) => slots,
+            Err(refusal) => {
+                if refusal.is_about_backend() {
+                    self.go_elsewhere(now, flow);
+                }
+                return;
+            }
+        };
+        for slot in slots {
             let message = receiver.received(slot);
             let mut short: Option<(Range<usize>, usize)> = None;
             for datagram in Burst::of_message(slot, message, message.marks).datagrams() {
@@ -862,7 +957,7 @@ fn is_short(datagram: &[u8]) -> bool {
 }
 
 /// The version of a datagram that begins with a long header.
-fn version(datagram: &[u8]) -> Option<u32> {
+fn version_of(datagram: &[u8]) -> Option<u32> {
     match Packet::read(datagram) {
         Ok(Packet::Long(header)) => Some(header.version),
         _ => None,

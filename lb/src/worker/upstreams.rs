@@ -272,6 +272,18 @@ impl Upstreams {
         let upstream = mem::take(&mut self.sockets[flow.index()]);
         let traffic = upstream.traffic;
         self.ledger.end(now, flow, &traffic, || EndReason::of_expired(&ended, &traffic));
+        self.close(counters, upstream, cid);
+    }
+
+    /// As [`Self::expire`], of a flow whose backend has refused what it began with.
+    pub(super) fn refuse(&mut self, now: Instant, counters: &WorkerCounters, ended: Ended) {
+        let Ended { flow, cid, .. } = ended;
+        let upstream = mem::take(&mut self.sockets[flow.index()]);
+        self.ledger.end(now, flow, &upstream.traffic, || EndReason::Refused);
+        self.close(counters, upstream, cid);
+    }
+
+    fn close(&mut self, counters: &WorkerCounters, upstream: Upstream, cid: Option<CidTag>) {
         if let Connection::Open(socket, lease) = upstream.connection {
             counters.listeners[usize::from(upstream.listener)].flows.sub(1);
             self.closing.push_back((socket, lease, cid));

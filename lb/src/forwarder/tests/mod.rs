@@ -1,6 +1,7 @@
 //! The rules, admission and flows through the forwarder's face.
 
 mod learning;
+mod refusals;
 mod room;
 
 use std::{
