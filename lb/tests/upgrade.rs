@@ -303,6 +303,8 @@ fn a_failed_upgrade_changes_nothing() {
     assert!(failures.iter().all(|record| record["level"] == "ERROR"));
 
     balancer.rewrite(&good);
+    // Which has noticed some of it, and would notice this amid the upgrade.
+    quic_lb(&["reload", "--admin", &host.at(9090).to_string()]).done();
     balancer.upgrade();
     a.send_to(b"to the end", path).unwrap();
     assert_eq!(receive(&client).0, b"to the end");
