@@ -8,10 +8,17 @@
 
 use std::{sync::Arc, time::Instant};
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
 use serde_json::{Map, Value, json};
+use tokio::task;
 
 use super::{
+    answers::error,
     commands::{Author, Command},
     plane::{
         removals::{InUse, Taken},
@@ -21,7 +28,23 @@ use super::{
 };
 
 /// Everything in maps by name, so that a difference has a place.
-pub(super) async fn decisions(State(shared): State<Arc<Shared>>) -> Json<Value> {
+pub(super) async fn decisions(State(shared): State<Arc<Shared>>) -> Response {
+    beside(move || decided_by(&shared)).await
+}
+
+/// What a file has to be compared with: would a reload be refused?
+pub(super) async fn running(State(shared): State<Arc<Shared>>) -> Response {
+    beside(move || run_by(&shared)).await
+}
+
+/// With thousands of backends a document takes milliseconds, for which the thread that answers everybody is not to wait.
+async fn beside(work: impl FnOnce() -> Value + Send + 'static) -> Response {
+    let made = task::spawn_blocking(move || Json(work()).into_response()).await;
+    let failed = || error(StatusCode::INTERNAL_SERVER_ERROR, "the document could not be made");
+    made.unwrap_or_else(|_| failed())
+}
+
+fn decided_by(shared: &Shared) -> Value {
     let (config, digest, views) = {
         let plane = shared.plane();
         (plane.shared_config(), plane.digest().to_owned(), plane.views(Instant::now()))
@@ -37,16 +60,15 @@ pub(super) async fn decisions(State(shared): State<Arc<Shared>>) -> Json<Value> 
             );
         }
     }
-    Json(json!({
+    json!({
         "digest": digest,
         "decisions": config.decisions(),
         "states": states,
         "commands": commands,
-    }))
+    })
 }
 
-/// What a file has to be compared with: would a reload be refused?
-pub(super) async fn running(State(shared): State<Arc<Shared>>) -> Json<Value> {
+fn run_by(shared: &Shared) -> Value {
     let (config, in_use) = {
         let plane = shared.plane();
         (plane.shared_config(), plane.in_use(Instant::now()))
@@ -58,5 +80,5 @@ pub(super) async fn running(State(shared): State<Arc<Shared>>) -> Json<Value> {
         };
         json!({ "pool": pool, "backend": backend, "config_id": config_id, "connections": connections })
     });
-    Json(json!({ "config": config.compared_document(), "in_use": in_use.collect::<Vec<_>>() }))
+    json!({ "config": config.compared_document(), "in_use": in_use.collect::<Vec<_>>() })
 }
