@@ -210,6 +210,12 @@ const RETRY_UNSUPPORTED: Family = Family::gauge(
     "1 for backends that do not honour the tokens of Retries: clients of their pool are not asked for proof of their \
      address. Only for backends that are asked.",
 );
+const CLOCK_SKEW: Family = Family::gauge(
+    "quic_lb_clock_skew_seconds",
+    &["pool", "backend"],
+    "By how much the clock of a backend is ahead of ours, to a second, as the tokens of Retries that it honours show. Only \
+     for backends that are asked.",
+);
 const BACKEND_CHECKS: Family = Family::counter(
     "quic_lb_backend_checks_total",
     &["pool", "backend", "result"],
@@ -308,7 +314,7 @@ const WORKER_PANICS: Family = Family::counter(
 );
 
 /// Every family of this program, in the order of a datagram's life.
-pub const FAMILIES: [Family; 55] = [
+pub const FAMILIES: [Family; 56] = [
     DATAGRAMS_RECEIVED,
     RECEIVE_DROPPED,
     DATAGRAMS_FORWARDED,
@@ -338,6 +344,7 @@ pub const FAMILIES: [Family; 55] = [
     BACKEND_UNANSWERED,
     BACKEND_MOVED,
     RETRY_UNSUPPORTED,
+    CLOCK_SKEW,
     BACKEND_HALF_OPEN,
     BACKEND_CHECKS,
     CHECK_SECONDS,
@@ -470,6 +477,8 @@ pub struct BackendReading {
     pub half_open: Option<u64>,
     /// Whether it is known not to honour the tokens of Retries, if it is asked.
     pub retry_unsupported: Option<bool>,
+    /// By how many seconds its clock is ahead, if that is known.
+    pub clock_skew: Option<i64>,
     /// Its live connections.
     pub live: LiveTotals,
     /// For how long none of them was heard, if any ever was.
@@ -579,6 +588,22 @@ impl Family {
             out.push_str(self.name);
             self.write_labels(out, &values, None);
             write_number(out, value);
+        }
+    }
+
+    /// As [`Self::write`], of numbers that may be below zero.
+    fn write_signed<'a, const LABELS: usize>(
+        &self,
+        out: &mut String,
+        samples: impl IntoIterator<Item = ([&'a str; LABELS], i64)>,
+    ) {
+        for (nth, (values, value)) in samples.into_iter().enumerate() {
+            if nth == 0 {
+                self.write_head(out);
+            }
+            out.push_str(self.name);
+            self.write_labels(out, &values, None);
+            let _ = writeln!(out, " {value}");
         }
     }
 
@@ -787,6 +812,8 @@ fn of_backends(out: &mut String, reading: &Reading) {
     let unsupported = reading.backends.iter().filter_map(|of| {
         Some(([of.pool.as_str(), of.name.as_str()], u64::from(of.retry_unsupported?)))
     });
+    let skews = reading.backends.iter();
+    let skews = skews.filter_map(|of| Some(([of.pool.as_str(), of.name.as_str()], of.clock_skew?)));
     let checks = reading.backends.iter().flat_map(|of| {
         let counts = of.checks.into_iter().flat_map(CheckCounts::iter).enumerate();
         let seen = counts.filter(|(nth, (_, n))| *nth == 0 || *n > 0);
@@ -805,6 +832,7 @@ fn of_backends(out: &mut String, reading: &Reading) {
     BACKEND_MOVED.write(out, each(|totals| totals.moved));
     BACKEND_HALF_OPEN.write(out, half_open);
     RETRY_UNSUPPORTED.write(out, unsupported);
+    CLOCK_SKEW.write_signed(out, skews);
     BACKEND_CHECKS.write(out, checks);
     CHECK_SECONDS.write_times(out, reading.pools.iter().map(|of| (of.name.as_str(), &of.times)));
     POOL_PANIC.write(out, panics);
@@ -922,6 +950,7 @@ mod tests {
             "quic_lb_backend_silent_seconds{backend=\"a\",pool=\"web\"} 4",
             "quic_lb_backend_half_open{backend=\"a\",pool=\"web\"} 12",
             "quic_lb_retry_unsupported{backend=\"a\",pool=\"web\"} 1",
+            "quic_lb_clock_skew_seconds{backend=\"a\",pool=\"web\"} -3",
             "quic_lb_backend_checks_total{backend=\"a\",pool=\"web\",result=\"answered\"} 0",
             "quic_lb_backend_checks_total{backend=\"a\",pool=\"web\",result=\"timeout\"} 1",
             "quic_lb_backend_check_seconds_bucket{pool=\"web\",le=\"0.02\"} 0",
@@ -992,6 +1021,7 @@ mod tests {
                 },
                 half_open: Some(12),
                 retry_unsupported: Some(true),
+                clock_skew: Some(-3),
                 live,
                 silent: Some(Duration::from_millis(4_700)),
                 config_ids: vec![ConfigId::new(1).unwrap()],

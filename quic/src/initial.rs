@@ -29,9 +29,10 @@ const SAMPLE_AT: usize = 4;
 /// The longest datagram whose first packet is opened: more than a link to clients carries.
 const MAX_OPENED: usize = 2048;
 
-/// A frame of type 0x1c with a code and a frame type of one octet each, and no reason
+/// A frame of type 0x1c with a code and a frame type of one octet each, and a few words
 /// (<https://www.rfc-editor.org/rfc/rfc9000.html#section-19.19>).
-const CLOSE_LEN: usize = 4;
+const CLOSE_LEN: usize = 4 + MAX_WORDS;
+const MAX_WORDS: usize = 16;
 
 /// Who sends a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,16 +171,22 @@ pub struct Refusal<'a> {
     pub scid: &'a ConnectionId,
     /// Why.
     pub reason: Reason,
+    /// The same for people: 16 octets at most.
+    pub words: &'a str,
 }
 
 impl Refusal<'_> {
     /// The most octets that [`Self::write`] needs: far fewer than an Initial of a client has.
     pub const MAX_LEN: usize = 1 + 4 + 2 * (1 + MAX_CID_LEN) + 1 + 2 + 1 + CLOSE_LEN + TAG_LEN;
 
-    /// Writes the packet to the front of `out` and returns its length. `None` when `out` is too short or a connection ID
-    /// has more than 20 octets.
+    /// Writes the packet to the front of `out` and returns its length. `None` when `out` is too short, a connection ID
+    /// has more than 20 octets, or there are too many words.
     #[must_use]
     pub fn write(&self, out: &mut [u8]) -> Option<usize> {
+        let mut close = [0; CLOSE_LEN];
+        let (head, words) = close.split_at_mut(4);
+        words.get_mut(..self.words.len())?.copy_from_slice(self.words.as_bytes());
+        head.copy_from_slice(&[0x1c, self.reason as u8, 0, u8::try_from(self.words.len()).ok()?]);
         let initial = Initial {
             version: self.version,
             sender: Sender::Server,
@@ -187,7 +194,7 @@ impl Refusal<'_> {
             dcid: self.client_cid,
             scid: self.scid,
             token: &[],
-            frames: &[0x1c, self.reason as u8, 0, 0],
+            frames: close.get(..4 + self.words.len())?,
         };
         initial.write(out)
     }
@@ -348,14 +355,19 @@ mod tests {
     fn a_refusal_is_short_whatever_the_connection_ids() {
         let scid = ConnectionId::new(&[3; 20]).unwrap();
         for version in [Version::V1, Version::V2] {
-            let refusal = |client_cid| Refusal {
+            let with = |client_cid, words| Refusal {
+                words,
                 version,
                 client_cid,
                 original_dcid: &[2; 20],
                 scid: &scid,
                 reason: Reason::InvalidToken,
             };
+            let (longest, longer) = ("w".repeat(MAX_WORDS), "w".repeat(MAX_WORDS + 1));
+            let refusal = |client_cid| with(client_cid, &longest);
             let mut out = [0; Refusal::MAX_LEN];
+            assert_eq!(with(&[], "").write(&mut out), Some(Refusal::MAX_LEN - 20 - MAX_WORDS));
+            assert_eq!(with(&[], &longer).write(&mut out), None);
             assert_eq!(refusal(&[1; 20]).write(&mut out), Some(Refusal::MAX_LEN));
             assert_eq!(refusal(&[]).write(&mut out), Some(Refusal::MAX_LEN - 20));
             assert_eq!(refusal(&[1; 20]).write(&mut out[1..]), None);

@@ -77,6 +77,11 @@ impl Tokens {
         }
     }
 
+    /// How long a token is good for.
+    pub(crate) const fn lifetime(&self) -> Duration {
+        self.lifetime
+    }
+
     /// Whether every Retry token that servers honour is made by a balancer: servers that do not see
     /// their clients' addresses ask for none.
     pub(super) fn only_ours(&self) -> bool {
@@ -163,6 +168,7 @@ impl Tokens {
             original_dcid: initial.dcid,
             scid: &scid,
             reason: Reason::InvalidToken,
+            words: "",
         };
         refusal.write(out).ok_or(DropReason::InvalidToken)
     }

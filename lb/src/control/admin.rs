@@ -419,6 +419,7 @@ fn backend_json(view: &BackendView, ago: impl Fn(Duration) -> Duration) -> Value
         "misnamed": totals.misnamed,
         "half_open": half_open,
         "honours_tokens": view.honours.map(Honours::label),
+        "clock_skew_seconds": view.clock_skew,
         "check": check,
         "live": {
             "connections": live.connections(),

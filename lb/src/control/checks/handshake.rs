@@ -20,6 +20,7 @@ use quic::{
     header::Version,
     invariants::Packet,
     random::Random,
+    token::InvalidToken,
     transport::{
         AnyCertificate, ClientConfig, Code, Connection, ConnectionError, ConnectionHandle, Dir,
         Endpoint, EndpointConfig, Event, PeerClose, Read, Received, StreamId, TransportConfig,
@@ -35,6 +36,7 @@ use tracing::debug;
 
 use super::{
     ask::{connect, failure},
+    honours::TokenAnswer,
     http3::{self, Answer, Said},
 };
 use crate::{
@@ -120,25 +122,18 @@ pub(super) struct Offer {
 pub(super) async fn try_out(
     target: &CheckTarget,
     client: &Result<Client, rustls::Error>,
-    offer: Option<Offer>,
 ) -> Finding {
-    let is_offered = offer.is_some();
-    let begun = match client {
-        Ok(client) => Attempt::begin(target, client, offer),
-        Err(error) => Err(io::Error::other(error.to_string())),
-    };
-    let mut attempt = match begun {
+    let mut attempt = match Attempt::begin(target, client, None) {
         Ok(attempt) => attempt,
         Err(error) => return failure(target, &error).into(),
     };
     let result = match timeout(target.check.timeout, attempt.run()).await {
         Ok(Ok(End::Passed)) => CheckResult::Answered,
-        Ok(Ok(End::Flooded)) if is_offered => attempt.result_so_far(CheckResult::Timeout),
         Ok(Ok(End::Flooded)) => attempt.result_so_far(CheckResult::Wrong),
         Ok(Ok(End::Closed(error))) => {
             let (pool, backend) = &target.name;
             debug!(pool, backend, address = %target.address, %error, "check");
-            if is_offered { of_token(&error) } else { of_end(attempt.is_content(), &error) }
+            of_end(attempt.is_content(), &error)
         }
         Ok(Ok(End::Answered(Said::Status(status)))) => {
             let (pool, backend) = &target.name;
@@ -151,6 +146,30 @@ pub(super) async fn try_out(
     };
     let cids = attempt.close();
     Finding { cids, ..result.into() }
+}
+
+/// Begins a connection as a client does that has been sent a Retry: says what the server makes of the token.
+pub(super) async fn offer(
+    target: &CheckTarget,
+    client: &Result<Client, rustls::Error>,
+    offer: Offer,
+) -> TokenAnswer {
+    let Ok(mut attempt) = Attempt::begin(target, client, Some(offer)) else {
+        return TokenAnswer::Nothing;
+    };
+    let ended = timeout(target.check.timeout, attempt.run()).await;
+    let answer = match ended {
+        Ok(Ok(End::Closed(error))) if !attempt.connected => {
+            let (pool, backend) = &target.name;
+            debug!(pool, backend, address = %target.address, %error, "token");
+            of_token(&error)
+        }
+        // By the time that a handshake is done the token has been honoured, or the client had complained.
+        _ if attempt.connected => TokenAnswer::Honoured,
+        _ => TokenAnswer::Nothing,
+    };
+    drop(attempt.close());
+    answer
 }
 
 /// A connection that is tried out.
@@ -194,9 +213,10 @@ enum End {
 impl<'a> Attempt<'a> {
     fn begin(
         target: &'a CheckTarget,
-        client: &'a Client,
+        client: &'a Result<Client, rustls::Error>,
         offer: Option<Offer>,
     ) -> io::Result<Self> {
+        let client = client.as_ref().map_err(|error| io::Error::other(error.to_string()))?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
         let socket = connect(target)?;
@@ -395,20 +415,23 @@ fn of_end(content: bool, error: &ConnectionError) -> CheckResult {
     }
 }
 
-/// What it means for tokens that a connection is over which began with one. Servers also close for reasons of their own: they have no
-/// room, or do not speak the application protocol, which shows nothing.
-fn of_token(error: &ConnectionError) -> CheckResult {
+/// What it means for the token with which a handshake began that it has failed. Servers also close for reasons of their own: they
+/// have no room, or do not speak the application protocol, which shows nothing.
+fn of_token(error: &ConnectionError) -> TokenAnswer {
     match error {
-        // By the time that the application can say something the token has been honoured, or the client had complained.
-        ConnectionError::PeerClosed(PeerClose::Application { .. }) => CheckResult::Answered,
-        ConnectionError::PeerClosed(PeerClose::Transport { code, .. })
+        ConnectionError::PeerClosed(PeerClose::Transport { code, reason, .. })
             if *code == Code::INVALID_TOKEN =>
         {
-            CheckResult::Closed
+            let says = |why: InvalidToken| reason == why.label();
+            match () {
+                () if says(InvalidToken::Future) => TokenAnswer::Future,
+                () if says(InvalidToken::Expired) => TokenAnswer::Expired,
+                () => TokenAnswer::Refused,
+            }
         }
         // They do not say what a server says that has honoured the token.
         ConnectionError::Peer(error) if error.code == Code::TRANSPORT_PARAMETER_ERROR => {
-            CheckResult::Wrong
+            TokenAnswer::Refused
         }
         ConnectionError::Peer(_)
         | ConnectionError::PeerClosed(_)
@@ -418,7 +441,7 @@ fn of_token(error: &ConnectionError) -> CheckResult {
         | ConnectionError::IdleTimeout
         | ConnectionError::HandshakeTimeout { .. }
         | ConnectionError::Internal(_)
-        | ConnectionError::ClosedLocally => CheckResult::Timeout,
+        | ConnectionError::ClosedLocally => TokenAnswer::Nothing,
     }
 }
 
@@ -445,7 +468,10 @@ mod tests {
     use quic_lb_config::{CheckKind, HealthCheck};
     use rustls::{CertificateError, pki_types::PrivatePkcs8KeyDer};
 
-    use super::*;
+    use super::{
+        super::skew::{self, Search},
+        *,
+    };
     use crate::{control::plane::ControlPlane, fixtures, memory::Memory};
     use CheckResult::{Answered, Certificate, Closed, Timeout, Unsent, Wrong};
 
@@ -494,27 +520,38 @@ mod tests {
         let closed = ConnectionError::PeerClosed;
         let tls = |error| ConnectionError::Tls { error, code: Code::crypto(42) };
         let broken = |code| TransportError { code, frame_type: 0, reason: "".into() };
-        for (error, result) in [
-            (closed(transport(Code::INVALID_TOKEN)), Closed),
-            (ConnectionError::Peer(broken(Code::TRANSPORT_PARAMETER_ERROR)), Wrong),
-            (closed(PeerClose::Application { code: 0, reason: Default::default() }), Answered),
-            (closed(transport(Code::CONNECTION_REFUSED)), Timeout),
-            (closed(transport(Code::NO_ERROR)), Timeout),
-            (closed(transport(Code::APPLICATION_ERROR)), Timeout),
-            (closed(transport(Code::INTERNAL_ERROR)), Timeout),
+        let refused = |reason: &'static str| {
+            let (code, reason) = (Code::INVALID_TOKEN, reason.into());
+            closed(PeerClose::Transport { code, frame_type: 0, reason })
+        };
+        let application = PeerClose::Application { code: 0, reason: Default::default() };
+        for (error, answer) in [
+            (refused(""), TokenAnswer::Refused),
+            (refused("expired"), TokenAnswer::Expired),
+            (refused("future"), TokenAnswer::Future),
+            (refused("futures"), TokenAnswer::Refused),
+            (ConnectionError::Peer(broken(Code::TRANSPORT_PARAMETER_ERROR)), TokenAnswer::Refused),
+            (closed(application), TokenAnswer::Nothing),
+            (closed(transport(Code::CONNECTION_REFUSED)), TokenAnswer::Nothing),
+            (closed(transport(Code::NO_ERROR)), TokenAnswer::Nothing),
+            (closed(transport(Code::APPLICATION_ERROR)), TokenAnswer::Nothing),
+            (closed(transport(Code::INTERNAL_ERROR)), TokenAnswer::Nothing),
             // It speaks none of the protocols that were offered.
-            (closed(transport(Code::crypto(120))), Timeout),
-            (ConnectionError::Peer(broken(Code::PROTOCOL_VIOLATION)), Timeout),
-            (tls(rustls::Error::InvalidCertificate(CertificateError::Expired)), Timeout),
-            (tls(rustls::Error::NoApplicationProtocol), Timeout),
-            (ConnectionError::Reset, Timeout),
-            (ConnectionError::VersionMismatch(vec![2]), Timeout),
-            (ConnectionError::IdleTimeout, Timeout),
-            (ConnectionError::HandshakeTimeout { answered: true }, Timeout),
-            (ConnectionError::ClosedLocally, Timeout),
-            (ConnectionError::Internal("no"), Timeout),
+            (closed(transport(Code::crypto(120))), TokenAnswer::Nothing),
+            (ConnectionError::Peer(broken(Code::PROTOCOL_VIOLATION)), TokenAnswer::Nothing),
+            (
+                tls(rustls::Error::InvalidCertificate(CertificateError::Expired)),
+                TokenAnswer::Nothing,
+            ),
+            (tls(rustls::Error::NoApplicationProtocol), TokenAnswer::Nothing),
+            (ConnectionError::Reset, TokenAnswer::Nothing),
+            (ConnectionError::VersionMismatch(vec![2]), TokenAnswer::Nothing),
+            (ConnectionError::IdleTimeout, TokenAnswer::Nothing),
+            (ConnectionError::HandshakeTimeout { answered: true }, TokenAnswer::Nothing),
+            (ConnectionError::ClosedLocally, TokenAnswer::Nothing),
+            (ConnectionError::Internal("no"), TokenAnswer::Nothing),
         ] {
-            assert_eq!(of_token(&error), result, "{error:?}");
+            assert_eq!(of_token(&error), answer, "{error:?}");
         }
     }
 
@@ -583,7 +620,7 @@ mod tests {
         let server = tokio::spawn(serve_as_two(socket, None));
         let CheckKind::Quic(handshake) = &target.check.kind else { unreachable!() };
         let client = Client::new(handshake, None, target.check.timeout);
-        let found = try_out(&target, &client, None).await;
+        let found = try_out(&target, &client).await;
         server.abort();
         assert_eq!(found.result, Answered);
         assert!(found.cids.len() > 2, "{found:?}");
@@ -601,12 +638,12 @@ mod tests {
         let memory = Arc::new(Memory::new(10, Instant::now(), [0; 4]));
         let plane = ControlPlane::new(config, memory, [1, 2]);
         let policy = |key| Some(TokenPolicy::Nat(TokenKeys::new([key])));
-        let hour = Duration::from_secs(3600);
-        for (tokens, behind, expected) in [
-            (policy(key(7)), Duration::ZERO, Answered),
-            (policy(key(7)), hour, Closed),
-            (policy(key(8)), Duration::ZERO, Closed),
-            (None, Duration::ZERO, Closed),
+        for (tokens, ahead, expected) in [
+            (policy(key(7)), 0, TokenAnswer::Honoured),
+            (policy(key(7)), -3600, TokenAnswer::Expired),
+            (policy(key(7)), 3600, TokenAnswer::Future),
+            (policy(key(8)), 0, TokenAnswer::Refused),
+            (None, 0, TokenAnswer::Refused),
         ] {
             let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
             let target = target(socket.local_addr().unwrap());
@@ -614,10 +651,37 @@ mod tests {
             let CheckKind::Quic(handshake) = &target.check.kind else { unreachable!() };
             let client = Client::new(handshake, None, target.check.timeout);
             let tokens = plane.tokens().unwrap();
-            let offer = Offer { tokens, time: SystemTime::now() - behind };
-            let found = try_out(&target, &client, Some(offer)).await;
+            let time = skew::shifted(SystemTime::now(), ahead);
+            let answer = offer(&target, &client, Offer { tokens, time }).await;
             server.abort();
-            assert_eq!(found.result, expected, "{behind:?} behind");
+            assert_eq!(answer, expected, "{ahead} s ahead");
         }
+    }
+
+    #[tokio::test]
+    async fn the_clock_of_a_server_is_told_by_the_tokens_that_it_honours() {
+        let key = TokenKey::new(1, [7; 16], [0; 12]).unwrap();
+        let mut config = fixtures::config(true);
+        config.retry.keys = vec![key.clone()];
+        let memory = Arc::new(Memory::new(10, Instant::now(), [0; 4]));
+        let tokens = ControlPlane::new(config, memory, [1, 2]).tokens().unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let target = target(socket.local_addr().unwrap());
+        let policy = TokenPolicy::Nat(TokenKeys::new([key]));
+        let server = tokio::spawn(serve_as_two(socket, Some(policy)));
+        let CheckKind::Quic(handshake) = &target.check.kind else { unreachable!() };
+        let client = Client::new(handshake, None, target.check.timeout);
+        // It is the balancer whose clock is wrong here.
+        for wrong in [0, 30, -8, 3600, -3600] {
+            let mut search = Search::new(tokens.lifetime());
+            while let Some(ahead) = search.next() {
+                let time = skew::shifted(SystemTime::now(), wrong + ahead);
+                let made = Offer { tokens: Arc::clone(&tokens), time };
+                search.on_answer(offer(&target, &client, made).await);
+            }
+            let found = search.skew().unwrap();
+            assert!((found + wrong).abs() <= 1, "{found} where {wrong} was wrong");
+        }
+        server.abort();
     }
 }

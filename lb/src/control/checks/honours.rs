@@ -5,13 +5,40 @@ use std::{num::NonZeroU32, time::Duration};
 
 use quic_lb_config::{CertificatePolicy, CheckKind, Handshake, HealthCheck};
 
-use crate::check::CheckResult;
-
 /// From one question to a server to the next while it is not known to honour tokens.
 pub(crate) const UNKNOWN_EVERY: Duration = Duration::from_secs(2);
 
 /// How long a server may take; one that is busy may take a while.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a server has made of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TokenAnswer {
+    /// The connection goes on as it does where the token was honoured.
+    Honoured,
+    /// Its time is over, says the server.
+    Expired,
+    /// Its time has not come.
+    Future,
+    /// It was refused for another reason, or without one, or not looked at.
+    Refused,
+    /// Nothing that has to do with it.
+    Nothing,
+}
+
+impl TokenAnswer {
+    /// For the log.
+    #[must_use]
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Honoured => "honoured",
+            Self::Expired => "expired",
+            Self::Future => "future",
+            Self::Refused => "refused",
+            Self::Nothing => "nothing",
+        }
+    }
+}
 
 /// Whether a server honours the tokens of Retries, for all that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -29,23 +56,17 @@ pub(crate) enum Honours {
 }
 
 impl Honours {
-    /// What is known after a question has come to `result`, in which a failure is one that shows something of tokens.
+    /// What is known after a token was offered.
     #[must_use]
-    pub(crate) fn on_result(self, result: CheckResult) -> Self {
-        match result {
-            CheckResult::Answered => Self::Yes { doubted: false },
-            CheckResult::Closed | CheckResult::Wrong => match self {
+    pub(crate) fn on_answer(self, answer: TokenAnswer) -> Self {
+        match answer {
+            TokenAnswer::Honoured => Self::Yes { doubted: false },
+            TokenAnswer::Expired | TokenAnswer::Future | TokenAnswer::Refused => match self {
                 // It may have been about to end.
                 Self::Yes { doubted: false } => Self::Yes { doubted: true },
                 Self::Yes { doubted: true } | Self::Unknown | Self::No => Self::No,
             },
-            // It has said nothing about tokens.
-            CheckResult::Timeout
-            | CheckResult::Refused
-            | CheckResult::Certificate
-            | CheckResult::Status
-            | CheckResult::Miswired
-            | CheckResult::Unsent => self,
+            TokenAnswer::Nothing => self,
         }
     }
 
@@ -102,10 +123,6 @@ pub(crate) fn question(check: Option<&HealthCheck>) -> HealthCheck {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use CheckResult::{
-        Answered, Certificate, Closed, Miswired, Refused, Status, Timeout, Unsent, Wrong,
-    };
-
     const UNKNOWN: Honours = Honours::Unknown;
     const YES: Honours = Honours::Yes { doubted: false };
     const DOUBTED: Honours = Honours::Yes { doubted: true };
@@ -114,16 +131,14 @@ mod tests {
     #[test]
     fn every_answer_changes_what_is_known_and_silence_does_not() {
         for before in [UNKNOWN, YES, DOUBTED, NO] {
-            assert_eq!(before.on_result(Answered), YES);
-            for nothing in [Timeout, Refused, Certificate, Status, Miswired, Unsent] {
-                assert_eq!(before.on_result(nothing), before, "{nothing:?}");
-            }
+            assert_eq!(before.on_answer(TokenAnswer::Honoured), YES);
+            assert_eq!(before.on_answer(TokenAnswer::Nothing), before);
         }
-        for refused in [Closed, Wrong] {
-            assert_eq!(UNKNOWN.on_result(refused), NO);
-            assert_eq!(YES.on_result(refused), DOUBTED);
-            assert_eq!(DOUBTED.on_result(refused), NO);
-            assert_eq!(NO.on_result(refused), NO);
+        for refused in [TokenAnswer::Expired, TokenAnswer::Future, TokenAnswer::Refused] {
+            assert_eq!(UNKNOWN.on_answer(refused), NO);
+            assert_eq!(YES.on_answer(refused), DOUBTED);
+            assert_eq!(DOUBTED.on_answer(refused), NO);
+            assert_eq!(NO.on_answer(refused), NO);
         }
     }
 

@@ -27,6 +27,7 @@ pub(super) mod honours;
 mod http3;
 mod probe;
 mod retry;
+mod skew;
 pub(super) mod slow_start;
 pub(super) mod state;
 
@@ -263,7 +264,7 @@ impl Checker {
                     // They are never closed.
                     let _place = places.acquire().await.ok();
                     let asked = tokio::time::Instant::now();
-                    (asked, handshake::try_out(&target, client, None).await)
+                    (asked, handshake::try_out(&target, client).await)
                 }
             };
             finding.took = asked.elapsed();

@@ -15,7 +15,7 @@
 use std::{
     collections::BTreeMap,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use quic_lb_config::{CheckKind, Config};
@@ -24,20 +24,30 @@ use tokio::{sync::Semaphore, time::sleep};
 use super::{
     Task,
     handshake::{self, Client, Offer},
-    honours::{Honours, UNKNOWN_EVERY},
+    honours::{Honours, TokenAnswer, UNKNOWN_EVERY},
     share_of,
+    skew::{self, Search},
 };
-use crate::control::{
-    plane::{
-        ControlPlane,
-        backends::{CheckTarget, TokenTarget},
-        watched::Name,
+use crate::{
+    admission::tokens::Tokens,
+    control::{
+        plane::{
+            ControlPlane,
+            backends::{CheckTarget, TokenTarget},
+            watched::Name,
+        },
+        shared::Shared,
     },
-    shared::Shared,
 };
 
 /// From one question to a server that honours tokens to the next.
 const KNOWN_EVERY: Duration = Duration::from_secs(30);
+
+/// From one look at the clock of a server to the next; each takes some twenty tokens.
+const COMPARED_EVERY: Duration = Duration::from_secs(300);
+
+/// As [`COMPARED_EVERY`], of one that refuses tokens.
+const DOUBTED_EVERY: Duration = Duration::from_secs(10);
 
 /// Servers that are asked at once.
 const AT_ONCE: usize = 64;
@@ -82,6 +92,7 @@ impl Questions {
 async fn ask(shared: Arc<Shared>, target: CheckTarget, places: Arc<Semaphore>) {
     let CheckKind::Quic(handshake) = &target.check.kind else { return };
     let client = Client::new(handshake, None, target.check.timeout);
+    let mut compared = None;
     sleep(share_of(Duration::from_millis(100))).await;
     loop {
         // They are never closed.
@@ -89,10 +100,21 @@ async fn ask(shared: Arc<Shared>, target: CheckTarget, places: Arc<Semaphore>) {
         let tokens = shared.plane().tokens();
         let honours = match tokens {
             Some(tokens) => {
-                let offer = Offer { tokens, time: SystemTime::now() };
-                let found = handshake::try_out(&target, &client, Some(offer)).await;
-                let told = |plane: &mut ControlPlane| plane.on_token(&target, found.result);
-                shared.change(told)
+                let answer = offer(&target, &client, &tokens, 0).await;
+                let told = |plane: &mut ControlPlane| plane.on_token(&target, answer);
+                let honours = shared.change(told);
+                let every = match answer {
+                    TokenAnswer::Honoured | TokenAnswer::Nothing => COMPARED_EVERY,
+                    TokenAnswer::Expired | TokenAnswer::Future | TokenAnswer::Refused => {
+                        DOUBTED_EVERY
+                    }
+                };
+                if compared.is_none_or(|at: Instant| at.elapsed() >= every) {
+                    compared = Some(Instant::now());
+                    let skew = compare(&target, &client, &tokens, answer).await;
+                    shared.change(|plane: &mut ControlPlane| plane.on_skew(&target, skew));
+                }
+                honours
             }
             None => Honours::Unknown,
         };
@@ -103,4 +125,30 @@ async fn ask(shared: Arc<Shared>, target: CheckTarget, places: Arc<Semaphore>) {
         };
         sleep(every - share_of(every / 10)).await;
     }
+}
+
+/// Offers a token that is made so many seconds from now.
+async fn offer(
+    target: &CheckTarget,
+    client: &Result<Client, rustls::Error>,
+    tokens: &Arc<Tokens>,
+    seconds: i64,
+) -> TokenAnswer {
+    let time = skew::shifted(SystemTime::now(), seconds);
+    handshake::offer(target, client, Offer { tokens: Arc::clone(tokens), time }).await
+}
+
+/// Compares clocks, where a token of now was answered like this.
+async fn compare(
+    target: &CheckTarget,
+    client: &Result<Client, rustls::Error>,
+    tokens: &Arc<Tokens>,
+    now: TokenAnswer,
+) -> Option<i64> {
+    let mut search = Search::new(tokens.lifetime());
+    search.on_answer(now);
+    while let Some(seconds) = search.next() {
+        search.on_answer(offer(target, client, tokens, seconds).await);
+    }
+    search.skew()
 }

@@ -23,7 +23,7 @@ use crate::{
     control::{
         checks::{
             contract::{Contract, Shown, breach},
-            honours::{Honours, question},
+            honours::{Honours, TokenAnswer, question},
             state::{Checked, Thresholds},
         },
         commands::Commands,
@@ -154,22 +154,48 @@ impl ControlPlane {
         (!self.config().retry.keys.is_empty()).then(|| Arc::clone(gate.tokens()))
     }
 
-    /// Takes note of what a connection with a token has come to; says what is known now.
-    pub(crate) fn on_token(&mut self, target: &CheckTarget, result: CheckResult) -> Honours {
+    /// What is watched of a backend that was asked about tokens; it may have moved since, or be no more.
+    fn asked(&mut self, target: &CheckTarget) -> Option<&mut Watched> {
         let watched = self.backends.get_mut(&target.name);
-        // It may have moved, or be no more.
-        let watched = watched.filter(|watched| watched.address == target.backend);
-        let Some(watched) = watched else { return Honours::Unknown };
+        watched.filter(|watched| watched.address == target.backend)
+    }
+
+    /// Takes note of by how many seconds the clock of a server is ahead, if that could be told.
+    pub(crate) fn on_skew(&mut self, target: &CheckTarget, ahead: Option<i64>) {
+        let Some(watched) = self.asked(target) else { return };
+        let differs = |skew: Option<i64>| {
+            skew.is_some_and(|ahead| ahead.unsigned_abs() > quic::token::CLOCK_SKEW.as_secs())
+        };
+        let (before, now) = (differs(watched.clock_skew), differs(ahead));
+        watched.clock_skew = ahead;
+        let (pool, backend) = &target.name;
+        let address = target.backend;
+        match (before, now) {
+            (false, true) => {
+                let hint = "tokens of Retries that are good for some seconds are refused where clocks differ by more: \
+                            see to NTP on both machines";
+                warn!(pool, backend, %address, ahead_seconds = ahead, hint, "the clock of the backend differs from ours");
+            }
+            (true, false) if ahead.is_some() => {
+                info!(pool, backend, %address, "the clock of the backend does not differ any more");
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes note of what a server has made of a token; says what is known now.
+    pub(crate) fn on_token(&mut self, target: &CheckTarget, answer: TokenAnswer) -> Honours {
+        let Some(watched) = self.asked(target) else { return Honours::Unknown };
         let before = watched.honours;
-        watched.honours = before.on_result(result);
+        watched.honours = before.on_answer(answer);
         let (pool, backend) = &target.name;
         let address = target.backend;
         match (before, watched.honours) {
             (Honours::Unknown | Honours::Yes { .. }, Honours::No) => {
                 let says = "backend does not honour the tokens of Retries: clients of its pool are not asked for proof of their address";
                 let hint = "compare retry.keys, retry.format and clocks; the log has why at the level debug";
-                let result = result.label();
-                warn!(pool, backend, %address, result, hint, "{says}");
+                let answer = answer.label();
+                warn!(pool, backend, %address, answer, hint, "{says}");
             }
             (Honours::Unknown | Honours::No, Honours::Yes { .. }) => {
                 info!(pool, backend, %address, "backend honours the tokens of Retries");
@@ -214,6 +240,7 @@ impl ControlPlane {
                         seen: BackendTotals::default(),
                         half_open: None,
                         honours: Honours::default(),
+                        clock_skew: None,
                         drains_since: None,
                     }
                 });

@@ -40,6 +40,8 @@ pub(crate) struct BackendView {
     pub(crate) half_open: Option<u64>,
     /// Whether it honours the tokens of Retries, if it is asked.
     pub(crate) honours: Option<Honours>,
+    /// By how many seconds its clock is ahead, if that is known.
+    pub(crate) clock_skew: Option<i64>,
     /// How much of its share of new connections it has, while that grows.
     pub(crate) starting: Option<SlowStart>,
     /// How its active checks go, if there are any.
@@ -82,6 +84,7 @@ impl ControlPlane {
             totals: view.totals,
             half_open: view.half_open,
             retry_unsupported: view.honours.map(|honours| honours == Honours::No),
+            clock_skew: view.clock_skew,
             live: view.live,
             silent: view.live.last_heard().map(|heard| time.saturating_sub(heard)),
             checks: view.check.map(|check| check.counts),
@@ -176,6 +179,7 @@ impl ControlPlane {
                 honours: in_force.config.asks_for_tokens(pool).then(|| {
                     backends.get(&name).map(|watched| watched.honours).unwrap_or_default()
                 }),
+                clock_skew: backends.get(&name).and_then(|watched| watched.clock_skew),
                 starting: backends.get(&name).and_then(|watched| watched.starting),
                 check: backends.get(&name).and_then(Watched::check),
                 live,

@@ -61,6 +61,8 @@ pub(super) struct Watched {
     pub(super) half_open: Option<(u64, Instant)>,
     /// Whether it honours the tokens of Retries.
     pub(super) honours: Honours,
+    /// By how many seconds its clock is ahead, as far as its tokens have shown.
+    pub(super) clock_skew: Option<i64>,
     /// Since when it drains, counted from the beginning of the process.
     pub(super) drains_since: Option<Duration>,
 }

@@ -24,6 +24,7 @@ use crate::{
     invariants::{LongHeader, Packet},
     random::Random,
     retry,
+    token::InvalidToken,
 };
 
 /// Replies that wait to be fetched; more than one only when the calling rule is not kept.
@@ -167,8 +168,14 @@ impl Endpoint {
         };
         let (original_dcid, retry_scid) = match verdict {
             TokenVerdict::Retried(claim) => (claim.original_dcid, Some(header.dcid)),
-            TokenVerdict::Invalid(_) => {
-                return self.refuse(arrival, version, &header, datagram, Reason::InvalidToken);
+            TokenVerdict::Invalid(why) => {
+                // Whoever has the key has a clock too, which may be the wrong one.
+                let words = match why {
+                    InvalidToken::Expired | InvalidToken::Future => why.label(),
+                    _ => "",
+                };
+                let why = (Reason::InvalidToken, words);
+                return self.refuse(arrival, version, &header, datagram, why);
             }
             TokenVerdict::Spent => return Err(DropReason::SpentToken),
             TokenVerdict::Nothing if retry_wanted => {
@@ -180,7 +187,7 @@ impl Endpoint {
             return Err(DropReason::Saturated);
         }
         if self.count >= server.max_connections {
-            return self.refuse(arrival, version, &header, datagram, Reason::Refused);
+            return self.refuse(arrival, version, &header, datagram, (Reason::Refused, ""));
         }
         let tls = Arc::clone(&server.tls);
         let config = Arc::clone(&server.transport);
@@ -217,7 +224,7 @@ impl Endpoint {
         };
         let limit = self.issuers.per_connection();
         let Ok(mut connection) = Connection::server(setup, tls, limit) else {
-            return self.refuse(arrival, version, &header, datagram, Reason::Internal);
+            return self.refuse(arrival, version, &header, datagram, (Reason::Internal, ""));
         };
         connection.handle_datagram(*arrival, datagram, header.dcid.len());
         // Whatever does not open with the keys that anybody can derive is noise, not a client.
@@ -331,7 +338,7 @@ impl Endpoint {
         version: Version,
         initial: &Header,
         datagram: &[u8],
-        reason: Reason,
+        (reason, words): (Reason, &str),
     ) -> Result<(), DropReason> {
         let PacketKind::Initial { scid: client_cid, .. } = &initial.kind else {
             return Err(DropReason::Malformed);
@@ -340,7 +347,7 @@ impl Endpoint {
             return Err(DropReason::Undecryptable);
         }
         let (original_dcid, scid) = (&initial.dcid, &initial.dcid);
-        let refusal = Refusal { version, client_cid, original_dcid, scid, reason };
+        let refusal = Refusal { version, client_cid, original_dcid, scid, reason, words };
         let mut octets = vec![0; Refusal::MAX_LEN];
         let len = refusal.write(&mut octets).ok_or(DropReason::Malformed)?;
         octets.truncate(len);

@@ -107,6 +107,17 @@ fn req_e04_forged_foreign_and_old_tokens_of_both_formats_are_refused() {
             assert_eq!(pair.server.tokens(TokenResult::Retry), count as u64, "{what}");
             let refused = closed_with(&pair.client_closed, Code::INVALID_TOKEN);
             assert_eq!(refused, !good, "{what}: {:?}", pair.client_closed);
+            // A clock that is wrong is told so.
+            let words = match &pair.client_closed {
+                Some(ConnectionError::PeerClosed(PeerClose::Transport { reason, .. })) => reason,
+                _ => &Default::default(),
+            };
+            let expected = match what {
+                "expired" => "expired",
+                "of the future" => "future",
+                _ => "",
+            };
+            assert_eq!(words, expected, "{what}");
             let by_reason = InvalidToken::ALL.map(|why| pair.server.tokens_refused(why));
             let invalid = pair.server.tokens(TokenResult::Invalid);
             assert_eq!(by_reason.iter().sum::<u64>(), invalid, "{what}");
@@ -157,6 +168,7 @@ fn a_refusal_of_an_initial_that_somebody_forged_ends_no_handshake() {
                 original_dcid: original_dcid.unwrap_or(&drawn),
                 scid: &retry_scid(),
                 reason: Reason::InvalidToken,
+                words: "",
             };
             let mut octets = [0; Refusal::MAX_LEN];
             let len = refusal.write(&mut octets).unwrap();

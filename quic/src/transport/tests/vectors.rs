@@ -80,8 +80,14 @@ fn req_c12_c28_published_client_initials_are_authentic_and_can_be_refused() {
     for (version, packet) in [(Version::V1, CLIENT_V1), (Version::V2, CLIENT_V2)] {
         assert!(is_authentic(&hex(packet)), "{version:?}");
         let reason = Reason::InvalidToken;
-        let refusal =
-            Refusal { version, client_cid: &[], original_dcid: &dcid, scid: &scid, reason };
+        let refusal = Refusal {
+            version,
+            client_cid: &[],
+            original_dcid: &dcid,
+            scid: &scid,
+            reason,
+            words: "",
+        };
         let mut octets = vec![0; Refusal::MAX_LEN];
         let len = refusal.write(&mut octets).unwrap();
         let packet = &mut octets[..len];

@@ -1,6 +1,7 @@
 //! Whether servers honour the tokens of Retries.
 
 use super::*;
+use crate::control::checks::honours::TokenAnswer;
 
 #[test]
 fn validation_waits_until_servers_are_known_to_honour_tokens_and_ends_when_one_does_not() {
@@ -11,7 +12,7 @@ fn validation_waits_until_servers_are_known_to_honour_tokens_and_ends_when_one_d
         config.retry.adaptive.on_rate = 10;
         config.retry.keys = vec![TokenKey::new(0, [1; 16], [0; 12]).unwrap()];
         let mut bench = Bench::of(config);
-        let phase = |bench: &mut Bench, result: Option<CheckResult>| {
+        let phase = |bench: &mut Bench, result: Option<TokenAnswer>| {
             let asked = bench.plane.token_targets().remove(0).target;
             assert_eq!(asked.name, name("a"));
             if let Some(result) = result {
@@ -29,14 +30,14 @@ fn validation_waits_until_servers_are_known_to_honour_tokens_and_ends_when_one_d
         };
         assert_eq!(gate(&bench), "inactive", "before the first tick");
         let third = bench.plane.token_targets().remove(2).target;
-        let _ = bench.plane.on_token(&third, CheckResult::Answered);
+        let _ = bench.plane.on_token(&third, TokenAnswer::Honoured);
         assert_eq!(phase(&mut bench, None), "inactive");
-        assert_eq!(phase(&mut bench, Some(CheckResult::Timeout)), "inactive");
-        assert_eq!(phase(&mut bench, Some(CheckResult::Answered)), "active", "two of three do");
+        assert_eq!(phase(&mut bench, Some(TokenAnswer::Nothing)), "inactive");
+        assert_eq!(phase(&mut bench, Some(TokenAnswer::Honoured)), "active", "two of three do");
         assert_eq!(gate(&bench), "active");
-        assert_eq!(phase(&mut bench, Some(CheckResult::Timeout)), "active", "it is busy");
-        assert_eq!(phase(&mut bench, Some(CheckResult::Closed)), "active", "once");
-        assert_eq!(phase(&mut bench, Some(CheckResult::Wrong)), "inactive");
+        assert_eq!(phase(&mut bench, Some(TokenAnswer::Nothing)), "active", "it is busy");
+        assert_eq!(phase(&mut bench, Some(TokenAnswer::Expired)), "active", "once");
+        assert_eq!(phase(&mut bench, Some(TokenAnswer::Refused)), "inactive");
         assert_eq!(gate(&bench), "inactive");
         let shown = |bench: &Bench| {
             let backends = bench.plane.reading(bench.now).backends;
@@ -82,4 +83,27 @@ fn it_is_the_backend_that_is_asked_for_tokens_wherever_it_is_checked() {
     for of in asked {
         assert_eq!(of.target.address, of.target.backend);
     }
+}
+
+#[test]
+fn the_clock_of_a_backend_is_shown_as_far_as_it_is_known() {
+    let mut config = fixtures::config(true);
+    config.pools[0].honours_tokens = HonoursTokens::Probe;
+    config.retry.mode = RetryMode::Always;
+    config.retry.keys = vec![TokenKey::new(0, [1; 16], [0; 12]).unwrap()];
+    let mut bench = Bench::of(config);
+    let mut target = bench.plane.token_targets().remove(0).target;
+    let skews = |bench: &Bench| {
+        let backends = bench.plane.reading(bench.now).backends;
+        backends.iter().map(|of| of.clock_skew).collect::<Vec<_>>()
+    };
+    assert_eq!(skews(&bench), [None; 3]);
+    for known in [Some(-3600), Some(1), None] {
+        bench.plane.on_skew(&target, known);
+        assert_eq!(skews(&bench), [known, None, None]);
+    }
+    // What was found of another server that had this name.
+    target.backend.set_port(1);
+    bench.plane.on_skew(&target, Some(7));
+    assert_eq!(skews(&bench), [None; 3]);
 }
