@@ -119,7 +119,7 @@ pub struct BackendCounters {
     pub answered: Counter,
     /// Those of them that have ended without an answer.
     pub unanswered: Counter,
-    /// First flights that it has refused and that another backend was sent.
+    /// First flights that it has refused, or left unanswered until it went down, and that another backend was sent.
     pub moved: Counter,
     /// What the kernel said instead of sending to it, or of what it had sent.
     pub refused: [Counter; Refusal::ALL.len()],

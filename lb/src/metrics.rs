@@ -196,7 +196,7 @@ const BACKEND_MISNAMED: Family = Family::counter(
 const BACKEND_MOVED: Family = Family::counter(
     "quic_lb_backend_refused_moved_total",
     &["pool", "backend"],
-    "First flights that the backend refused, and that were sent to another one at once.",
+    "First flights that the backend refused, or had not answered when it went down, and that were sent to another one.",
 );
 const BACKEND_UNANSWERED: Family = Family::counter(
     "quic_lb_backend_unanswered_total",

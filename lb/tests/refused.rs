@@ -5,7 +5,10 @@
 
 mod support;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::{
+    io,
+    net::{SocketAddr, UdpSocket},
+};
 
 use support::balancer::{Balancer, Host, PATIENCE, Server, initial, short};
 
@@ -24,9 +27,13 @@ fn client(host: Host) -> UdpSocket {
 }
 
 fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    receive_from(socket).unwrap()
+}
+
+fn receive_from(socket: &UdpSocket) -> io::Result<(Vec<u8>, SocketAddr)> {
     let mut octets = [0; 2_000];
-    let (len, from) = socket.recv_from(&mut octets).unwrap();
-    (octets[..len].to_vec(), from)
+    let (len, from) = socket.recv_from(&mut octets)?;
+    Ok((octets[..len].to_vec(), from))
 }
 
 /// Each client sends once, and would wait for ever.
@@ -75,6 +82,45 @@ fn all_datagrams_of_a_first_flight_go_the_same_way_and_what_follows_them_too() {
         assert_eq!(receive(&client).0, b"answer");
     }
     assert!(balancer.metric(MOVED) >= 1.0);
+}
+
+/// Nothing says that it is not there: it is found to be silent.
+#[test]
+fn first_flights_that_a_backend_has_left_unanswered_go_elsewhere_when_it_goes_down() {
+    let host = Host::new();
+    let _silent = socket(host.at(5001));
+    let b = socket(host.at(5002));
+    std::thread::spawn(move || {
+        while let Ok((octets, from)) = receive_from(&b) {
+            // To the connection ID of the client, as `initial` has it.
+            let answer =
+                [&[0xc0, 0, 0, 0, 1, 4][..], &octets[15..19], &[4, 9, 9, 9, 9, 0]].concat();
+            b.send_to(&answer, from).unwrap();
+        }
+    });
+    let balancer = Balancer::start(host);
+    let mut clients = vec![];
+    for nonce in 0..400 {
+        let client = client(host);
+        client.send(&initial(nonce)).unwrap();
+        clients.push(client);
+        if balancer.metric(MOVED) > 0.0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(25));
+    }
+    let moved = balancer.metric(MOVED);
+    assert!(moved > 0.0);
+    // Those that have waited longest go on waiting for their clients to repeat themselves.
+    let mut answered = 0;
+    for client in &clients {
+        client.set_nonblocking(true).unwrap();
+        answered += usize::from(client.recv(&mut [0; 2_000]).is_ok());
+    }
+    assert!(answered < clients.len());
+    let at_b = balancer.metric("quic_lb_backend_datagrams_total{backend=\"b\",pool=\"web\"}");
+    assert!(at_b >= moved);
+    assert_eq!(balancer.backend("a")["state"], "down");
 }
 
 #[test]

@@ -37,6 +37,8 @@ ENOUGH_MOVES_OF_PAGE = 3
 # How long a server may take to see a move before there is another: a NAT may give a connection the
 # port that it had.
 MOVE = 3
+# In milliseconds: a client whose first flight gets no answer repeats it after a second.
+WITHIN_A_TIMEOUT = 900
 VERSION_2 = 0x6B3343CF
 # What the attacker sends, how many in a second and for how many seconds, and how many handshakes there
 # have to have been meanwhile.
@@ -579,6 +581,31 @@ class Namespaces(Suite):
             f"{states.index('down') * 0.1:.1f} s or more, back after {back:.1f} s"
         )
 
+    def killed(self, pool):
+        """One of two servers is gone, at 50 new connections a second. Its host refuses what comes, and says so a few times a second at
+        most. No new connection waits for a timeout of its client for that."""
+        target, backend = f"{VIP4}:{POOLS[pool]['listen'][1]}", f"{pool}-2"
+        files = ("--target", target, "--certificate", self.path("cert.der"))
+        pace = ("--connections", "1", "--new-every", str(1000 // NEW_CONNECTIONS), "--within", str(WITHIN_A_TIMEOUT))
+        moved = lambda: self.count("backend_refused_moved_total", backend=backend)
+        # Not behind a NAT: its ports would be used up.
+        client = self.start("attacker", self.arguments.peer, "visit", *files, *pace)
+        try:
+            client.wait_for("ready")
+            time.sleep(1)
+            before = moved()
+            self.processes_of[backend].kill()
+            time.sleep(SILENT_SECONDS)
+            report = client.end()
+        finally:
+            client.kill()
+        gone, states = moved() - before, self.by("backend_state", "state", backend=backend)
+        # Those that it was in the midst of are lost with it.
+        late = [why for why in report["refused"] if "not in time" in why]
+        expect(gone > 0, f"nothing was moved: {states}, {report}")
+        expect(not late, f"{len(late)} connections came late, {gone} first flights were moved: {report['refused'][:5]}")
+        return f"{report['handshakes']} connections, none late; {gone} first flights were moved; then {states}"
+
     def upgraded(self, pool):
         """The balancer is replaced by itself again and again, while clients listen that send nothing but acknowledgements, others
         ask again and again, and new ones come. Nobody is lost or waits for long, and the kernel drops nothing."""
@@ -822,6 +849,8 @@ class Namespaces(Suite):
         if self.arguments.python:
             self.check("nothing arrived at a wrong aioquic server", self.arrivals, aioquic_servers)
         self.check("nothing arrived at a wrong origin", self.strays)
+        # The last one: nobody counts for a server that is gone.
+        self.check("quinn client: one of two servers is killed", self.killed, "watched")
         self.check("the balancer ends when told to", self.end_of_balancer)
 
     def clean_up(self):

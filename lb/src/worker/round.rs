@@ -43,7 +43,7 @@ use super::{
     upstreams::{Connected, Connection, Upstreams, flow_of},
 };
 use crate::{
-    backend::BackendId,
+    backend::{BackendId, BackendState},
     cid_tag::CidTag,
     client_path::{ClientAddr, ClientPath, ListenerAddr, ListenerIndex},
     connection_log::{
@@ -267,7 +267,7 @@ impl Datapath {
             let now = Instant::now();
             self.counters.rounds.add(1);
             self.transmitter.begin();
-            self.refresh_routing();
+            self.refresh_routing(now);
             if self.serve(now, &ready) {
                 self.obey();
             }
@@ -425,13 +425,19 @@ impl Datapath {
         Datagram { path, octets: burst.first_datagram(&self.receiver) }
     }
 
-    fn refresh_routing(&mut self) {
+    fn refresh_routing(&mut self, now: Instant) {
         let current = self.routing.load();
         if !Arc::ptr_eq(current, &self.snapshot) {
-            self.snapshot = Arc::clone(current);
+            let before = mem::replace(&mut self.snapshot, Arc::clone(current));
             self.forwarder.set_routing(Arc::clone(current));
             self.upstreams.ledger_mut().set_sample(current.logged);
             self.refresh_listeners();
+            let snapshot = Arc::clone(&self.snapshot);
+            let state = |routing: &Routing, id| routing.backend(id).map(|backend| backend.state);
+            self.leave_all(now, |id| {
+                state(&before, id).is_some_and(BackendState::takes_connections)
+                    && state(&snapshot, id) == Some(BackendState::Down)
+            });
         }
     }
 
@@ -553,9 +559,25 @@ impl Datapath {
         // Not before: verdicts that were waiting may have named them.
         let mut refused = mem::take(&mut self.forward.refused);
         for flow in refused.drain(..) {
-            self.go_elsewhere(now, flow);
+            self.leave(now, flow);
         }
         self.forward.refused = refused;
+    }
+
+    /// Has all first flights that went to the backend of `flow` lately sent to others, since it has refused something.
+    #[cold]
+    fn leave(&mut self, now: Instant, flow: FlowId) {
+        let gone = self.forwarder.flow(flow).backend;
+        self.leave_all(now, |backend| backend == gone);
+    }
+
+    fn leave_all(&mut self, now: Instant, is_gone: impl Fn(BackendId) -> bool) {
+        for (id, flow) in self.first_flights.of(now, is_gone) {
+            // Its number may be another's by now.
+            if *self.forwarder.flow(id) == flow {
+                self.go_elsewhere(now, id);
+            }
+        }
     }
 
     /// Has the first flight that `flow` began with sent to another backend, since its own has refused it.
@@ -581,7 +603,7 @@ impl Datapath {
         let Self { forwarder, first_flights, upstreams, counters, .. } = self;
         let upstream = upstreams.of(flow);
         let Connection::Open(socket, _) = &upstream.connection else { return };
-        let is_at = *forwarder.flow(flow);
+        let is_at = (flow, *forwarder.flow(flow));
         let of_other = &counters.backends[backend.slot()];
         for number in numbers {
             first_flights.moved(number, is_at, tried);
@@ -723,7 +745,7 @@ impl Datapath {
                         && self.forwarder.asks(flow)
                     {
                         let octets = burst.first_datagram(&self.receiver);
-                        let flow = *self.forwarder.flow(flow);
+                        let flow = (flow, *self.forwarder.flow(flow));
                         self.first_flights.keep(now, flow, burst.marks, octets);
                     }
                     self.forward.enqueue(&mut self.upstreams, flow, burst.run(rule));
@@ -849,7 +871,7 @@ impl Datapath {
             Ok(slots) => slots,
             Err(refusal) => {
                 if refusal.is_about_backend() {
-                    self.go_elsewhere(now, flow);
+                    self.leave(now, flow);
                 }
                 return;
             }
