@@ -8,7 +8,8 @@
 //!
 //! A connection is a datagram from a client path of its own, an answer to it, and the end of its flow by time. Balancers take turns, a
 //! fresh process each with one worker and a file in a temporary folder, and the best turn of each counts: what else
-//! the machine does only ever adds. The ratio is that of connections a second that a core could carry.
+//! the machine does only ever adds. The ratio is that of connections a second that a core could carry; that of
+//! workers, what they could where the log has a core to write on.
 #![expect(
     clippy::print_stdout,
     clippy::cast_precision_loss,
@@ -64,18 +65,19 @@ async fn main() -> Result<()> {
     }
     println!();
     println!(
-        "| connection log | connections/s | CPU, µs/connection | worker alone | ratio | records | dropped |"
+        "| connection log | connections/s | CPU, µs/connection | worker alone | ratio | of workers | records | dropped |"
     );
-    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     let off = best[0].context("a turn")?;
     for (turn, (name, _)) in best.iter().zip(LOGS) {
         let Turn { connections, cpu, worker, records, dropped } = turn.context("a turn")?;
         println!(
-            "| {name} | {:.0} | {:.2} | {:.2} | {:.3} | {records} | {dropped} |",
+            "| {name} | {:.0} | {:.2} | {:.2} | {:.3} | {:.3} | {records} | {dropped} |",
             connections as f64 / seconds as f64,
             cpu * 1e6,
             worker * 1e6,
             off.cpu / cpu,
+            off.worker / worker,
         );
     }
     Ok(())
