@@ -259,6 +259,7 @@ fn the_admin_interface_answers_each_path_and_refuses_the_rest_clearly() {
             "misnamed": 0,
             "half_open": null,
             "honours_tokens": null,
+            "clock_skew_seconds": null,
         })
     );
     let config = balancer.get("/api/v1/config").json();

@@ -189,7 +189,7 @@ impl MovingNat {
         let moving = tokio::spawn(async move {
             let (mut at, mut carried) = (Instant::now(), part / 2);
             loop {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
                 if at.elapsed() >= MOVES_EVERY
                     || moved.carried() - carried.min(moved.carried()) >= part
                 {
