@@ -10,7 +10,7 @@ use backend_sim::{
     load::{Load, Options, Report},
     serve::{Misbehaviour, Origin, Settings},
 };
-use support::{NAME, settings, soon};
+use support::{LossyLink, NAME, settings, soon};
 
 #[tokio::test]
 async fn a_load_counts_what_it_has_verified() -> anyhow::Result<()> {
@@ -103,6 +103,24 @@ async fn handshakes_that_fail_have_a_cause() -> anyhow::Result<()> {
     let (report, _origin) = load(settings, |_| ()).await?;
     ensure!(report.connections == 0 && !report.is_clean(), "{report:?}");
     ensure!(report.handshakes_failed["refused_by_peer"] > 0, "{report:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn handshakes_that_had_to_say_something_again_are_counted() -> anyhow::Result<()> {
+    let origin = Origin::start(settings()?).await?;
+    let link = LossyLink::start(origin.address()).await?;
+    let mut options = options(&origin);
+    options.target = link.address;
+    options.duration = Duration::from_secs(2);
+    let report = Load::start(options)?.finish().await;
+    ensure!(report.is_clean() && report.connections == 1, "{report:?}");
+    ensure!(report.handshakes_repeated == 1, "{report:?}");
+    ensure!(report.to_string().contains("repeated    1 handshakes"), "{report}");
+    // Where everything is answered none is.
+    let (report, _origin) = load(settings()?, |_| ()).await?;
+    ensure!(report.connections > 0 && report.handshakes_repeated == 0, "{report:?}");
+    ensure!(!report.to_string().contains("repeated"), "{report}");
     Ok(())
 }
 

@@ -136,7 +136,9 @@ async fn open(shared: &Shared, number: usize) -> Option<(Endpoint, Session)> {
     let options = &shared.options;
     match Session::open(&endpoint, &shared.config, options.target, &options.name).await {
         Ok(session) => {
-            shared.tally.on_handshake(began.elapsed());
+            let stats = session.connection().stats();
+            let is_repeated = stats.is_some_and(|stats| stats.probe_timeouts > 0);
+            shared.tally.on_handshake(began.elapsed(), is_repeated);
             shared.see(number, |view| {
                 view.connections += 1;
                 view.address = Some(endpoint.local_addr());

@@ -28,6 +28,9 @@ pub struct Report {
     pub connections: u64,
     /// How long handshakes took.
     pub handshakes: Latency,
+    /// Completed handshakes in which something was not answered in time and said again: a server, or the way there, was not
+    /// there or slow.
+    pub handshakes_repeated: u64,
     /// Handshakes that failed, by cause.
     pub handshakes_failed: BTreeMap<&'static str, u64>,
     /// Requests whose answer was verified to the last octet.
@@ -96,6 +99,10 @@ impl fmt::Display for Report {
             parts.join(", ")
         };
         writeln!(f, "connections   {}, handshake {}", self.connections, self.handshakes)?;
+        if self.handshakes_repeated > 0 {
+            let repeated = self.handshakes_repeated;
+            writeln!(f, "  repeated    {repeated} handshakes, as nobody had answered in time")?;
+        }
         writeln!(f, "  failed      {}", causes(&self.handshakes_failed))?;
         writeln!(f, "  lost        {}", causes(&self.lost_by_cause))?;
         if self.silent > 0 {
@@ -173,9 +180,10 @@ impl Tally {
         self.stopped.load(Relaxed)
     }
 
-    pub(super) fn on_handshake(&self, took: Duration) {
+    pub(super) fn on_handshake(&self, took: Duration, is_repeated: bool) {
         let mut figures = locked(&self.figures);
         figures.report.connections += 1;
+        figures.report.handshakes_repeated += u64::from(is_repeated);
         figures.handshakes.saturating_record(microseconds(took));
     }
 

@@ -136,3 +136,44 @@ impl Drop for SlowLink {
         self.tasks.iter().for_each(tokio::task::AbortHandle::abort);
     }
 }
+
+/// A link in front of a server that loses the first datagram of its client. Dropping it ends it.
+pub(crate) struct LossyLink {
+    pub(crate) address: SocketAddr,
+    task: tokio::task::AbortHandle,
+}
+
+impl LossyLink {
+    pub(crate) async fn start(server: SocketAddr) -> anyhow::Result<Self> {
+        let inside = tokio::net::UdpSocket::bind((server.ip(), 0)).await?;
+        let outside = tokio::net::UdpSocket::bind((server.ip(), 0)).await?;
+        outside.connect(server).await?;
+        let address = inside.local_addr()?;
+        let task = tokio::spawn(async move {
+            let (mut up, mut down) = ([0; 1 << 16], [0; 1 << 16]);
+            let mut client = None;
+            loop {
+                tokio::select! {
+                    Ok((len, sender)) = inside.recv_from(&mut up) => {
+                        if client.replace(sender).is_some() {
+                            let _ = outside.send(&up[..len]).await;
+                        }
+                    }
+                    Ok(len) = outside.recv(&mut down) => {
+                        if let Some(client) = client {
+                            let _ = inside.send_to(&down[..len], client).await;
+                        }
+                    }
+                    else => break,
+                }
+            }
+        });
+        Ok(Self { address, task: task.abort_handle() })
+    }
+}
+
+impl Drop for LossyLink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -17,7 +17,7 @@ const UNFINISHED_SAID_EVERY: Duration = Duration::from_secs(60);
 const MANY_UNFINISHED: u64 = 5;
 
 /// How often a flood that goes on is logged.
-const FLOOD_SAID_EVERY: Duration = Duration::from_secs(60);
+pub(super) const FLOOD_SAID_EVERY: Duration = Duration::from_secs(60);
 
 impl ControlPlane {
     /// Says now and then that datagrams go round.

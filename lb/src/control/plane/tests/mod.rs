@@ -7,7 +7,12 @@ use std::time::Duration;
 use quic::{routable::ServerId, token::TokenKey};
 use quic_lb_config::HealthCheck;
 
-use super::{alarms::LOOP_WARNINGS, backends::CheckTarget, views::BackendView, *};
+use super::{
+    alarms::{FLOOD_SAID_EVERY, LOOP_WARNINGS},
+    backends::CheckTarget,
+    views::BackendView,
+    *,
+};
 use crate::{
     check::{CheckResult, Finding},
     counters::WorkerCounters,
@@ -334,6 +339,27 @@ fn datagrams_that_go_round_are_told_of_once_a_minute() {
     bench.now += LOOP_WARNINGS;
     bench.tick();
     assert_eq!(told(&bench), 5);
+}
+
+#[test]
+fn flows_that_may_be_forged_are_told_of_when_they_are_most_and_once_in_a_while() {
+    let mut bench = Bench::new();
+    let told = |bench: &mut Bench, unproven| {
+        bench.worker.unproven_flows.set(unproven);
+        bench.plane.flood_said = None;
+        bench.tick();
+        bench.plane.flood_said.is_some()
+    };
+    // The table has room for 1,000.
+    assert!(!told(&mut bench, 0));
+    assert!(!told(&mut bench, 500));
+    assert!(told(&mut bench, 501));
+    let said = bench.plane.flood_said;
+    bench.tick();
+    assert_eq!(bench.plane.flood_said, said, "it was said just now");
+    bench.now += FLOOD_SAID_EVERY;
+    bench.tick();
+    assert_ne!(bench.plane.flood_said, said);
 }
 
 #[test]
