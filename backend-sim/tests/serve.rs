@@ -12,7 +12,7 @@ use backend_sim::{
     pattern,
     serve::{Misbehaviour, Origin, Settings},
 };
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use http::{Method, StatusCode};
 use quic::transport::{ConnectionError, PeerClose};
 use serde_json::Value;
@@ -196,6 +196,34 @@ async fn draining_answers_what_was_asked_and_closes_without_an_error() -> anyhow
     let late = tokio::time::timeout(Duration::from_millis(300), site.session()).await;
     ensure!(!matches!(late, Ok(Ok(_))), "nothing new is accepted");
     ensure!(site.origin.counters().accepted == 1, "{:?}", site.origin.counters());
+    Ok(())
+}
+
+/// The end of a request may be on its way still when it is answered.
+#[tokio::test]
+async fn a_request_whose_end_comes_after_its_answer_is_not_told_to_stop() -> anyhow::Result<()> {
+    let site = Site::start(settings()?).await?;
+    let connecting =
+        site.endpoint.connect_with(&site.client, site.origin.address(), support::NAME)?;
+    let connection = connecting.await?;
+    let http = quic::h3::Connection::from(connection.clone());
+    let (mut driver, mut requests) = h3::client::builder().build::<_, _, Bytes>(http).await?;
+    let driving = tokio::spawn(async move { drop(driver.wait_idle().await) });
+    let request = http::Request::get("https://localhost/bytes/1000").body(())?;
+    let mut stream = requests.send_request(request).await?;
+    ensure!(stream.recv_response().await?.status() == StatusCode::OK);
+    let mut octets = 0;
+    while let Some(chunk) = stream.recv_data().await? {
+        octets += chunk.remaining();
+    }
+    ensure!(octets == 1000, "{octets}");
+    // Whatever the server has said since is here when it has answered another request.
+    let mut other =
+        requests.send_request(http::Request::get("https://localhost/health").body(())?).await?;
+    other.finish().await?;
+    ensure!(other.recv_response().await?.status() == StatusCode::OK);
+    stream.finish().await?;
+    driving.abort();
     Ok(())
 }
 

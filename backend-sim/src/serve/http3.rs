@@ -3,7 +3,7 @@
 use std::{
     pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker, ready},
@@ -125,7 +125,7 @@ async fn request(resolver: Resolver, router: Router, peer: Peer) -> Result<(), S
     let expects = expects_continue(&parts.headers);
     let reading = Arc::<Reading>::default();
     let body = RequestBody {
-        recv,
+        recv: Some(recv),
         content,
         reading: Arc::clone(&reading),
         only_trailers: false,
@@ -144,6 +144,18 @@ async fn request(resolver: Resolver, router: Router, peer: Peer) -> Result<(), S
         }
     };
     let answered = answer(&mut send, response, &reading).await;
+    let unread = reading.unread.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(mut recv) = unread {
+        // The end of a request may come after its answer has gone. A client that is told before to stop takes it for a failure.
+        let end = async {
+            for _ in 0..MAX_UNREAD {
+                if !matches!(recv.recv_data().await, Ok(Some(_))) {
+                    break;
+                }
+            }
+        };
+        let _ = time::timeout(LINGER, end).await;
+    }
     if reading.malformed.load(Relaxed) {
         // Whatever was said to it.
         send.stop_stream(Code::H3_MESSAGE_ERROR);
@@ -198,11 +210,14 @@ struct Reading {
     wanted: Notify,
     /// It is not as its head has said.
     malformed: AtomicBool,
+    /// What of it nobody has read.
+    unread: Mutex<Option<RequestStream<RecvStream, Bytes>>>,
 }
 
 /// The body of a request, read as it is wanted, and held to what its head says.
 struct RequestBody {
-    recv: RequestStream<RecvStream, Bytes>,
+    /// There until it is dropped.
+    recv: Option<RequestStream<RecvStream, Bytes>>,
     content: Content,
     reading: Arc<Reading>,
     /// All data has come, and perhaps trailers are to come.
@@ -225,11 +240,11 @@ enum BodyError {
 
 impl RequestBody {
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyError>> {
-        if self.over {
+        let Some(recv) = self.recv.as_mut().filter(|_| !self.over) else {
             return Poll::Ready(Ok(None));
-        }
+        };
         if !self.only_trailers {
-            let data = ready!(self.recv.poll_recv_data(cx)?);
+            let data = ready!(recv.poll_recv_data(cx)?);
             let data = data.map(|mut data| data.copy_to_bytes(data.remaining()));
             if let Some(data) = data {
                 self.content.on_data(data.len())?;
@@ -237,7 +252,7 @@ impl RequestBody {
             }
             self.only_trailers = true;
         }
-        if let Some(trailers) = ready!(self.recv.poll_recv_trailers(cx)?) {
+        if let Some(trailers) = ready!(recv.poll_recv_trailers(cx)?) {
             check_fields(&trailers)?;
         }
         self.content.on_end()?;
@@ -255,7 +270,9 @@ impl RequestBody {
         };
         if malformed {
             self.reading.malformed.store(true, Relaxed);
-            self.recv.stop_sending(Code::H3_MESSAGE_ERROR);
+            if let Some(recv) = &mut self.recv {
+                recv.stop_sending(Code::H3_MESSAGE_ERROR);
+            }
         }
         Poll::Ready(polled)
     }
@@ -287,6 +304,10 @@ impl Drop for RequestBody {
             while pieces.next().is_some()
                 && matches!(self.poll_noted(&mut cx), Poll::Ready(Some(Ok(_))))
             {}
+        }
+        if !self.over {
+            let mut unread = self.reading.unread.lock().unwrap_or_else(PoisonError::into_inner);
+            *unread = self.recv.take();
         }
     }
 }
