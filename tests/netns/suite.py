@@ -592,18 +592,25 @@ class Namespaces(Suite):
         client = self.start("attacker", self.arguments.peer, "visit", *files, *pace)
         try:
             client.wait_for("ready")
+            ready = time.monotonic()
             time.sleep(1)
             before = moved()
             self.processes_of[backend].kill()
+            killed = time.monotonic() - ready
             time.sleep(SILENT_SECONDS)
             report = client.end()
         finally:
             client.kill()
         gone, states = moved() - before, self.by("backend_state", "state", backend=backend)
         # Those that it was in the midst of are lost with it.
-        late = [why for why in report["refused"] if "not in time" in why]
+        failed = zip(report["refused_at"], report["refused"])
+        late = [(round(at - killed, 2), why) for at, why in failed if at > killed]
         expect(gone > 0, f"nothing was moved: {states}, {report}")
-        expect(not late, f"{len(late)} connections came late, {gone} first flights were moved: {report['refused'][:5]}")
+        expect(
+            not late,
+            f"{len(late)} connections came late, so many seconds after the end: {late[:20]}; {gone} first flights were moved, "
+            f"{self.count('backend_refused_total', backend=backend)} refused; {self.balancer.logged()}",
+        )
         return f"{report['handshakes']} connections, none late; {gone} first flights were moved; then {states}"
 
     def upgraded(self, pool):
