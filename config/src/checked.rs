@@ -17,7 +17,7 @@ use rustls::pki_types::TrustAnchor;
 use zeroize::Zeroizing;
 
 /// How many backends all pools of a [`Config`] together have at most.
-pub const MAX_BACKENDS: usize = 4096;
+pub const MAX_BACKENDS: usize = 16_384;
 
 /// How many listeners a [`Config`] has at most; each costs a socket for each worker.
 pub const MAX_LISTENERS: usize = 64;

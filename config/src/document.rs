@@ -24,7 +24,7 @@ mapping! {
     struct Document {
         /// Where client datagrams arrive. 1 to 64, each with its own name and address.
         required listeners: List<Listener>,
-        /// Named sets of servers, with 1 to 4096 backends altogether.
+        /// Named sets of servers, with 1 to 16384 backends altogether.
         required pools: List<Pool>,
         /// The admin interface: metrics, health, backends. Left out, there is none.
         optional admin: Admin,

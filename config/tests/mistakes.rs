@@ -1027,9 +1027,9 @@ fn numbers_of_listeners_and_backends_are_bounded() {
         let is_error = |place: &String| !place.starts_with("warning");
         places(text).into_iter().filter(is_error).collect::<Vec<_>>()
     };
-    assert_eq!(errors(&text(64, 4096)), NONE);
-    assert_eq!(errors(&text(65, 4096)), ["listeners at 2:3"]);
-    assert_eq!(errors(&text(1, 4097)), ["pools[1].backends at 2057:7"]);
+    assert_eq!(errors(&text(64, 16_384)), NONE);
+    assert_eq!(errors(&text(65, 16_384)), ["listeners at 2:3"]);
+    assert_eq!(errors(&text(1, 16_385)), ["pools[1].backends at 8201:7"]);
     mistakes_at_marks("listeners: §[]\npools: §[]\n", &["listeners", "pools"]);
 }
 

@@ -54,7 +54,10 @@ impl Explained {
         let rules = Rule::ALL.into_iter().map(|rule| {
             let said = asked.iter().find(|step| step.rule == rule).map(|step| {
                 let backend = step.backend.and_then(|id| routing.backend(id));
-                Answer { finding: step.finding.clone(), backend: backend.map(|of| of.name.clone()) }
+                Answer {
+                    finding: step.finding.clone(),
+                    backend: backend.map(|of| of.name.to_string()),
+                }
             });
             RuleSaid { rule, said }
         });
@@ -135,7 +138,7 @@ fn verdict(outcome: Outcome, routing: &Routing) -> Said {
             let facts = json!({
                 "does": "forward",
                 "pool": pool,
-                "backend": name,
+                "backend": **name,
                 "address": address.0,
                 "rule": rule,
                 "retry": retry,

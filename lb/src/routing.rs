@@ -19,7 +19,7 @@ use crate::{
     listeners::Placed,
     maglev::{Maglev, Size},
     registry::{Lasting, Registry},
-    wanted::{Wanted, WantedBackend},
+    wanted::{Known, Wanted, WantedBackend},
 };
 
 /// The snapshot.
@@ -106,7 +106,7 @@ pub struct PoolRoute {
 /// A backend that consistent hashing may choose.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Choice {
-    name: String,
+    name: Arc<str>,
     share: NonZeroU32,
     id: BackendId,
 }
@@ -117,7 +117,7 @@ pub struct BackendRoute {
     /// Its number.
     pub id: BackendId,
     /// The metric label.
-    pub name: String,
+    pub name: Arc<str>,
     /// The pool that it is in.
     pub pool: PoolIndex,
     /// Where it listens.
@@ -144,7 +144,11 @@ impl Routing {
         registry: &mut Registry,
         observed: impl Fn(&str, &str) -> BackendState,
     ) -> Self {
-        let wanted = Wanted::new(&config.pools, |_, _| None, observed, registry);
+        let mut wanted = Wanted::new(&config.pools, registry);
+        wanted.decide(|pool, _, backend| {
+            let health = observed(&config.pools[pool].name, &backend.name);
+            Known { admission: backend.admission, health, step: None }
+        });
         Self::made_of(config, pools_of, &wanted, registry.lasting(config), None)
     }
 
@@ -175,7 +179,7 @@ impl Routing {
             for WantedBackend { id, name, address, state, .. } in wanted {
                 backends[id.slot()] = Some(BackendRoute {
                     id: *id,
-                    name: name.clone(),
+                    name: Arc::clone(name),
                     pool: PoolIndex(index),
                     address: *address,
                     state: *state,
@@ -350,7 +354,7 @@ impl PoolRoute {
         let (choices, table) = match before.filter(is_same) {
             Some(before) => (Arc::clone(&before.choices), before.table.clone()),
             None => {
-                let entries = choices.iter().map(|of| (of.name.as_str(), of.share.get(), of.id));
+                let entries = choices.iter().map(|of| (&*of.name, of.share.get(), of.id));
                 let table = Maglev::new(size, entries);
                 (choices.into(), table)
             }
@@ -427,7 +431,7 @@ fn choices(backends: &[WantedBackend]) -> Vec<Choice> {
     let in_states = |wanted: &[BackendState]| {
         let backends = backends.iter().filter(|backend| wanted.contains(&backend.state));
         let choices = backends.map(|WantedBackend { name, share, id, .. }| Choice {
-            name: name.clone(),
+            name: Arc::clone(name),
             share: *share,
             id: *id,
         });

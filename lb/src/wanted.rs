@@ -24,7 +24,7 @@
 //! before health: a draining backend gets no new connections, whatever its health, not even when
 //! all others are down.
 
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, sync::Arc};
 
 use quic::routable::{ConfigId, ServerId};
 use quic_lb_config::{Admission, Pool};
@@ -33,6 +33,9 @@ use crate::{
     backend::{BackendAddr, BackendId, BackendState},
     registry::Registry,
 };
+
+/// The whole share of a backend that starts slowly.
+pub const STEPS: NonZeroU32 = NonZeroU32::new(10).expect("it is more than 0");
 
 /// The backends of every pool.
 #[derive(Clone, Debug)]
@@ -46,11 +49,13 @@ pub struct WantedBackend {
     /// Its number.
     pub id: BackendId,
     /// The metric label.
-    pub name: String,
+    pub name: Arc<str>,
     /// Where it listens.
     pub address: BackendAddr,
     /// What its connection IDs carry, one for each of the pool's configurations.
-    pub server_ids: Vec<(ConfigId, ServerId)>,
+    pub server_ids: Arc<[(ConfigId, ServerId)]>,
+    /// Whether it is to get new connections, as the file says it.
+    pub admission: Admission,
     /// Its share of new connections relative to the others of the pool, as the file says it.
     pub weight: NonZeroU32,
     /// That share for now: in proportion to `weight`, but for backends that start slowly.
@@ -59,31 +64,36 @@ pub struct WantedBackend {
     pub state: BackendState,
 }
 
+/// What the state of a backend, and its share, follow from.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// What the operator wants of it, by command or else by the file.
+    pub admission: Admission,
+    /// What was observed of it.
+    pub health: BackendState,
+    /// How many steps of [`STEPS`] it has of its share, while it starts slowly.
+    pub step: Option<NonZeroU32>,
+}
+
 impl Wanted {
-    /// The backends of `pools`. `command` is what the operator wants of a backend (pool name,
-    /// backend name) instead of what the file says, `health` what was observed of it; numbers come
-    /// from `registry`.
-    pub fn new(
-        pools: &[Pool],
-        command: impl Fn(&str, &str) -> Option<Admission>,
-        health: impl Fn(&str, &str) -> BackendState,
-        registry: &mut Registry,
-    ) -> Self {
+    /// The backends of `pools`, with numbers from `registry`, and each as the file says it: well. One for which there is no
+    /// number is left out.
+    pub fn new(pools: &[Pool], registry: &mut Registry) -> Self {
         let all = || pools.iter().flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
         let names = all().map(|(pool, backend)| (&*pool.name, &*backend.name, backend.address));
         let mut ids = registry.assign(names).into_iter();
         let pools = pools.iter().map(|pool| {
             let numbered = pool.backends.iter().zip(ids.by_ref());
             let wanted = numbered.filter_map(|(backend, id)| {
-                let command = command(&pool.name, &backend.name);
                 Some(WantedBackend {
                     id: id?,
-                    name: backend.name.clone(),
+                    name: backend.name.as_str().into(),
                     address: BackendAddr(backend.address),
-                    server_ids: backend.server_ids.clone(),
+                    server_ids: backend.server_ids.as_slice().into(),
+                    admission: backend.admission,
                     weight: backend.weight,
                     share: backend.weight,
-                    state: state(backend.admission, command, health(&pool.name, &backend.name)),
+                    state: state(backend.admission, BackendState::Active),
                 })
             });
             wanted.collect()
@@ -91,27 +101,21 @@ impl Wanted {
         Self { pools: pools.collect() }
     }
 
-    /// The same with less for backends that start slowly: `step` says of a backend (pool name, backend name) how many
-    /// of `steps` it has of its share.
-    #[must_use]
-    pub fn with_slow_starts(
-        mut self,
-        pools: &[Pool],
-        steps: NonZeroU32,
-        step: impl Fn(&str, &str) -> Option<NonZeroU32>,
-    ) -> Self {
-        for (pool, backends) in pools.iter().zip(&mut self.pools) {
-            let found: Vec<_> =
-                backends.iter().map(|backend| step(&pool.name, &backend.name)).collect();
-            if found.iter().all(Option::is_none) {
-                continue;
+    /// Decides about each backend by what is `known` of it: the pool's place, its own there, and the backend.
+    pub fn decide(&mut self, mut known: impl FnMut(usize, usize, &WantedBackend) -> Known) {
+        for (pool, backends) in self.pools.iter_mut().enumerate() {
+            let mut any_starts = false;
+            for (nth, backend) in backends.iter_mut().enumerate() {
+                let Known { admission, health, step } = known(pool, nth, backend);
+                backend.state = state(admission, health);
+                // Weights are whole numbers, and may be 1: the others get more.
+                backend.share = backend.weight.saturating_mul(step.unwrap_or(STEPS));
+                any_starts |= step.is_some();
             }
-            // Weights are whole numbers, and may be 1: the others get more.
-            for (backend, step) in backends.iter_mut().zip(found) {
-                backend.share = backend.weight.saturating_mul(step.unwrap_or(steps));
+            if !any_starts {
+                backends.iter_mut().for_each(|backend| backend.share = backend.weight);
             }
         }
-        self
     }
 
     /// The backends of each pool, in the order of the configuration.
@@ -122,11 +126,7 @@ impl Wanted {
 }
 
 /// The table at the top of this file.
-const fn state(file: Admission, command: Option<Admission>, health: BackendState) -> BackendState {
-    let admission = match command {
-        Some(command) => command,
-        None => file,
-    };
+const fn state(admission: Admission, health: BackendState) -> BackendState {
     match admission {
         Admission::Draining => BackendState::Draining,
         Admission::Active => health,
@@ -166,12 +166,16 @@ mod tests {
             let mut config = fixtures::config(true);
             config.pools[0].backends[1].admission = file;
             let of_b = |pool: &str, name: &str| (pool, name) == ("web", "b");
-            let wanted = Wanted::new(
-                &config.pools,
-                |pool, name| command.filter(|_| of_b(pool, name)),
-                |pool, name| if of_b(pool, name) { health } else { Active },
-                &mut Registry::default(),
-            );
+            let mut wanted = Wanted::new(&config.pools, &mut Registry::default());
+            wanted.decide(|pool, nth, backend| {
+                let is_b = of_b(&config.pools[pool].name, &backend.name);
+                assert_eq!(is_b, (pool, nth) == (0, 1));
+                Known {
+                    admission: command.filter(|_| is_b).unwrap_or(backend.admission),
+                    health: if is_b { health } else { Active },
+                    step: None,
+                }
+            });
             let states: Vec<_> = wanted.pools()[0].iter().map(|backend| backend.state).collect();
             assert_eq!(states, [Active, state, Active], "{file:?}, {command:?}, {health:?}");
         }
@@ -181,15 +185,14 @@ mod tests {
     fn backends_keep_their_order_and_what_the_file_says_about_them() {
         let config = fixtures::config(true);
         let mut registry = Registry::default();
-        let mut wanted =
-            || Wanted::new(&config.pools, |_, _| None, |_, _| BackendState::Active, &mut registry);
+        let mut wanted = || Wanted::new(&config.pools, &mut registry);
         let (first, second) = (wanted(), wanted());
         for ((backend, wanted), again) in
             config.pools[0].backends.iter().zip(&first.pools()[0]).zip(&second.pools()[0])
         {
-            assert_eq!(wanted.name, backend.name);
+            assert_eq!(*wanted.name, *backend.name);
             assert_eq!(wanted.address, BackendAddr(backend.address));
-            assert_eq!(wanted.server_ids, backend.server_ids);
+            assert_eq!(*wanted.server_ids, *backend.server_ids);
             assert_eq!(wanted.weight, backend.weight);
             assert_eq!(wanted.id, again.id, "a number stays with its backend");
         }
@@ -201,14 +204,15 @@ mod tests {
         config.pools.push(Pool { name: "api".into(), ..config.pools[0].clone() });
         config.pools[0].backends[1].weight = NonZeroU32::new(7).unwrap();
         let shares = |slow: &[(&str, u32)]| {
-            let slow: Vec<_> = slow.iter().map(|(name, n)| (*name, NonZeroU32::new(*n))).collect();
-            let step = |pool: &str, name: &str| {
-                let found = slow.iter().find(|(slow, _)| pool == "web" && *slow == name);
-                found.and_then(|(_, step)| *step)
-            };
-            let active = |_: &str, _: &str| BackendState::Active;
-            let wanted = Wanted::new(&config.pools, |_, _| None, active, &mut Registry::default());
-            let wanted = wanted.with_slow_starts(&config.pools, NonZeroU32::new(10).unwrap(), step);
+            let mut wanted = Wanted::new(&config.pools, &mut Registry::default());
+            wanted.decide(|pool, _, backend| {
+                let found = slow.iter().find(|(slow, _)| pool == 0 && *slow == &*backend.name);
+                Known {
+                    admission: backend.admission,
+                    health: BackendState::Active,
+                    step: found.and_then(|(_, step)| NonZeroU32::new(*step)),
+                }
+            });
             let shares = |pool: &Vec<WantedBackend>| {
                 pool.iter().map(|backend| backend.share.get()).collect::<Vec<_>>()
             };

@@ -119,7 +119,7 @@ impl Balancer {
     }
 
     fn of_backend(&self, name: &str) -> BackendTotals {
-        let backend = self.routing.backends().find(|backend| backend.name == name).unwrap();
+        let backend = self.routing.backends().find(|backend| *backend.name == *name).unwrap();
         self.workers.totals().of_backend(backend.id.slot())
     }
 

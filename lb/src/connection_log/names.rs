@@ -19,7 +19,7 @@ pub(super) struct Names {
 struct Backend {
     id: BackendId,
     pool: String,
-    name: String,
+    name: Arc<str>,
 }
 
 /// What a backend is called of which nothing is known any more.
@@ -48,7 +48,8 @@ impl Names {
         for backend in routing.backends() {
             let place = &mut self.backends[backend.id.slot()];
             if place.as_ref().is_none_or(|known| known.id != backend.id) {
-                let (pool, name) = (routing.pool(backend.pool).name.clone(), backend.name.clone());
+                let (pool, name) =
+                    (routing.pool(backend.pool).name.clone(), Arc::clone(&backend.name));
                 *place = Some(Backend { id: backend.id, pool, name });
             }
         }

@@ -33,7 +33,7 @@ use super::{
     agreement,
     answers::error,
     changes::Changes,
-    checks::{contract::Breach, honours::Honours, slow_start::STEPS},
+    checks::{contract::Breach, honours::Honours},
     commands::{Author, Command},
     connections::{self, Tls},
     doors::{Access, Door},
@@ -51,6 +51,7 @@ use super::{
 use crate::{
     check::CheckResult,
     client_path::ListenerIndex,
+    wanted::STEPS,
     worker::panics::{Panic, Suspect, Told},
 };
 

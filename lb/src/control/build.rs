@@ -13,6 +13,12 @@ pub(super) async fn build(shared: Arc<Shared>) {
     loop {
         shared.changed().await;
         build_newest(&shared).await;
+        let digest = shared.plane().digest_to_find();
+        if let Some(digest) = digest
+            && let Err(error) = task::spawn_blocking(digest).await
+        {
+            error!(%error, "the digest of the configuration was not found");
+        }
     }
 }
 

@@ -178,6 +178,12 @@ fn anchors(pool: &Pool) -> Option<&TrustAnchors> {
 }
 
 /// Whether two configurations that are written alike make other connection IDs.
+/// Whether two configurations of connection IDs are the same, keys included.
+pub(super) fn reads_the_same(old: &CidConfig, new: &CidConfig) -> bool {
+    let shape = |of: &CidConfig| (of.id(), of.server_id_len(), of.nonce_len(), of.is_encrypted());
+    shape(old) == shape(new) && !has_another_key(old, new)
+}
+
 fn has_another_key(old: &CidConfig, new: &CidConfig) -> bool {
     let same_shape = old.server_id_len() == new.server_id_len()
         && old.nonce_len() == new.nonce_len()

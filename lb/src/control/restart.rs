@@ -1,19 +1,69 @@
 //! Which changes of the configuration a running process can follow, and what the others take.
 
-use quic_lb_config::Config;
+use quic::token::TokenKey;
+use quic_lb_config::{Config, Pool, Retry};
 use serde_json::Value;
 
-use super::changes::Changes;
+use super::changes::reads_the_same;
 
 /// Whether two configurations are the same, keys included.
 pub(crate) fn is_same(old: &Config, new: &Config) -> bool {
-    Changes::between(old, new) == Changes::default()
-        && old.admin == new.admin
-        && old
-            .pools
-            .iter()
-            .map(|pool| &pool.health_check)
-            .eq(new.pools.iter().map(|pool| &pool.health_check))
+    let Config { pools, listeners, admin, retry, .. } = new;
+    // What is about the process alone is little.
+    old.own_document() == new.own_document()
+        && old.admin == *admin
+        && old.listeners == *listeners
+        && is_same_retry(&old.retry, retry)
+        && old.pools.len() == pools.len()
+        && old.pools.iter().zip(pools).all(|(old, new)| is_same_pool(old, new))
+}
+
+fn is_same_pool(old: &Pool, new: &Pool) -> bool {
+    let Pool {
+        name,
+        cid_configs,
+        backends,
+        source_addresses,
+        reset_secret,
+        hash,
+        health_check,
+        honours_tokens,
+        report_token,
+    } = new;
+    old.name == *name
+        && old.cid_configs.len() == cid_configs.len()
+        && old.cid_configs.iter().zip(cid_configs).all(|(old, new)| reads_the_same(old, new))
+        && old.backends == *backends
+        && old.source_addresses == *source_addresses
+        && old.reset_secret == *reset_secret
+        && old.hash == *hash
+        && old.health_check == *health_check
+        && old.honours_tokens == *honours_tokens
+        && old.report_token == *report_token
+}
+
+fn is_same_retry(old: &Retry, new: &Retry) -> bool {
+    let Retry {
+        mode,
+        format,
+        keys,
+        lifetime,
+        transition,
+        other_versions,
+        except_versions,
+        adaptive,
+    } = new;
+    let of_keys = |keys: &[TokenKey]| {
+        keys.iter().map(|key| (key.sequence(), key.check_value())).collect::<Vec<_>>()
+    };
+    old.mode == *mode
+        && old.format == *format
+        && of_keys(&old.keys) == of_keys(keys)
+        && old.lifetime == *lifetime
+        && old.transition == *transition
+        && old.other_versions == *other_versions
+        && old.except_versions == *except_versions
+        && old.adaptive == *adaptive
 }
 
 /// A setting that a running process keeps.

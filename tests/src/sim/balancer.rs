@@ -131,7 +131,7 @@ impl Balancer {
     #[must_use]
     pub fn live(&self, backend: usize) -> LiveTotals {
         let name = backend.to_string();
-        let id = self.routing.backends().find(|route| route.name == name).map(|route| route.id);
+        let id = self.routing.backends().find(|route| *route.name == *name).map(|route| route.id);
         id.map(|id| self.totals.live(id)).unwrap_or_default()
     }
 

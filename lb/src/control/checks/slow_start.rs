@@ -1,13 +1,9 @@
 //! The slow start of a backend that gets new connections again, pure: its share of them grows in steps, so that caches
 //! are warm and connections are pooled before it has all of it.
 
-use std::{
-    num::NonZeroU32,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-/// The whole share.
-pub(crate) const STEPS: NonZeroU32 = NonZeroU32::new(10).expect("it is more than 0");
+use crate::wanted::STEPS;
 
 /// A slow start that has not come to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,26 +13,21 @@ use quic_lb_config::{Admission, Backend, CheckKind, Config, HealthCheck, Pool, T
 use tracing::{info, warn};
 
 use super::{
-    ControlPlane, find,
+    ControlPlane,
     watched::{Name, Watched},
 };
 use crate::{
     admission::tokens::Tokens,
     backend::BackendState,
-    check::{CheckCounts, CheckResult, Finding},
-    control::{
-        checks::{
-            contract::{Contract, Shown, breach},
-            honours::{Honours, TokenAnswer, question},
-            state::{Checked, Thresholds},
-        },
-        commands::Commands,
-        health::Health,
-        silence::Silence,
+    check::{CheckResult, Finding},
+    control::checks::{
+        contract::{Shown, breach},
+        honours::{Honours, TokenAnswer, question},
+        state::{Checked, Thresholds},
     },
     refusal::Refusal,
     routing::BackendRoute,
-    totals::BackendTotals,
+    wanted::WantedBackend,
 };
 
 /// Whom to check, and how.
@@ -67,7 +62,8 @@ impl ControlPlane {
         let config = Arc::clone(&self.config);
         let mut changed = false;
         for (target, Finding { result, cids, took }) in findings {
-            let watched = self.backends.get_mut(&target.name);
+            let (pool, name) = &target.name;
+            let watched = self.fleet.get_mut(pool, name);
             // It may have moved, or be no more.
             let watched = watched.filter(|watched| watched.address == target.backend);
             let Some(watched) = watched else { continue };
@@ -78,7 +74,6 @@ impl ControlPlane {
                 |watched: &mut Watched| watched.on_check(now, thresholds, *result, shown);
             changed |= watched.change(now, on_check);
             if *result == CheckResult::Answered {
-                let pool = &target.name.0;
                 match self.check_times.get_mut(pool) {
                     Some(times) => times.add(*took),
                     None => self.check_times.entry(pool.clone()).or_default().add(*took),
@@ -93,26 +88,24 @@ impl ControlPlane {
     /// Has the shares of backends that start slowly grow; says whether any did. Each growth fills the table of a pool
     /// anew, so that those of a pool grow together.
     pub(super) fn grow_shares(&mut self, now: Instant) -> bool {
-        let Self { backends, grown, .. } = self;
-        let starting = backends.iter_mut().filter(|(_, watched)| watched.starting.is_some());
-        let mut of_pools: BTreeMap<&str, Vec<&mut Watched>> = BTreeMap::new();
-        for ((pool, _), watched) in starting {
-            of_pools.entry(pool).or_default().push(watched);
-        }
-        grown.retain(|pool, _| of_pools.contains_key(pool.as_str()));
+        let Self { config, fleet, grown, .. } = self;
         let mut any = false;
-        for (pool, watched) in of_pools {
-            // That it has begun has filled the table too.
-            let last = *grown.entry(pool.to_owned()).or_insert(now);
-            if now.saturating_duration_since(last) < GROWTH {
+        for (pool, backends) in config.pools.iter().zip(fleet.pools_mut()) {
+            if backends.iter().all(|watched| watched.starting.is_none()) {
+                grown.remove(&pool.name);
                 continue;
             }
-            for watched in watched {
+            // That it has begun has filled the table too.
+            let last = grown.entry(pool.name.clone()).or_insert(now);
+            if now.saturating_duration_since(*last) < GROWTH {
+                continue;
+            }
+            for watched in backends {
                 let before = watched.starting;
                 watched.starting = before.and_then(|of| of.on_time(now, watched.slow_start));
                 if watched.starting != before {
                     any = true;
-                    grown.insert(pool.to_owned(), now);
+                    *last = now;
                 }
             }
         }
@@ -156,7 +149,8 @@ impl ControlPlane {
 
     /// What is watched of a backend that was asked about tokens; it may have moved since, or be no more.
     fn asked(&mut self, target: &CheckTarget) -> Option<&mut Watched> {
-        let watched = self.backends.get_mut(&target.name);
+        let (pool, name) = &target.name;
+        let watched = self.fleet.get_mut(pool, name);
         watched.filter(|watched| watched.address == target.backend)
     }
 
@@ -205,51 +199,64 @@ impl ControlPlane {
         watched.honours
     }
 
-    /// Begins to watch the backends that have appeared, and to check where that is new. In pools that are
-    /// `established`, others have been checked before.
-    pub(super) fn watch_wanted(&mut self, established: &BTreeSet<String>) {
-        for (nth, (pool, wanted)) in self.config.pools.iter().zip(self.wanted.pools()).enumerate() {
-            self.norms.entry(pool.name.clone()).or_default();
+    /// Watches the backends of a new configuration: goes on with those that are where they were, and begins with the others.
+    pub(super) fn watch(&mut self) {
+        let Self { config, norms, check_times, grown, .. } = self;
+        let is_pool = |name: &String| config.pools.iter().any(|pool| pool.name == *name);
+        norms.retain(|name, _| is_pool(name));
+        check_times.retain(|name, _| is_pool(name));
+        grown.retain(|name, _| is_pool(name));
+        let mut before = std::mem::take(&mut self.fleet).into_named();
+        for (nth, (pool, wanted)) in config.pools.iter().zip(self.wanted.pools()).enumerate() {
+            let mut before = before.remove(&pool.name).unwrap_or_default();
+            let mut known = |of: &WantedBackend| {
+                let watched = before.remove(&of.name)?;
+                (watched.address == of.address.0).then_some(watched)
+            };
+            let mut known: Vec<_> = wanted.iter().map(&mut known).collect();
+            if pool.health_check.is_none() {
+                for watched in known.iter_mut().flatten() {
+                    watched.checked = None;
+                    watched.forget_cids();
+                }
+            }
+            let is_known = |watched: &Watched| watched.checked.and_then(Checked::passes).is_some();
+            // Where others have been checked before, a new one has to answer first.
+            let is_established = known.iter().flatten().any(is_known);
             let mut places = pool.backends.iter().enumerate();
-            for backend in wanted {
-                // In the same order, though one for which there is no number is left out.
-                let place = places.find(|(_, of)| of.name == backend.name);
-                let place = (nth, place.map_or(0, |(place, _)| place));
-                let name = (pool.name.clone(), backend.name.clone());
-                let mut trusted = true;
-                let watched = self.backends.entry(name).or_insert_with(|| {
-                    trusted = !established.contains(&pool.name);
-                    self.baselines.begin(&self.totals, backend.id);
-                    Watched {
-                        id: backend.id,
-                        address: backend.address.0,
-                        place,
-                        health: Health::default(),
-                        silence: Silence::default(),
-                        wiring: Health::default(),
-                        slow_start: Duration::ZERO,
-                        starting: None,
-                        checked: None,
-                        contract: Contract::default(),
-                        breach: None,
-                        last_check: None,
-                        checks: CheckCounts::default(),
-                        refusal: None,
-                        fell_silent: false,
-                        last: self.totals.of_backend(backend.id.slot()),
-                        seen: BackendTotals::default(),
-                        half_open: None,
-                        honours: Honours::default(),
-                        clock_skew: None,
-                        drains_since: None,
-                    }
+            let watched = known.into_iter().zip(wanted).map(|(known, of)| {
+                let trusted = known.is_some() || !is_established;
+                let mut watched = known.unwrap_or_else(|| {
+                    self.baselines.begin(&self.totals, of.id);
+                    let last = self.totals.of_backend(of.id.slot());
+                    Watched::new(of.id, of.address.0, last)
                 });
-                watched.place = place;
+                // In the same order, though one for which there is no number is left out.
+                let place = places.find(|(_, backend)| backend.name == *of.name);
+                watched.place = (nth, place.map_or(0, |(place, _)| place));
                 let slow_start = pool.health_check.as_ref().map(|check| check.slow_start);
                 watched.slow_start = slow_start.unwrap_or_default();
                 if pool.health_check.is_some() && watched.checked.is_none() {
                     watched.checked = Some(Checked::Unknown { trusted });
                 }
+                (Arc::clone(&of.name), watched)
+            });
+            self.fleet.add(&pool.name, watched);
+        }
+        self.heed_commands();
+    }
+
+    /// Takes note of what the operator wants of each backend, and forgets it of those that there are not.
+    pub(super) fn heed_commands(&mut self) {
+        let Self { commands, fleet, .. } = self;
+        commands.retain(|(pool, name), _| fleet.get(pool, name).is_some());
+        let wanted = self.wanted.pools().iter().flatten();
+        for (watched, wanted) in self.fleet.iter_mut().zip(wanted) {
+            watched.admission = wanted.admission;
+        }
+        for ((pool, name), command) in &self.commands {
+            if let Some(watched) = self.fleet.get_mut(pool, name) {
+                watched.admission = command.wanted;
             }
         }
     }
@@ -258,15 +265,33 @@ impl ControlPlane {
     pub(super) fn watch_drains(&mut self, now: Instant) {
         let time = self.memory.since_epoch(now);
         let routing = self.routing.load();
-        for (name, watched) in &mut self.backends {
-            let takes_none =
-                routing.backend(watched.id).is_some_and(|route| !route.state.takes_connections());
-            let command = self.commands.get(name).map(|command| command.wanted);
-            let admission =
-                || find(&self.config, &name.0, &name.1).map(|backend| backend.admission);
-            let drains = takes_none && command.or_else(admission) == Some(Admission::Draining);
+        for watched in self.fleet.iter_mut() {
+            let drains = watched.admission == Admission::Draining
+                && routing.backend(watched.id).is_some_and(|of| !of.state.takes_connections());
             watched.drains_since = drains.then(|| watched.drains_since.unwrap_or(time));
         }
+    }
+
+    /// The pools of which so few backends would be left that failed checks are to be ignored. Backends that wait for
+    /// their first check, and those that are drained, do not count.
+    pub(super) fn failing_pools(&self) -> BTreeMap<String, Left> {
+        let of = |(pool, backends): (&Pool, &Vec<Watched>)| {
+            let threshold = usize::from(pool.health_check.as_ref()?.panic_below);
+            let (mut all, mut left, mut failing) = (0, 0, 0);
+            for watched in backends {
+                let awaited = watched.checked == Some(Checked::Unknown { trusted: false });
+                if watched.admission == Admission::Draining || awaited {
+                    continue;
+                }
+                all += 1;
+                left += usize::from(watched.state().takes_connections());
+                failing += usize::from(watched.checked.is_some_and(Checked::is_down));
+            }
+            let panics = failing > 0 && left * 100 < all * threshold;
+            let left = if left == 0 { Left::None } else { Left::Few };
+            panics.then(|| (pool.name.clone(), left))
+        };
+        self.config.pools.iter().zip(self.fleet.pools()).filter_map(of).collect()
     }
 
     /// Says which pools begin or cease to ignore their checks.
@@ -343,44 +368,6 @@ pub(super) enum Left {
     Few,
 }
 
-/// The pools of which so few backends would be left that failed checks are to be ignored. Backends that wait for
-/// their first check, and those that are drained, do not count.
-pub(super) fn panics(
-    config: &Config,
-    commands: &Commands,
-    backends: &BTreeMap<Name, Watched>,
-) -> BTreeMap<String, Left> {
-    let of = |pool: &Pool| {
-        let threshold = usize::from(pool.health_check.as_ref()?.panic_below);
-        let (mut all, mut left, mut failing) = (0, 0, 0);
-        for backend in &pool.backends {
-            let name = (pool.name.clone(), backend.name.clone());
-            let admission = commands.get(&name).map_or(backend.admission, |command| command.wanted);
-            let Some(watched) = backends.get(&name) else { continue };
-            let awaited = watched.checked == Some(Checked::Unknown { trusted: false });
-            if admission == Admission::Draining || awaited {
-                continue;
-            }
-            all += 1;
-            left += usize::from(watched.state().takes_connections());
-            failing += usize::from(watched.checked.is_some_and(Checked::is_down));
-        }
-        let panics = failing > 0 && left * 100 < all * threshold;
-        panics.then(|| (pool.name.clone(), if left == 0 { Left::None } else { Left::Few }))
-    };
-    config.pools.iter().filter_map(of).collect()
-}
-
-/// The pools of which some backend has been checked.
-pub(super) fn established(config: &Config, backends: &BTreeMap<Name, Watched>) -> BTreeSet<String> {
-    let checked = backends
-        .iter()
-        .filter(|(_, watched)| watched.checked.is_some_and(|checked| checked.passes().is_some()));
-    let pools: BTreeSet<_> = checked.map(|((pool, _), _)| pool.clone()).collect();
-    let is_checked = |pool: &&Pool| pool.health_check.is_some() && pools.contains(&pool.name);
-    config.pools.iter().filter(is_checked).map(|pool| pool.name.clone()).collect()
-}
-
 pub(super) fn report(
     pool: &str,
     backend: &BackendRoute,
@@ -389,7 +376,7 @@ pub(super) fn report(
     named: Option<&BackendRoute>,
 ) {
     let BackendRoute { name, address, state: is, .. } = backend;
-    let (backend, was, state) = (name, was.label(), is.label());
+    let (backend, was, state) = (&**name, was.label(), is.label());
     match is {
         BackendState::Active | BackendState::Probing | BackendState::Draining => {
             info!(pool, backend, %address, was, state, "backend changed its state");
@@ -413,7 +400,7 @@ pub(super) fn report(
             );
         }
         BackendState::Miswired => {
-            let names = named.map(|named| &named.name);
+            let names = named.map(|named| &*named.name);
             let breach = watched.and_then(|watched| watched.breach.as_ref());
             let expected = breach.map(|breach| &breach.expected);
             let found = breach.map(|breach| breach.found.to_string());

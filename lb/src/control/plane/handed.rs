@@ -10,7 +10,10 @@ use std::{
 use quic_lb_config::Config;
 use serde::{Deserialize, Serialize};
 
-use super::{ControlPlane, watched::Name};
+use super::{
+    ControlPlane,
+    watched::{Name, Watched},
+};
 use crate::{
     control::{
         checks::{contract::Contract, state::Checked},
@@ -21,6 +24,7 @@ use crate::{
     memory::Memory,
     registry::{HandedNumbers, Registry},
     succession::Offset,
+    wanted::WantedBackend,
 };
 
 /// Commands and health.
@@ -80,8 +84,15 @@ impl ControlPlane {
     /// What a successor takes over.
     pub(crate) fn handed(&self, now: Instant) -> HandedPlane {
         let offset = |moment| Offset::new(now, moment);
-        let backends = self.backends.iter().map(|(name, watched)| HandedBackend {
-            name: name.clone(),
+        let pools = self.config.pools.iter().zip(self.wanted.pools()).zip(self.fleet.pools());
+        let named = pools.flat_map(|((pool, wanted), watched)| {
+            let named = |(of, watched): (&WantedBackend, _)| {
+                ((pool.name.clone(), of.name.to_string()), watched)
+            };
+            wanted.iter().zip(watched).map(named)
+        });
+        let backends = named.map(|(name, watched): (_, &Watched)| HandedBackend {
+            name,
             address: watched.address,
             health: watched.health.map(offset),
             wiring: watched.wiring.map(offset),
@@ -96,8 +107,10 @@ impl ControlPlane {
     pub(crate) fn take_over(&mut self, now: Instant, handed: HandedPlane) {
         self.knows_since = self.memory.since_epoch(now);
         self.commands = unpacked(handed.commands);
+        self.heed_commands();
         for of in handed.backends {
-            let watched = self.backends.get_mut(&of.name);
+            let (pool, name) = &of.name;
+            let watched = self.fleet.get_mut(pool, name);
             // In the file it may be another one by now.
             let Some(watched) = watched.filter(|watched| watched.address == of.address) else {
                 continue;

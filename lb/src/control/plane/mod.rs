@@ -12,6 +12,7 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
+//! | `fleet.rs` | all that are watched, in their order and by name |
 //! | `backends.rs` | who is watched and checked, and what their health means for a pool |
 //! | `watched.rs` | one backend, and what was seen of it |
 //! | `progress.rs` | whether all workers make progress |
@@ -22,6 +23,7 @@
 
 mod alarms;
 pub(super) mod backends;
+mod fleet;
 pub(super) mod handed;
 mod progress;
 pub(crate) mod removals;
@@ -32,22 +34,22 @@ pub(super) mod watched;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
     num::NonZeroU32,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use backends::{Left, established, panics, report};
+use backends::{Left, report};
+use fleet::Fleet;
 use progress::Progress;
 use quic_lb_config::{Admission, Backend, Config, HonoursTokens, Listener, RetryMode};
 use removals::InUse;
 use tracing::{debug, error, info, warn};
-use watched::{Name, QUIET, Watched};
+use watched::{QUIET, Watched};
 
 use super::{
-    checks::{honours::may_validate, slow_start::STEPS},
+    checks::honours::may_validate,
     commands::{Author, Command, Commands},
     health::Health,
     restart::{is_same, not_followed},
@@ -66,7 +68,7 @@ use crate::{
     registry::{Lasting, Registry},
     routing::{BackendRoute, Routing},
     totals::{Baselines, Totals},
-    wanted::Wanted,
+    wanted::{Known, Wanted},
 };
 
 /// Within this time the sweep has looked at each flow: sixteen times at a part of them, ten a second.
@@ -97,7 +99,7 @@ pub(crate) struct ControlPlane {
     flow_capacity: usize,
     /// What the operator wants instead of what the file says.
     commands: Commands,
-    backends: BTreeMap<Name, Watched>,
+    fleet: Fleet,
     /// How the backends of each pool fare that answer.
     norms: BTreeMap<String, Norm>,
     /// How long the passed checks of each pool took.
@@ -198,9 +200,7 @@ impl ControlPlane {
 
     fn with(config: Config, memory: Arc<Memory>, seed: [u64; 2], mut registry: Registry) -> Self {
         registry.admission = AdmissionState::new(seed);
-        let none = |_: &str, _: &str| None;
-        let healthy = |_: &str, _: &str| BackendState::Active;
-        let wanted = Wanted::new(&config.pools, none, healthy, &mut registry);
+        let wanted = Wanted::new(&config.pools, &mut registry);
         let lasting = registry.lasting(&config);
         let routing = Routing::build(&config, &wanted, lasting, None);
         let (config, digest) = (Arc::new(config), Arc::default());
@@ -223,7 +223,7 @@ impl ControlPlane {
             workers: 0,
             flow_capacity: 0,
             commands: Commands::new(),
-            backends: BTreeMap::new(),
+            fleet: Fleet::default(),
             norms: BTreeMap::new(),
             check_times: BTreeMap::new(),
             grown: BTreeMap::new(),
@@ -240,7 +240,7 @@ impl ControlPlane {
             progress: Progress::default(),
             knows_since: Duration::ZERO,
         };
-        plane.watch_wanted(&BTreeSet::new());
+        plane.watch();
         plane
     }
 
@@ -284,7 +284,7 @@ impl ControlPlane {
             let was = before.backend(backend.id).map(|before| before.state);
             if let Some(was) = was.filter(|was| *was != backend.state) {
                 let pool = &routing.pool(backend.pool).name;
-                let watched = self.backends.get(&(pool.clone(), backend.name.clone()));
+                let watched = self.fleet.get(pool, &backend.name);
                 let named = watched.and_then(|watched| self.named(&routing, watched));
                 report(pool, backend, was, watched, named);
             }
@@ -377,7 +377,9 @@ impl ControlPlane {
         self.digest = Arc::default();
         self.reloads.applied += 1;
         // It may be what was wrong; what still is shows again.
-        self.backends.values_mut().for_each(|watched| watched.wiring = Health::default());
+        self.fleet.iter_mut().for_each(|watched| watched.wiring = Health::default());
+        self.wanted = Arc::new(Wanted::new(&self.config.pools, &mut self.registry));
+        self.watch();
         self.want();
         Applied::Changed
     }
@@ -418,6 +420,7 @@ impl ControlPlane {
         let Author { by, reason } = command.author;
         let wanted = wanted.as_str();
         info!(pool, backend = name, wanted, by, reason, "operator's command");
+        self.heed_commands();
         self.want();
         true
     }
@@ -436,6 +439,7 @@ impl ControlPlane {
             }
         }
         self.commands = commands;
+        self.heed_commands();
         self.want();
     }
 
@@ -444,20 +448,21 @@ impl ControlPlane {
         let mut changed = false;
         self.watch_progress();
         self.watch_drains(now);
-        for ((pool, _), watched) in &mut self.backends {
-            let totals = self.totals.of_backend(watched.id.slot());
-            watched.seen = totals.since(watched.last);
-            watched.last = totals;
-            if watched.seen.returned > 0
-                && let Some(norm) = self.norms.get_mut(pool)
-            {
-                norm.asked += watched.seen.asked;
-                norm.answered += watched.seen.answered;
+        for (pool, backends) in self.config.pools.iter().zip(self.fleet.pools_mut()) {
+            let norm = self.norms.entry(pool.name.clone()).or_default();
+            for watched in backends.iter_mut() {
+                let totals = self.totals.of_backend(watched.id.slot());
+                watched.seen = totals.since(watched.last);
+                watched.last = totals;
+                if watched.seen.returned > 0 {
+                    norm.asked += watched.seen.asked;
+                    norm.answered += watched.seen.answered;
+                }
             }
-        }
-        for ((pool, _), watched) in &mut self.backends {
-            let norm = self.norms.get(pool).copied().unwrap_or_default();
-            changed |= watched.change(now, |watched| watched.on_traffic(now, norm));
+            let norm = *norm;
+            for watched in backends {
+                changed |= watched.change(now, |watched| watched.on_traffic(now, norm));
+            }
         }
         changed |= self.grow_shares(now);
         if changed {
@@ -500,7 +505,7 @@ impl ControlPlane {
         name: &str,
         half_open: u64,
     ) -> bool {
-        let watched = self.backends.get_mut(&(pool.to_owned(), name.to_owned()));
+        let watched = self.fleet.get_mut(pool, name);
         watched.is_some_and(|watched| {
             watched.half_open = Some((half_open, now));
             true
@@ -535,16 +540,13 @@ impl ControlPlane {
 
     /// Decides about address validation on each listener; says whether anything changed.
     fn validate(&mut self, now: Instant) -> bool {
-        let Self { config, validations, backends, totals, registry, routing, .. } = self;
+        let Self { config, validations, fleet, totals, registry, routing, .. } = self;
         let snapshot = routing.load();
         let mut changed = false;
         for listener in &config.listeners {
             let Some(index) = registry.listeners.of(listener) else { continue };
             let Some(pool) = config.pools.get(listener.pool) else { continue };
-            let of_pool = || {
-                let of_pool = backends.iter().filter(|((of, _), _)| *of == pool.name);
-                of_pool.map(|(_, watched)| watched)
-            };
+            let of_pool = || fleet.pools().get(listener.pool).into_iter().flatten();
             let half_open = of_pool().filter_map(|watched| watched.half_open(now)).max();
             let takes = |of: &&Watched| {
                 let route = snapshot.backend(of.id);
@@ -594,6 +596,15 @@ impl ControlPlane {
         digest.get_or_init(|| config.digest())
     }
 
+    /// Work that finds the digest, if nobody has asked for it yet: better done before somebody waits for it.
+    pub(crate) fn digest_to_find(&self) -> Option<impl FnOnce() + Send + use<>> {
+        let InForce { config, digest, .. } = &self.in_force;
+        let (config, digest) = (Arc::clone(config), Arc::clone(digest));
+        digest.get().is_none().then_some(move || {
+            digest.get_or_init(|| config.digest());
+        })
+    }
+
     /// As [`Self::config`], to be kept.
     pub(crate) fn shared_config(&self) -> Arc<Config> {
         Arc::clone(&self.in_force.config)
@@ -620,53 +631,26 @@ impl ControlPlane {
         self.totals.flows()
     }
 
-    /// Takes note of what is wanted now; a snapshot of it can be ordered.
+    /// Takes note of what is wanted now of each backend; a snapshot of it can be ordered.
     fn want(&mut self) {
-        let Self { config, registry, commands, backends, check_times, norms, .. } = self;
-        check_times.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
-        let named: BTreeMap<Name, (SocketAddr, bool)> = config
-            .pools
-            .iter()
-            .flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)))
-            .map(|(pool, backend)| {
-                let name = (pool.name.clone(), backend.name.clone());
-                (name, (backend.address, pool.health_check.is_some()))
-            })
-            .collect();
-        norms.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
-        commands.retain(|name, _| named.contains_key(name));
-        backends.retain(|name, watched| {
-            let (address, is_checked) = named.get(name).copied().unzip();
-            if is_checked != Some(true) {
-                watched.checked = None;
-                watched.forget_cids();
-            }
-            address == Some(watched.address)
-        });
-        let panics = panics(config, commands, backends);
-        let established = established(config, backends);
-        let name = |pool: &str, name: &str| (pool.to_owned(), name.to_owned());
-        let command =
-            |pool: &str, backend: &str| commands.get(&name(pool, backend)).map(|of| of.wanted);
-        let health = |pool: &str, backend: &str| match backends.get(&name(pool, backend)) {
+        let panics = self.failing_pools();
+        let Self { config, fleet, wanted, .. } = self;
+        // A snapshot may still be built of what was wanted before.
+        let wanted = Arc::make_mut(wanted);
+        let panics_of: Vec<_> = config.pools.iter().map(|pool| panics.get(&pool.name)).collect();
+        wanted.decide(|pool, nth, _| {
+            let watched = &fleet.pools()[pool][nth];
+            let of_traffic = watched.state_of_traffic();
             // Where nobody passes, all are tried, and it shows that they are down.
-            Some(watched) if panics.get(pool) == Some(&Left::Few) => watched.state_of_traffic(),
-            Some(watched) => watched.state(),
-            // It has to answer first.
-            None if established.contains(pool) => BackendState::Down,
-            None => BackendState::Active,
-        };
-        let wanted = Wanted::new(&config.pools, command, health, registry);
-        let step = |pool: &str, backend: &str| {
-            let watched = backends.get(&name(pool, backend))?;
-            match watched.state_of_traffic() {
+            let ignores_checks = panics_of[pool] == Some(&Left::Few);
+            let health = if ignores_checks { of_traffic } else { watched.state() };
+            let step = match of_traffic {
                 BackendState::Probing => Some(NonZeroU32::MIN),
-                _ => NonZeroU32::new(watched.starting?.step()),
-            }
-        };
-        self.wanted = Arc::new(wanted.with_slow_starts(&config.pools, STEPS, step));
+                _ => watched.starting.and_then(|starting| NonZeroU32::new(starting.step())),
+            };
+            Known { admission: watched.admission, health, step }
+        });
         self.newest += 1;
-        self.watch_wanted(&established);
         self.say_panics(panics.into_keys().collect());
     }
 }

@@ -1,11 +1,11 @@
 //! What a new configuration takes away from connections that live.
 
-use std::{fmt, time::Instant};
+use std::{collections::HashMap, fmt, time::Instant};
 
 use quic::routable::{CidConfig, ConfigId, ServerId};
 use quic_lb_config::{Backend, Config, Pool};
 
-use super::{ControlPlane, find, watched::QUIET};
+use super::{ControlPlane, watched::QUIET};
 use crate::{backend::BackendState, routing::BackendRoute};
 
 /// What would be taken away, and from how many connections.
@@ -43,11 +43,11 @@ impl ControlPlane {
     /// already.
     pub(super) fn taken_in_use(&self, now: Instant, new: &Config) -> Vec<InUse> {
         let routing = self.routing.load();
+        let (old, new) = (named(&self.in_force.config), named(new));
         let of_route = |route: &BackendRoute| {
-            let pool = &routing.pool(route.pool).name;
-            let old = self.in_force.config.pools.iter().find(|of| of.name == *pool)?;
-            let backend = old.backends.iter().find(|of| of.name == route.name)?;
-            Some(self.taken_from(now, old, backend, route, new))
+            let name = (&*routing.pool(route.pool).name, &*route.name);
+            let &before = old.get(&name)?;
+            Some(self.taken_from(now, before, route, new.get(&name).copied()))
         };
         let alive = routing.backends().filter(|route| route.state != BackendState::Down);
         alive.filter_map(of_route).flatten().collect()
@@ -62,7 +62,7 @@ impl ControlPlane {
             let live = self.totals.live(route.id);
             let mut add = |what, connections| {
                 let pool = routing.pool(route.pool).name.clone();
-                all.push(InUse { pool, backend: route.name.clone(), what, connections });
+                all.push(InUse { pool, backend: route.name.to_string(), what, connections });
             };
             if is_heard(live.last_heard()) {
                 add(Taken::Backend, live.connections());
@@ -80,10 +80,9 @@ impl ControlPlane {
     fn taken_from(
         &self,
         now: Instant,
-        pool: &Pool,
-        backend: &Backend,
+        (pool, backend): InPool<'_>,
         route: &BackendRoute,
-        new: &Config,
+        left: Option<InPool<'_>>,
     ) -> Vec<InUse> {
         let live = self.totals.live(route.id);
         let in_use = |what, connections| InUse {
@@ -93,7 +92,7 @@ impl ControlPlane {
             connections,
         };
         let is_heard = |heard| self.ago(now, heard) < QUIET;
-        let Some(left) = find(new, &pool.name, &backend.name) else {
+        let Some((in_pool, left)) = left else {
             let is_used = live.last_heard().is_some_and(is_heard);
             let taken = is_used.then(|| in_use(Taken::Backend, live.connections()));
             return taken.into_iter().collect();
@@ -103,9 +102,7 @@ impl ControlPlane {
             .iter()
             .filter_map(|config| Some((config, server_id(backend, config)?)));
         let taken = old.filter(|&(config, id)| {
-            let pool = new.pools.iter().find(|of| of.name == pool.name);
-            let same =
-                pool.and_then(|pool| pool.cid_configs.iter().find(|of| of.id() == config.id()));
+            let same = in_pool.cid_configs.iter().find(|of| of.id() == config.id());
             !same.is_some_and(|same| {
                 reads_alike(config, same, id) && server_id(left, same) == Some(id)
             })
@@ -120,6 +117,15 @@ impl ControlPlane {
             })
             .collect()
     }
+}
+
+/// A backend and its pool.
+type InPool<'a> = (&'a Pool, &'a Backend);
+
+/// The backends of a configuration by the names of their pools and their own.
+fn named(config: &Config) -> HashMap<(&str, &str), InPool<'_>> {
+    let all = config.pools.iter().flat_map(|pool| pool.backends.iter().map(move |of| (pool, of)));
+    all.map(|(pool, of)| ((&*pool.name, &*of.name), (pool, of))).collect()
 }
 
 fn server_id<'a>(backend: &'a Backend, config: &CidConfig) -> Option<&'a ServerId> {

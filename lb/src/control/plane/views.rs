@@ -1,7 +1,7 @@
 //! What is shown of the state: all that is exported, and each backend as the admin interface has it.
 
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -145,24 +145,27 @@ impl ControlPlane {
 
     /// Every backend, in the order of the configuration.
     pub(crate) fn views(&self, now: Instant) -> Vec<BackendView> {
-        let Self { in_force, routing, totals, commands, backends, baselines, .. } = self;
+        let Self { in_force, routing, totals, commands, fleet, baselines, .. } = self;
         let routing = routing.load();
         let routes = routing.backends().map(|route| {
             let pool = &routing.pool(route.pool).name;
-            ((pool.as_str(), route.name.as_str()), route)
+            ((pool.as_str(), &*route.name), route)
         });
-        let routes: BTreeMap<_, _> = routes.collect();
+        let routes: HashMap<_, _> = routes.collect();
         let time = self.memory.since_epoch(now);
         let pools = in_force.config.pools.iter();
         let all = pools.flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
         all.filter_map(|(pool, backend)| {
             let route = routes.get(&(pool.name.as_str(), backend.name.as_str()))?;
-            let name = (pool.name.clone(), backend.name.clone());
-            let command = commands.get(&name);
+            let watched = fleet.get(&pool.name, &backend.name);
+            let command = match commands.is_empty() {
+                true => None,
+                false => commands.get(&(pool.name.clone(), backend.name.clone())),
+            };
             let wanted = command.map_or(backend.admission, |command| command.wanted);
             let live = totals.live(route.id);
             let drain = (wanted == Admission::Draining).then(|| {
-                let since = backends.get(&name).and_then(|watched| watched.drains_since);
+                let since = watched.and_then(|watched| watched.drains_since);
                 // Otherwise it begins about now.
                 let since = since.unwrap_or(time);
                 let (lasts, silent) = (time.saturating_sub(since), live.silence(since, time));
@@ -175,13 +178,14 @@ impl ControlPlane {
                 wanted,
                 command: command.cloned(),
                 totals: baselines.since_it_appeared(totals, route.id),
-                half_open: backends.get(&name).and_then(|watched| watched.half_open(now)),
-                honours: in_force.config.asks_for_tokens(pool).then(|| {
-                    backends.get(&name).map(|watched| watched.honours).unwrap_or_default()
-                }),
-                clock_skew: backends.get(&name).and_then(|watched| watched.clock_skew),
-                starting: backends.get(&name).and_then(|watched| watched.starting),
-                check: backends.get(&name).and_then(Watched::check),
+                half_open: watched.and_then(|watched| watched.half_open(now)),
+                honours: in_force
+                    .config
+                    .asks_for_tokens(pool)
+                    .then(|| watched.map(|watched| watched.honours).unwrap_or_default()),
+                clock_skew: watched.and_then(|watched| watched.clock_skew),
+                starting: watched.and_then(|watched| watched.starting),
+                check: watched.and_then(Watched::check),
                 live,
                 drain,
             })

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use quic_lb_config::Admission;
+
 use crate::{
     backend::{BackendId, BackendState},
     check::{CheckCounts, CheckResult},
@@ -32,6 +34,8 @@ pub(super) struct Watched {
     pub(super) address: SocketAddr,
     /// Which pool of the newest configuration it is in, and which backend there.
     pub(super) place: (usize, usize),
+    /// What the operator wants of it, by command or else by the file.
+    pub(super) admission: Admission,
     /// Whether it can be sent to, and answers.
     pub(super) health: Health,
     /// Whether it does not answer.
@@ -103,6 +107,34 @@ pub(crate) struct CheckView {
 const REPORT_LIFETIME: Duration = Duration::from_secs(10);
 
 impl Watched {
+    /// One that nothing is known of. Its counters may have been used before: they showed this when it began.
+    pub(super) fn new(id: BackendId, address: SocketAddr, last: BackendTotals) -> Self {
+        Self {
+            id,
+            address,
+            place: (0, 0),
+            admission: Admission::default(),
+            health: Health::default(),
+            silence: Silence::default(),
+            wiring: Health::default(),
+            slow_start: Duration::ZERO,
+            starting: None,
+            checked: None,
+            contract: Contract::default(),
+            breach: None,
+            last_check: None,
+            checks: CheckCounts::default(),
+            refusal: None,
+            fell_silent: false,
+            last,
+            seen: BackendTotals::default(),
+            half_open: None,
+            honours: Honours::default(),
+            clock_skew: None,
+            drains_since: None,
+        }
+    }
+
     /// What is known of it: its traffic or its checks alone are enough to have it down.
     pub(super) fn state(&self) -> BackendState {
         if self.checked.is_some_and(Checked::is_down) {

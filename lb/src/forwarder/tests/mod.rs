@@ -97,7 +97,7 @@ impl Bench {
                 let flow = via.flow().expect("pools forward through flows");
                 assert_eq!(self.forwarder.flow(flow).backend, backend);
                 let name = &self.forwarder.routing.backend(backend).unwrap().name;
-                (name.clone(), rule, flow)
+                (name.to_string(), rule, flow)
             }
             other => panic!("not forwarded: {other:?}"),
         }
@@ -571,7 +571,7 @@ impl Bench {
 
     fn backend_of(&self, flow: FlowId) -> String {
         let backend = self.forwarder.flow(flow).backend;
-        self.forwarder.routing.backend(backend).unwrap().name.clone()
+        self.forwarder.routing.backend(backend).unwrap().name.to_string()
     }
 
     /// A handshake until the client has used the connection ID of its server.

@@ -13,7 +13,7 @@ impl Bench {
         let Self { forwarder, now, .. } = self;
         let datagrams = std::iter::once(octets);
         let refused = forwarder.refused(*now, flow, datagrams, before.iter().copied());
-        let name = |id| forwarder.routing.backend(id).unwrap().name.clone();
+        let name = |id| forwarder.routing.backend(id).unwrap().name.to_string();
         refused.map(|(ended, other)| (ended, other.map(|(id, via)| (name(id), via))))
     }
 }

@@ -165,7 +165,7 @@ fn checks_that_the_file_does_not_name_any_more_mean_nothing() {
 fn a_backend_that_answers_under_anothers_name_is_miswired_until_it_does_not() {
     let mut bench = Bench::new();
     let [a, b] = ["a", "b"].map(|name| bench.slot(name));
-    let another = bench.plane.routing().load().backends().find(|of| of.name == "b").unwrap().id;
+    let another = bench.plane.routing().load().backends().find(|of| *of.name == *"b").unwrap().id;
     let answer = |bench: &mut Bench, another| {
         bench.worker.backends[a].answer(another);
         bench.tick();
@@ -182,8 +182,8 @@ fn a_backend_that_answers_under_anothers_name_is_miswired_until_it_does_not() {
     assert_eq!(answer(&mut bench, Some(another)), BackendState::Miswired);
     assert_eq!(bench.state("b"), BackendState::Active);
     let routing = bench.plane.routing().load_full();
-    let named = bench.plane.named(&routing, &bench.plane.backends[&name("a")]).unwrap();
-    assert_eq!((named.name.as_str(), named.id.slot()), ("b", b));
+    let named = bench.plane.named(&routing, bench.plane.fleet.get("web", "a").unwrap()).unwrap();
+    assert_eq!((&*named.name, named.id.slot()), ("b", b));
     // What is worse goes before it, and what the operator wants before both.
     bench.worker.backends[a].refuse(Refusal::ConnectionRefused, 3);
     bench.tick();
@@ -205,7 +205,7 @@ fn a_backend_that_answers_under_anothers_name_is_miswired_until_it_does_not() {
 fn a_miswired_backend_is_tried_again_and_a_reload_forgives_it() {
     let mut bench = Bench::new();
     let slot = bench.slot("a");
-    let another = bench.plane.routing().load().backends().find(|of| of.name == "b").unwrap().id;
+    let another = bench.plane.routing().load().backends().find(|of| *of.name == *"b").unwrap().id;
     let misnamed = |bench: &mut Bench| {
         (0..3).for_each(|_| bench.worker.backends[slot].answer(Some(another)));
         bench.tick();

@@ -84,7 +84,7 @@ impl Bench {
 
     fn slot(&self, name: &str) -> usize {
         let routing = self.plane.routing().load();
-        routing.backends().find(|backend| backend.name == name).unwrap().id.slot()
+        routing.backends().find(|backend| *backend.name == *name).unwrap().id.slot()
     }
 }
 
@@ -93,7 +93,7 @@ fn command(wanted: Admission) -> Command {
     Command { wanted, author, unix_time: 0 }
 }
 
-fn name(backend: &str) -> Name {
+fn name(backend: &str) -> (String, String) {
     ("web".to_owned(), backend.to_owned())
 }
 
@@ -375,7 +375,7 @@ fn ready_is_said_while_running_only() {
 /// Has the worker say that connections were heard just now: of a backend, by config ID.
 fn hear(bench: &Bench, name: &str, connections: &[(u8, u32)]) {
     let routing = bench.plane.routing().load();
-    let id = routing.backends().find(|route| route.name == name).unwrap().id;
+    let id = routing.backends().find(|route| *route.name == *name).unwrap().id;
     let mut live = Live { generation: id.generation(), flows: 1, ..Live::default() };
     for &(config, connections) in connections {
         let last_heard = Some(bench.now);

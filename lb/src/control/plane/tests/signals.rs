@@ -43,7 +43,7 @@ fn a_backend_that_is_silent_while_others_answer_gets_no_new_connections_until_it
     assert_eq!(bench.state("a"), BackendState::Active, "it may be slow");
     bench.ask(1, &["b"]);
     assert_eq!(bench.state("a"), BackendState::Down);
-    assert!(bench.plane.backends[&name("a")].fell_silent);
+    assert!(bench.plane.fleet.get("web", "a").unwrap().fell_silent);
     // It is tried, by few.
     let share = |bench: &Bench| {
         let routing = bench.plane.routing().load();
@@ -51,7 +51,7 @@ fn a_backend_that_is_silent_while_others_answer_gets_no_new_connections_until_it
             let key = n.to_be_bytes().repeat(2);
             let pool = routing.pools().next().unwrap();
             let chosen = pool.fallback(FallbackKey::ConnectionId(&key)).unwrap();
-            routing.backend(chosen).unwrap().name == "a"
+            *routing.backend(chosen).unwrap().name == *"a"
         });
         chosen.count()
     };
@@ -128,7 +128,7 @@ fn a_backend_that_cannot_be_sent_to_goes_down_whatever_the_kernel_calls_it() {
             false => (BackendState::Active, None),
         };
         assert_eq!(bench.state("a"), state, "{refusal:?}");
-        assert_eq!(bench.plane.backends[&name("a")].refusal, said);
+        assert_eq!(bench.plane.fleet.get("web", "a").unwrap().refusal, said);
         assert_eq!(bench.state("b"), BackendState::Active);
     }
 }
