@@ -258,7 +258,7 @@ fn the_admin_interface_answers_each_path_and_refuses_the_rest_clearly() {
             "refused_by_errno": {},
             "misnamed": 0,
             "half_open": null,
-            "honours_tokens": null,
+            "honours_tokens": null, "token_keys": null,
             "clock_skew_seconds": null,
         })
     );

@@ -77,6 +77,19 @@ impl Tokens {
         }
     }
 
+    /// The sequence numbers of the keys, in the order in which they are used up.
+    pub(crate) fn sequences(&self) -> impl Iterator<Item = u8> {
+        self.minting.iter().map(|(key, _)| key.sequence())
+    }
+
+    /// The same with one of the keys alone to make tokens with; `None` where there is none.
+    pub(crate) fn with_key(&self, sequence: u8) -> Option<Self> {
+        let minting = self.minting.iter().find(|(key, _)| key.sequence() == sequence)?.clone();
+        let (format, lifetime) = (self.format, self.lifetime);
+        let opening = TokenKeys::new([minting.0.clone()]);
+        Some(Self { format, lifetime, opening, minting: vec![minting] })
+    }
+
     /// How long a token is good for.
     pub(crate) const fn lifetime(&self) -> Duration {
         self.lifetime

@@ -106,6 +106,12 @@ Examples:
   quic-lb agree lb-{1..8}.example:9464 || echo differ     names need admin.host_names
   quic-lb agree --json 192.0.2.11:9464 192.0.2.12:9464 | jq -r '.differences[].at'")]
     Agree(AgreeArgs),
+    /// Say how far a rotation of keys has come in a fleet, and what is next.
+    ///
+    /// Nothing is changed: files are distributed by whoever does that, and this says when to go on. Connection IDs go to
+    /// balancers first and then to servers, keys of tokens to servers first. Exit 0 if the steps are done, 3 if not.
+    #[command(subcommand)]
+    Rotate(Rotate),
     /// Replace the program of a running balancer by the one that is on disk now, without loss.
     ///
     /// The file that the balancer was started from is executed with the same arguments, beside the running process, which hands over its sockets,
@@ -319,6 +325,63 @@ pub(crate) struct AgreeArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Rotate {
+    /// Configurations of connection IDs of a pool: from the old ones to the last in the file.
+    ///
+    /// Step 1: balancers read it. Step 2: servers make connection IDs by it. Step 3: nobody uses the old ones any more, by what
+    /// all balancers have heard. Step 4: they are gone from the balancers.
+    #[command(after_help = "\
+Examples:
+  quic-lb rotate ids web http://192.0.2.11:9464 http://192.0.2.12:9464
+  quic-lb rotate ids web --until 3 --timeout 1h 192.0.2.11:9464 192.0.2.12:9464 && take-the-old-one-away")]
+    Ids(RotateIdsArgs),
+    /// A key of Retry tokens.
+    ///
+    /// Step 1: balancers open its tokens. Step 2: servers honour them, which balancers find out by asking. Step 3: balancers make
+    /// tokens with it. Step 4: no other key is left.
+    #[command(after_help = "\
+Examples:
+  quic-lb rotate tokens 8 http://192.0.2.11:9464 http://192.0.2.12:9464
+  quic-lb rotate tokens 8 --until 2 192.0.2.11:9464 192.0.2.12:9464 && put-it-in-front")]
+    Tokens(RotateTokensArgs),
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct RotateIdsArgs {
+    /// The pool.
+    #[arg(value_name = "POOL")]
+    pub(crate) pool: String,
+    #[command(flatten)]
+    pub(crate) fleet: FleetArgs,
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct RotateTokensArgs {
+    /// The sequence number of the key.
+    #[arg(value_name = "KEY")]
+    pub(crate) key: u8,
+    #[command(flatten)]
+    pub(crate) fleet: FleetArgs,
+}
+
+/// All balancers in front of the servers.
+#[derive(Debug, Arguments)]
+pub(crate) struct FleetArgs {
+    /// The balancers, all of them: where each takes requests, as http://192.0.2.11:9464, 192.0.2.11:9464 or the path of a Unix socket.
+    #[arg(value_name = "URL", required = true)]
+    pub(crate) balancers: Vec<AdminPlace>,
+    /// A file with the token that they want to be shown, if they do.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Wait until so many steps are done.
+    #[arg(long, value_name = "STEP", value_parser = clap::value_parser!(u8).range(1..=4))]
+    pub(crate) until: Option<u8>,
+    /// How long to wait at most; for ever otherwise.
+    #[arg(long, value_name = "TIME", requires = "until", value_parser = quic_lb_config::units::parse_duration)]
+    pub(crate) timeout: Option<std::time::Duration>,
 }
 
 #[derive(Debug, Arguments)]

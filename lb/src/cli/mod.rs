@@ -25,6 +25,7 @@ mod joined;
 mod links;
 mod outcome;
 mod reload;
+mod rotate;
 mod tls;
 mod unread;
 mod upgrade;
@@ -80,6 +81,7 @@ fn run(command: Command, out: &mut impl Write) -> Result<(), Failure> {
         }
         Command::Drain(args) => drain::drain(&args, out),
         Command::Agree(args) => agree::agree(&args, out),
+        Command::Rotate(what) => rotate::rotate(&what, out),
         Command::Reload(args) => reload::reload(&args, out),
         Command::Activate(args) => drain::activate(&args, out),
         Command::Upgrade(args) => upgrade::upgrade(&args, out),

@@ -420,6 +420,7 @@ fn backend_json(view: &BackendView, ago: impl Fn(Duration) -> Duration) -> Value
         "misnamed": totals.misnamed,
         "half_open": half_open,
         "honours_tokens": view.honours.map(Honours::label),
+        "token_keys": view.token_keys,
         "clock_skew_seconds": view.clock_skew,
         "check": check,
         "live": {

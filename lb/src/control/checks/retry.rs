@@ -114,6 +114,7 @@ async fn ask(shared: Arc<Shared>, target: CheckTarget, places: Arc<Semaphore>) {
                     let skew = compare(&target, &client, &tokens, answer).await;
                     shared.change(|plane: &mut ControlPlane| plane.on_skew(&target, skew));
                 }
+                ask_of_keys(&shared, &target, &client, &tokens, answer).await;
                 honours
             }
             None => Honours::Unknown,
@@ -125,6 +126,33 @@ async fn ask(shared: Arc<Shared>, target: CheckTarget, places: Arc<Semaphore>) {
         };
         sleep(every - share_of(every / 10)).await;
     }
+}
+
+/// Asks about each key: whoever puts another one in front has to know first that servers honour it. `first` is what the server
+/// has made of the one in front.
+async fn ask_of_keys(
+    shared: &Shared,
+    target: &CheckTarget,
+    client: &Result<Client, rustls::Error>,
+    tokens: &Arc<Tokens>,
+    first: TokenAnswer,
+) {
+    let mut honoured = BTreeMap::new();
+    for (nth, sequence) in tokens.sequences().enumerate() {
+        let answer = match (nth, first) {
+            (0, first) => first,
+            // Then it does not answer at all.
+            (_, TokenAnswer::Nothing) => TokenAnswer::Nothing,
+            _ => match tokens.with_key(sequence) {
+                Some(tokens) => offer(target, client, &Arc::new(tokens), 0).await,
+                None => TokenAnswer::Nothing,
+            },
+        };
+        if answer != TokenAnswer::Nothing {
+            honoured.insert(sequence, answer == TokenAnswer::Honoured);
+        }
+    }
+    shared.plane().on_token_keys(target, honoured);
 }
 
 /// Offers a token that is made so many seconds from now.

@@ -177,6 +177,13 @@ impl ControlPlane {
         }
     }
 
+    /// Takes note of whether a server has honoured tokens of each key.
+    pub(crate) fn on_token_keys(&mut self, target: &CheckTarget, honoured: BTreeMap<u8, bool>) {
+        if let Some(watched) = self.asked(target) {
+            watched.token_keys = honoured;
+        }
+    }
+
     /// Takes note of what a server has made of a token; says what is known now.
     pub(crate) fn on_token(&mut self, target: &CheckTarget, answer: TokenAnswer) -> Honours {
         let Some(watched) = self.asked(target) else { return Honours::Unknown };

@@ -1,7 +1,7 @@
 //! What is shown of the state: all that is exported, and each backend as the admin interface has it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -40,6 +40,8 @@ pub(crate) struct BackendView {
     pub(crate) half_open: Option<u64>,
     /// Whether it honours the tokens of Retries, if it is asked.
     pub(crate) honours: Option<Honours>,
+    /// Whether it honours tokens of each key, as far as that is known, if it is asked.
+    pub(crate) token_keys: Option<BTreeMap<u8, bool>>,
     /// By how many seconds its clock is ahead, if that is known.
     pub(crate) clock_skew: Option<i64>,
     /// How much of its share of new connections it has, while that grows.
@@ -164,6 +166,7 @@ impl ControlPlane {
             };
             let wanted = command.map_or(backend.admission, |command| command.wanted);
             let live = totals.live(route.id);
+            let is_asked = in_force.config.asks_for_tokens(pool);
             let drain = (wanted == Admission::Draining).then(|| {
                 let since = watched.and_then(|watched| watched.drains_since);
                 // Otherwise it begins about now.
@@ -179,10 +182,10 @@ impl ControlPlane {
                 command: command.cloned(),
                 totals: baselines.since_it_appeared(totals, route.id),
                 half_open: watched.and_then(|watched| watched.half_open(now)),
-                honours: in_force
-                    .config
-                    .asks_for_tokens(pool)
+                honours: is_asked
                     .then(|| watched.map(|watched| watched.honours).unwrap_or_default()),
+                token_keys: is_asked
+                    .then(|| watched.map(|watched| watched.token_keys.clone()).unwrap_or_default()),
                 clock_skew: watched.and_then(|watched| watched.clock_skew),
                 starting: watched.and_then(|watched| watched.starting),
                 check: watched.and_then(Watched::check),

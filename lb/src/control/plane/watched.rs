@@ -1,6 +1,7 @@
 //! One backend, and what was seen of it.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -65,6 +66,8 @@ pub(super) struct Watched {
     pub(super) half_open: Option<(u64, Instant)>,
     /// Whether it honours the tokens of Retries.
     pub(super) honours: Honours,
+    /// Whether it has honoured tokens of each key, the last time; those that it said nothing of are not there.
+    pub(super) token_keys: BTreeMap<u8, bool>,
     /// By how many seconds its clock is ahead, as far as its tokens have shown.
     pub(super) clock_skew: Option<i64>,
     /// Since when it drains, counted from the beginning of the process.
@@ -130,6 +133,7 @@ impl Watched {
             seen: BackendTotals::default(),
             half_open: None,
             honours: Honours::default(),
+            token_keys: BTreeMap::new(),
             clock_skew: None,
             drains_since: None,
         }
