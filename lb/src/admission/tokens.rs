@@ -82,6 +82,11 @@ impl Tokens {
         self.minting.iter().map(|(key, _)| key.sequence())
     }
 
+    /// What tells the keys from others, in the same order.
+    pub(crate) fn check_values(&self) -> impl Iterator<Item = (u8, [u8; 16])> {
+        self.minting.iter().map(|(key, _)| (key.sequence(), key.check_value()))
+    }
+
     /// The same with one of the keys alone to make tokens with; `None` where there is none.
     pub(crate) fn with_key(&self, sequence: u8) -> Option<Self> {
         let minting = self.minting.iter().find(|(key, _)| key.sequence() == sequence)?.clone();

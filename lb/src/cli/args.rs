@@ -376,6 +376,10 @@ pub(crate) struct FleetArgs {
     /// A file with the token that they want to be shown, if they do.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) token_file: Option<PathBuf>,
+    /// Go on without what cannot be seen: balancers that do not answer, servers without traffic or that nobody asks. Not against what is
+    /// seen: what live connections use, `quic-lb reload --force` alone takes away.
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Wait until so many steps are done.
     #[arg(long, value_name = "STEP", value_parser = clap::value_parser!(u8).range(1..=4))]
     pub(crate) until: Option<u8>,

@@ -25,11 +25,16 @@ const TELL: Duration = Duration::from_secs(10);
 /// A connection that was not heard for so long is over; as the balancers have it.
 const QUIET: f64 = 8.;
 
+/// The one after which it is over.
+const LAST_STEP: u8 = 4;
+
 /// How far it has come.
 #[derive(Debug, PartialEq, Eq)]
 struct Rotation {
     /// What is rotated.
     title: String,
+    /// What each balancer has, in the order in which they were given.
+    balancers: Vec<String>,
     /// In their order; none where nothing is being rotated.
     steps: Vec<Step>,
     /// What is to be done, or waited for.
@@ -54,11 +59,21 @@ impl Rotation {
     fn is_over(&self) -> bool {
         self.done() == self.steps.len()
     }
+
+    /// Whether so many steps are done. Where nothing is being rotated, none is but the last: the first may not have begun, and whoever
+    /// waits for it would go on to servers whose connection IDs no balancer reads.
+    fn has_reached(&self, step: u8) -> bool {
+        match self.steps.is_empty() {
+            true => step >= LAST_STEP,
+            false => self.done() >= usize::from(step),
+        }
+    }
 }
 
 impl fmt::Display for Rotation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.title)?;
+        self.balancers.iter().try_for_each(|balancer| writeln!(f, "  {balancer}"))?;
         let done = self.done();
         for (nth, Step { holds, seen, .. }) in self.steps.iter().enumerate() {
             let state = match nth.cmp(&done) {
@@ -84,9 +99,11 @@ struct Seen {
 
 pub(super) fn rotate(what: &Rotate, out: &mut impl Write) -> Result<(), Failure> {
     match what {
-        Rotate::Ids(RotateIdsArgs { pool, fleet }) => follow(fleet, out, |seen| ids(pool, seen)),
+        Rotate::Ids(RotateIdsArgs { pool, fleet }) => {
+            follow(fleet, out, |seen| ids(pool, seen, fleet.force))
+        }
         Rotate::Tokens(RotateTokensArgs { key, fleet }) => {
-            follow(fleet, out, |seen| tokens(*key, seen))
+            follow(fleet, out, |seen| tokens(*key, seen, fleet.force))
         }
     }
 }
@@ -106,12 +123,11 @@ fn follow(
         let begin = Instant::now();
         let (mut told_at, mut failures) = (begin, 0);
         loop {
-            match look(&balancers).await {
+            match look(&balancers, args.force).await {
                 Ok(seen) => {
                     failures = 0;
                     let rotation = judge(&seen).map_err(Failure::other)?;
-                    let Some(until) = args.until.map(usize::from) else { return Ok(rotation) };
-                    if rotation.done() >= until || rotation.steps.is_empty() {
+                    if args.until.is_none_or(|step| rotation.has_reached(step)) {
                         return Ok(rotation);
                     }
                     let is_late = args.timeout.is_some_and(|timeout| begin.elapsed() >= timeout);
@@ -135,27 +151,39 @@ fn follow(
     })?;
     write!(out, "{rotation}")?;
     out.flush()?;
-    let wanted = args.until.map_or(rotation.steps.len(), usize::from);
-    if rotation.is_over() || rotation.done() >= wanted { Ok(()) } else { Err(Failure::No) }
+    let is_done = args.until.map_or(rotation.is_over(), |step| rotation.has_reached(step));
+    if is_done { Ok(()) } else { Err(Failure::No) }
 }
 
-/// Looks at all balancers.
-async fn look(balancers: &[(String, Balancer)]) -> Result<Vec<Seen>, Failure> {
+/// Looks at all balancers; if it is forced to, at those that answer.
+async fn look(balancers: &[(String, Balancer)], forced: bool) -> Result<Vec<Seen>, Failure> {
     let mut all = Vec::with_capacity(balancers.len());
+    let mut silent = None;
     for (name, balancer) in balancers {
-        let ask = async |path| {
-            let answer = balancer.get(path).await;
-            let read = |body: String| serde_json::from_str(&body).map_err(io::Error::other);
-            answer.and_then(read).map_err(|error| balancer.refused(&error))
-        };
-        all.push(Seen {
-            name: name.clone(),
-            rotation: ask("/api/v1/rotation").await?,
-            decisions: ask("/api/v1/decisions").await?,
-            backends: ask("/api/v1/backends").await?,
-        });
+        match look_at(name, balancer).await {
+            Ok(seen) => all.push(seen),
+            Err(failure) if forced => silent = Some(failure),
+            Err(failure) => return Err(failure),
+        }
     }
-    Ok(all)
+    match silent {
+        Some(failure) if all.is_empty() => Err(failure),
+        _ => Ok(all),
+    }
+}
+
+async fn look_at(name: &str, balancer: &Balancer) -> Result<Seen, Failure> {
+    let ask = async |path| {
+        let answer = balancer.get(path).await;
+        let read = |body: String| serde_json::from_str(&body).map_err(io::Error::other);
+        answer.and_then(read).map_err(|error| balancer.refused(&error))
+    };
+    Ok(Seen {
+        name: name.to_owned(),
+        rotation: ask("/api/v1/rotation").await?,
+        decisions: ask("/api/v1/decisions").await?,
+        backends: ask("/api/v1/backends").await?,
+    })
 }
 
 /// The configurations of connection IDs of a pool, as one balancer has them.
@@ -181,12 +209,33 @@ impl<'a> Configs<'a> {
     fn newest(&self) -> u64 {
         self.ids.last().copied().unwrap_or_default()
     }
+
+    fn in_words(&self, pool: &str) -> String {
+        let of_pool = || rows(&self.of.rotation).filter(|row| row["pool"] == *pool);
+        let in_use = of_pool().filter(|row| row["connections"].as_u64() > Some(0));
+        let in_use = in_use.map(|row| format!("{} with {}", row["connections"], row["config_id"]));
+        let in_use: Vec<_> = in_use.collect();
+        let in_use = if in_use.is_empty() { "none".to_owned() } else { in_use.join(", ") };
+        format!(
+            "{}: configurations {}; connections, about: {in_use}",
+            self.of.with_digest(),
+            list(&self.ids)
+        )
+    }
 }
 
-/// How far a pool has come with a new configuration of connection IDs: balancers first, then servers.
-fn ids(pool: &str, seen: &[Seen]) -> Result<Rotation, String> {
+impl Seen {
+    fn with_digest(&self) -> String {
+        format!("{} (digest {})", self.name, self.decisions["digest"].as_str().unwrap_or("unknown"))
+    }
+}
+
+/// How far a pool has come with a new configuration of connection IDs: balancers first, then servers. Servers that nothing was
+/// heard of count as those that make them by it if somebody vouches for them.
+fn ids(pool: &str, seen: &[Seen], vouched: bool) -> Result<Rotation, String> {
     let all: Vec<_> = seen.iter().map(|of| Configs::of(of, pool)).collect::<Result<_, _>>()?;
     let newest = newest(&all)?;
+    let balancers: Vec<_> = all.iter().map(|of| of.in_words(pool)).collect();
     let old: BTreeSet<u64> = all.iter().flat_map(|of| of.ids.iter().copied()).collect();
     let old: Vec<_> = old.into_iter().filter(|id| *id != newest).collect();
     let with = |id: u64| all.iter().filter(move |of| of.ids.contains(&id));
@@ -207,6 +256,7 @@ fn ids(pool: &str, seen: &[Seen]) -> Result<Rotation, String> {
         let (server_id, nonce) = (&shape["server_id_length"], &shape["nonce_length"]);
         return Ok(Rotation {
             title: format!("pool {pool}: every balancer has configuration {newest} alone"),
+            balancers,
             steps: vec![],
             next: format!(
                 "to begin a rotation, put {{ config_id: {free}, server_id_length: {server_id}, nonce_length: {nonce}, key_file: … }} at the end of quic_lb on all balancers \
@@ -243,8 +293,8 @@ fn ids(pool: &str, seen: &[Seen]) -> Result<Rotation, String> {
         },
         Step {
             holds: format!("servers make connection IDs by it{}", servers.seen()),
-            is_done: servers.waiting.is_empty(),
-            seen: but(&servers.waiting),
+            is_done: servers.waiting.is_empty() && (vouched || servers.unheard.is_empty()),
+            seen: but(&[&servers.waiting[..], &servers.unheard[..]].concat()),
         },
         Step {
             holds: format!("nobody uses configuration {olds}{}", servers.left()),
@@ -259,6 +309,7 @@ fn ids(pool: &str, seen: &[Seen]) -> Result<Rotation, String> {
     ];
     let rotation = Rotation {
         title: format!("pool {pool}: connection IDs from configuration {olds} to {newest}"),
+        balancers,
         steps,
         next: String::new(),
     };
@@ -266,6 +317,10 @@ fn ids(pool: &str, seen: &[Seen]) -> Result<Rotation, String> {
         0 => format!(
             "put configuration {newest} at the end of quic_lb at {}, and reload; servers come later",
             without.join(", ")
+        ),
+        1 if servers.waiting.is_empty() => format!(
+            "nothing shows yet that these servers make connection IDs by configuration {newest}: {}; reload them and wait for traffic, or vouch for them with --force",
+            servers.unheard.join(", ")
         ),
         1 => format!("reload the servers {}", servers.waiting.join(", ")),
         2 => "wait: connections that say nothing for 8 s are taken for over; their servers' idle timeout is the safe time"
@@ -301,6 +356,8 @@ struct Servers {
     begun: Vec<String>,
     /// Those that are heard, and do not.
     waiting: Vec<String>,
+    /// Those that get new connections and were not heard with it: without traffic nobody knows what they would do.
+    unheard: Vec<String>,
     /// Connections with old ones, and when one was heard last.
     old: u64,
     heard: Option<f64>,
@@ -317,7 +374,8 @@ impl Servers {
                 names.push(name);
             }
         }
-        let mut servers = Self { begun: vec![], waiting: vec![], old: 0, heard: None };
+        let mut servers =
+            Self { begun: vec![], waiting: vec![], unheard: vec![], old: 0, heard: None };
         for name in names {
             let (mut new, mut old): (Option<f64>, Option<f64>) = (None, None);
             let earliest = |a: Option<f64>, b: f64| Some(a.map_or(b, |a| a.min(b)));
@@ -342,6 +400,10 @@ impl Servers {
             }
             if !has_begun && old.is_some_and(|old| old < QUIET) {
                 servers.waiting.push(name.to_owned());
+            } else if !has_begun
+                && of_pool().any(|of| of["name"] == *name && of["state"] != "draining")
+            {
+                servers.unheard.push(name.to_owned());
             }
         }
         servers
@@ -365,8 +427,9 @@ impl Servers {
 /// The sequence number of a key of tokens, and its check value.
 type Key = (u64, Value);
 
-/// How far a fleet has come with a key of tokens: servers first, then balancers.
-fn tokens(key: u8, seen: &[Seen]) -> Result<Rotation, String> {
+/// How far a fleet has come with a key of tokens: servers first, then balancers. Servers that are not asked count as those that
+/// honour it if somebody vouches for them.
+fn tokens(key: u8, seen: &[Seen], vouched: bool) -> Result<Rotation, String> {
     let keys = |of: &Seen| -> Result<Vec<Key>, String> {
         let keys = of.decisions["decisions"]["retry"]["keys"].as_array();
         let Some(keys) = keys else {
@@ -392,18 +455,33 @@ fn tokens(key: u8, seen: &[Seen]) -> Result<Rotation, String> {
     let without = named(&|keys| value(keys).is_some());
     let behind = named(&|keys| keys.first().is_some_and(|(first, _)| *first == wanted));
     let left = named(&|keys| keys.len() < 2);
-    let (mut refusing, mut asked) = (BTreeSet::new(), 0);
+    let (mut refusing, mut unknown) = (BTreeSet::new(), BTreeSet::new());
     for backend in seen.iter().flat_map(|of| rows(&of.backends)).filter(|of| of["state"] != "down")
     {
         let Some(keys) = backend["token_keys"].as_object() else { continue };
-        asked += 1;
-        if keys.get(&key.to_string()) != Some(&Value::Bool(true)) {
-            let name = |part: &str| backend[part].as_str().unwrap_or_default();
-            refusing.insert(format!("{}/{}", name("pool"), name("name")));
+        let name = |part: &str| backend[part].as_str().unwrap_or_default();
+        let name = format!("{}/{}", name("pool"), name("name"));
+        match keys.get(&key.to_string()).and_then(Value::as_bool) {
+            Some(true) => {}
+            Some(false) => drop(refusing.insert(name)),
+            None => drop(unknown.insert(name)),
+        }
+    }
+    for (pool, of) in
+        seen.iter().filter_map(|of| of.decisions["decisions"]["pools"].as_object()).flatten()
+    {
+        // Its clients are sent Retries, and its servers are not asked.
+        if of["honours_tokens"] == "true" {
+            unknown.insert(format!("all of pool {pool}, where honours_tokens is true"));
         }
     }
     let refusing: Vec<_> = refusing.into_iter().collect();
-    let unasked = if asked == 0 { " (they are not asked: honours_tokens says so)" } else { "" };
+    let unknown: Vec<_> = unknown.into_iter().collect();
+    let balancers = all.iter().map(|(of, keys)| {
+        let keys: Vec<_> = keys.iter().map(|(sequence, _)| *sequence).collect();
+        format!("{}: keys {}", of.with_digest(), list(&keys))
+    });
+    let balancers = balancers.collect();
     let steps = vec![
         Step {
             holds: format!("balancers open tokens of key {key}"),
@@ -411,9 +489,9 @@ fn tokens(key: u8, seen: &[Seen]) -> Result<Rotation, String> {
             seen: but(&without),
         },
         Step {
-            holds: format!("servers honour tokens of key {key}{unasked}"),
-            is_done: refusing.is_empty(),
-            seen: but(&refusing),
+            holds: format!("servers honour tokens of key {key}"),
+            is_done: refusing.is_empty() && (vouched || unknown.is_empty()),
+            seen: but(&[&refusing[..], &unknown[..]].concat()),
         },
         Step {
             holds: format!("balancers make tokens with key {key}"),
@@ -426,11 +504,16 @@ fn tokens(key: u8, seen: &[Seen]) -> Result<Rotation, String> {
             seen: but(&left),
         },
     ];
-    let rotation = Rotation { title: format!("tokens: key {key}"), steps, next: String::new() };
+    let title = format!("tokens: key {key}");
+    let rotation = Rotation { title, balancers, steps, next: String::new() };
     let next = match rotation.done() {
         0 => format!(
             "put key {key} at the end of retry.keys on servers, then at {}, and reload",
             without.join(", ")
+        ),
+        1 if refusing.is_empty() => format!(
+            "nothing shows yet that these honour tokens of key {key}: {}; wait until they were asked, or vouch for them with --force",
+            unknown.join(", ")
         ),
         1 => format!(
             "give key {key} to the servers {}, and reload them; balancers look again within half a minute",
@@ -502,7 +585,7 @@ mod tests {
         let on = |first: &[u64], second: &[u64], a: &[(u64, f64)], b: &[(u64, f64)]| {
             let both =
                 [balancer("one", first, &[("a", a), ("b", b)]), balancer("two", second, &[])];
-            let rotation = ids("web", &both).unwrap();
+            let rotation = ids("web", &both, false).unwrap();
             (rotation.done(), rotation.next)
         };
         let next = |rotation: (usize, String), done: usize, word: &str| {
@@ -516,27 +599,76 @@ mod tests {
         next(on(&[0, 1], &[0, 1], &[(0, 0.3), (1, 0.1)], &live), 1, "servers b");
         next(on(&[0, 1], &[0, 1], &[(0, 9.), (1, 0.1)], &[(0, 0.3), (1, 0.2)]), 2, "wait");
         next(
-            on(&[0, 1], &[0, 1], &[(0, 9.), (1, 0.1)], &[(0, 8.), (1, 9.)]),
+            on(&[0, 1], &[0, 1], &[(0, 9.), (1, 0.1)], &[(0, 9.), (1, 8.)]),
             3,
             "out of quic_lb at one, two,",
         );
-        next(on(&[0, 1], &[1], &[(1, 0.1)], &[]), 3, "out of quic_lb at one,");
+        next(on(&[0, 1], &[1], &[(1, 0.1)], &[(1, 70.)]), 3, "out of quic_lb at one,");
         next(
             on(&[6, 0], &[6], &[(6, 0.1)], &[]),
             0,
             "configuration 0 at the end of quic_lb at two,",
         );
         next(on(&[6, 0], &[6, 0], &[(6, 0.1), (0, 400.)], &[]), 1, "servers a");
-        let over = ids("web", &[balancer("one", &[1], &[]), balancer("two", &[1], &[])]).unwrap();
+        let alone = [balancer("one", &[1], &[]), balancer("two", &[1], &[])];
+        let over = ids("web", &alone, false).unwrap();
         assert!(
             over.is_over() && over.next.contains("config_id: 0, server_id_length: 2"),
             "{over}"
+        );
+        // It may be over, or not have begun: a file that no balancer has taken is no reason to go on to servers.
+        assert_eq!([1, 2, 3, 4].map(|step| over.has_reached(step)), [false, false, false, true]);
+        let begun = [balancer("one", &[0, 1], &[("a", &live)]), balancer("two", &[0, 1], &[])];
+        let begun = ids("web", &begun, false).unwrap();
+        assert_eq!([1, 2, 3, 4].map(|step| begun.has_reached(step)), [true, false, false, false]);
+    }
+
+    /// With little traffic a server may be silent for as long as one that has nothing left to say.
+    #[test]
+    fn a_server_that_was_not_heard_is_not_taken_for_one_that_has_begun() {
+        let both = |b: &[(u64, f64)]| {
+            [
+                balancer("one", &[0, 1], &[("a", &[(0, 9.), (1, 0.1)]), ("b", b)]),
+                balancer("two", &[0, 1], &[]),
+            ]
+        };
+        for silent in [&[][..], &[(0, 60.)], &[(1, 90.), (0, 60.)]] {
+            let rotation = ids("web", &both(silent), false).unwrap();
+            assert_eq!(rotation.done(), 1, "{rotation}");
+            assert!(rotation.next.contains("configuration 1: b; reload"), "{rotation}");
+            assert_eq!(ids("web", &both(silent), true).unwrap().done(), 3);
+        }
+        assert_eq!(ids("web", &both(&[(0, 90.), (1, 60.)]), false).unwrap().done(), 3);
+        // Whoever vouches for silent ones does not vouch for one that is heard with an old one.
+        assert_eq!(ids("web", &both(&[(0, 1.)]), true).unwrap().done(), 1);
+        // One that gets no new connections makes no connection IDs for any.
+        let mut drains = both(&[(0, 60.)]);
+        drains[0].backends[1]["state"] = json!("draining");
+        assert_eq!(ids("web", &drains, false).unwrap().done(), 3);
+    }
+
+    #[test]
+    fn what_every_balancer_has_is_told() {
+        let mut one = balancer("one", &[0, 1], &[("a", &[(0, 0.1)])]);
+        one.decisions["digest"] = json!("0123");
+        one.rotation[0]["connections"] = json!(17);
+        let told = ids("web", &[one, balancer("two", &[0], &[])], false).unwrap().to_string();
+        assert!(
+            told.contains(
+                "one (digest 0123): configurations 0, 1; connections, about: 17 with 0\n"
+            ),
+            "{told}"
+        );
+        assert!(
+            told.contains("two (digest unknown): configurations 0; connections, about: none\n"),
+            "{told}"
         );
     }
 
     #[test]
     fn what_would_lose_connections_is_no_step_but_an_error() {
-        let of = |all: &[Seen]| ids("web", all).unwrap_err();
+        // Nobody can vouch for that either.
+        let of = |all: &[Seen]| ids("web", all, true).unwrap_err();
         let early = [balancer("one", &[0, 1], &[("a", &[(1, 0.1)])]), balancer("two", &[0], &[])];
         assert!(of(&early).contains("server a makes connection IDs by configuration 1"));
         assert!(of(&early).contains("which two cannot read"));
@@ -545,7 +677,9 @@ mod tests {
         let mut other = balancer("two", &[0, 1], &[]);
         other.decisions["decisions"]["pools"]["web"]["quic_lb"]["1"]["key"] = json!("another");
         assert!(of(&[balancer("one", &[0, 1], &[]), other]).contains("not the same"));
-        assert!(ids("api", &[balancer("one", &[0], &[])]).unwrap_err().contains("no listener"));
+        assert!(
+            ids("api", &[balancer("one", &[0], &[])], true).unwrap_err().contains("no listener")
+        );
     }
 
     #[test]
@@ -562,25 +696,42 @@ mod tests {
             let rotation = tokens(
                 8,
                 &[balancer("one", first, honoured.clone()), balancer("two", second, honoured)],
+                false,
             );
             let rotation = rotation.unwrap();
             (rotation.done(), rotation.next)
         };
         let yes = json!({ "7": true, "8": true });
         assert_eq!(at(&[7, 8], &[7], yes.clone()).0, 0);
-        for not_yet in [json!({ "7": true, "8": false }), json!({ "7": true })] {
+        for (not_yet, says) in [
+            (json!({ "7": true, "8": false }), "the servers web/a"),
+            (json!({ "7": true }), "key 8: web/a; wait"),
+        ] {
             let (done, next) = at(&[7, 8], &[7, 8], not_yet);
-            assert!(done == 1 && next.contains("the servers web/a"), "{next}");
+            assert!(done == 1 && next.contains(says), "{next}");
         }
         assert_eq!(at(&[7, 8], &[7, 8], yes.clone()).0, 2);
         let (done, next) = at(&[8, 7], &[7, 8], yes.clone());
         assert!(done == 2 && next.contains("in front of retry.keys at two"), "{next}");
         assert_eq!(at(&[8, 7], &[8, 7], yes.clone()).0, 3);
         assert_eq!(at(&[8], &[8], yes).0, 4);
-        // Whom nobody asks, the operator vouches for.
-        assert_eq!(at(&[7, 8], &[7, 8], Value::Null).0, 2);
+        // Whom nobody asks, the operator vouches for; but not for those that refuse. Those of pools whose clients are sent no Retry
+        // need nobody.
+        for (honours, honoured, done) in [
+            ("true", Value::Null, [1, 2]),
+            ("false", Value::Null, [2, 2]),
+            ("probe", json!({}), [1, 2]),
+            ("probe", json!({ "8": false }), [1, 1]),
+        ] {
+            let mut of = balancer("one", &[7, 8], honoured);
+            of.decisions["decisions"]["pools"] = json!({ "web": { "honours_tokens": honours } });
+            for (vouched, done) in [false, true].into_iter().zip(done) {
+                let rotation = tokens(8, std::slice::from_ref(&of), vouched).unwrap();
+                assert_eq!(rotation.done(), done, "{honours} {vouched}: {rotation}");
+            }
+        }
         let none =
             Seen { decisions: json!({ "decisions": {} }), ..balancer("one", &[], json!({})) };
-        assert!(tokens(8, &[none]).unwrap_err().contains("no listener of one asks"));
+        assert!(tokens(8, &[none], false).unwrap_err().contains("no listener of one asks"));
     }
 }

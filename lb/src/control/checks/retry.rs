@@ -152,7 +152,7 @@ async fn ask_of_keys(
             honoured.insert(sequence, answer == TokenAnswer::Honoured);
         }
     }
-    shared.plane().on_token_keys(target, honoured);
+    shared.plane().on_token_keys(target, tokens, honoured);
 }
 
 /// Offers a token that is made so many seconds from now.

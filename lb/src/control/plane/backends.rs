@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use quic::{connection_id::ConnectionId, token::TokenKey};
+use quic::connection_id::ConnectionId;
 use quic_lb_config::{Admission, Backend, CheckKind, Config, HealthCheck, Pool, TokenFormat};
 use tracing::{info, warn};
 
@@ -49,7 +49,7 @@ pub(crate) struct CheckTarget {
 pub(crate) struct TokenTarget {
     pub(crate) target: CheckTarget,
     /// The keys of tokens, and their format.
-    pub(crate) keys: Vec<[u8; 16]>,
+    pub(crate) keys: Vec<(u8, [u8; 16])>,
     pub(crate) shared_state: bool,
 }
 
@@ -124,7 +124,7 @@ impl ControlPlane {
     /// The backends that are to be asked whether they honour the tokens of Retries.
     pub(crate) fn token_targets(&self) -> Vec<TokenTarget> {
         let config = self.config();
-        let keys: Vec<_> = config.retry.keys.iter().map(TokenKey::check_value).collect();
+        let keys: Vec<_> = check_values(config).collect();
         let shared_state = config.retry.format == TokenFormat::SharedState;
         let of_pool = |pool: &Pool| {
             let check = Arc::new(question(pool.health_check.as_ref()));
@@ -178,7 +178,16 @@ impl ControlPlane {
     }
 
     /// Takes note of whether a server has honoured tokens of each key.
-    pub(crate) fn on_token_keys(&mut self, target: &CheckTarget, honoured: BTreeMap<u8, bool>) {
+    pub(crate) fn on_token_keys(
+        &mut self,
+        target: &CheckTarget,
+        tokens: &Tokens,
+        honoured: BTreeMap<u8, bool>,
+    ) {
+        // There may be others with the same numbers by now.
+        if !tokens.check_values().eq(check_values(&self.config)) {
+            return;
+        }
         if let Some(watched) = self.asked(target) {
             watched.token_keys = honoured;
         }
@@ -204,6 +213,13 @@ impl ControlPlane {
             _ => {}
         }
         watched.honours
+    }
+
+    /// What servers have made of keys says nothing of those of another configuration with the same numbers.
+    pub(super) fn forget_token_keys(&mut self, new: &Config) {
+        if !check_values(&self.config).eq(check_values(new)) {
+            self.fleet.iter_mut().for_each(|watched| watched.token_keys.clear());
+        }
     }
 
     /// Watches the backends of a new configuration: goes on with those that are where they were, and begins with the others.
@@ -366,6 +382,11 @@ fn shows_cids(target: &CheckTarget) -> bool {
         CheckKind::Quic(_) | CheckKind::Http3(..) => target.address == target.backend,
         CheckKind::VersionNegotiation => false,
     }
+}
+
+/// What tells the keys of tokens from others, in the order of the file.
+fn check_values(config: &Config) -> impl Iterator<Item = (u8, [u8; 16])> {
+    config.retry.keys.iter().map(|key| (key.sequence(), key.check_value()))
 }
 
 /// How many backends of a pool in panic get new connections when checks decide.

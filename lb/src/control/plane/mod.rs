@@ -373,6 +373,7 @@ impl ControlPlane {
         for taken in self.taken_in_use(now, &config) {
             warn!(%taken, "taken away although it is in use");
         }
+        self.forget_token_keys(&config);
         self.config = Arc::new(config);
         self.digest = Arc::default();
         self.reloads.applied += 1;

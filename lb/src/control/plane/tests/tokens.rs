@@ -1,5 +1,7 @@
 //! Whether servers honour the tokens of Retries.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::control::checks::honours::TokenAnswer;
 
@@ -106,4 +108,36 @@ fn the_clock_of_a_backend_is_shown_as_far_as_it_is_known() {
     target.backend.set_port(1);
     bench.plane.on_skew(&target, Some(7));
     assert_eq!(skews(&bench), [None; 3]);
+}
+
+/// Whoever puts a key in front goes by what servers have made of it, and not of another one that had its number.
+#[test]
+fn what_servers_made_of_a_key_is_forgotten_with_the_key() {
+    let key = |sequence, octet| TokenKey::new(sequence, [octet; 16], [0; 12]).unwrap();
+    let with_keys = |keys: &[(u8, u8)]| {
+        let mut config = fixtures::config(true);
+        config.pools[0].honours_tokens = HonoursTokens::Probe;
+        config.retry.mode = RetryMode::Always;
+        config.retry.keys = keys.iter().map(|&(sequence, octet)| key(sequence, octet)).collect();
+        config
+    };
+    let mut bench = Bench::of(with_keys(&[(1, 1), (2, 2)]));
+    let asked = bench.plane.token_targets().remove(0).target;
+    let honoured = BTreeMap::from([(1, true), (2, true)]);
+    let shown = |bench: &Bench| bench.view("a").token_keys.unwrap();
+    let old = bench.plane.tokens().unwrap();
+    bench.plane.on_token_keys(&asked, &old, honoured.clone());
+    assert_eq!(shown(&bench), honoured);
+
+    let mut other = with_keys(&[(1, 1), (2, 2)]);
+    other.pools[0].backends[1].weight = NonZeroU32::MAX;
+    assert_eq!(bench.plane.apply(bench.now, other, false), Applied::Changed);
+    assert_eq!(shown(&bench), honoured, "the keys are the same");
+    for keys in [[(1, 1), (2, 3)], [(1, 1), (3, 3)], [(3, 3), (1, 1)]] {
+        assert_eq!(bench.plane.apply(bench.now, with_keys(&keys), false), Applied::Changed);
+        assert!(shown(&bench).is_empty(), "{keys:?}");
+        // An answer that was under way is about the keys of before.
+        bench.plane.on_token_keys(&asked, &old, honoured.clone());
+        assert!(shown(&bench).is_empty(), "{keys:?}");
+    }
 }
