@@ -139,6 +139,7 @@ mod path;
 mod ranges;
 mod record;
 mod recovery;
+mod reordering;
 mod reset;
 mod rtt;
 mod send_buffer;

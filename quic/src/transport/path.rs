@@ -13,6 +13,7 @@ use super::{
     mtu::Mtu,
     pacer::{Pace, Pacer, window_rate},
     parameters::MIN_UDP_PAYLOAD,
+    reordering::{Reduction, Reordering},
     rtt::Rtt,
 };
 
@@ -44,7 +45,10 @@ pub(crate) struct Path {
     pub(crate) rtt: Rtt,
     /// When the first sample was taken: earlier losses say nothing about persistent congestion.
     pub(crate) measured_since: Option<Instant>,
+    pub(crate) reordering: Reordering,
     pub(crate) congestion: Box<dyn Controller>,
+    /// The latest reduction of the window.
+    reduction: Option<Reduction>,
     pub(crate) mtu: Mtu,
     pub(crate) ecn: EcnState,
     pub(crate) in_flight: u64,
@@ -119,7 +123,9 @@ impl Path {
             cid,
             rtt: Rtt::new(defaults.initial_rtt),
             measured_since: None,
+            reordering: Reordering::default(),
             congestion: defaults.congestion.controller(MIN_UDP_PAYLOAD),
+            reduction: None,
             mtu: Mtu::new(defaults.mtu_ceiling),
             ecn: if defaults.ecn { EcnState::Testing(ECN_TRIALS) } else { EcnState::Failed },
             in_flight: 0,
@@ -143,6 +149,12 @@ impl Path {
         self.measured_since = other.measured_since;
         let fresh = defaults.congestion.controller(other.mtu.current());
         self.congestion = std::mem::replace(&mut other.congestion, fresh);
+        self.reordering = other.reordering;
+        // What its losses led to stands: whether they were some shows on the other path.
+        self.reduction = other.reduction.take();
+        if let Some(reduction) = &mut self.reduction {
+            reduction.settle();
+        }
         // What the controller counts by; packets of the other path still refer to it there.
         self.delivery = other.delivery.clone();
         self.mtu = other.mtu.clone();
@@ -362,6 +374,45 @@ impl Path {
             self.congestion.set_datagram(self.mtu.current());
         }
         shrank
+    }
+
+    /// So many packets were lost at once, the latest of which left at `sent`.
+    pub(crate) fn on_losses(&mut self, now: Instant, sent: Instant, count: usize) {
+        if Reduction::note(&mut self.reduction, now, sent, Some(count)) {
+            self.reordering.on_reduction();
+        }
+        self.congestion.on_congestion(now, sent);
+    }
+
+    /// Packets were marked on their way, the latest of which left at `sent`.
+    pub(crate) fn on_marks(&mut self, now: Instant, sent: Instant) {
+        Reduction::note(&mut self.reduction, now, sent, None);
+        self.congestion.on_congestion(now, sent);
+    }
+
+    /// Nothing got through for long.
+    pub(crate) fn on_persistent_congestion(&mut self) {
+        self.reduction = None;
+        self.congestion.on_persistent_congestion();
+    }
+
+    /// A packet of `size` octets that left at `sent` and counted as lost was acknowledged, when one
+    /// so many packets after it had been. Returns whether the window is as it was before it did.
+    pub(crate) fn on_packet_late(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        size: u16,
+        overtaken_by: u64,
+    ) -> bool {
+        self.reordering.on_late(&self.rtt, now.saturating_duration_since(sent), overtaken_by);
+        self.mtu.on_survived(sent, size);
+        let undo = self.reduction.as_mut().is_some_and(|reduction| reduction.on_late(sent));
+        if undo {
+            self.reduction = None;
+            self.congestion.on_spurious_congestion();
+        }
+        undo
     }
 
     /// MTU probe `number` is lost, which says nothing about congestion.

@@ -93,6 +93,13 @@ pub enum Record<'a> {
         /// Whether it was to find out whether the path carries its size.
         mtu_probe: bool,
     },
+    /// The peer has acknowledged a packet that counts as lost: it was late.
+    PacketLate {
+        /// Its packet number space, and thus its type.
+        space: Space,
+        /// Its number.
+        number: u64,
+    },
     /// Nothing was acknowledged for so long that probes leave.
     ProbeTimeout {
         /// The packet number space whose time it was.
@@ -102,6 +109,9 @@ pub enum Record<'a> {
     },
     /// The congestion controller was told of congestion.
     Congestion(CongestionSign),
+    /// All packets that the congestion controller was last told of have arrived after all, and it
+    /// was told so.
+    CongestionUndone,
     /// The congestion controller works in another way than before.
     CongestionStateUpdated(CongestionState),
     /// What loss detection and congestion control go by may have changed.

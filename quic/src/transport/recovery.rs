@@ -14,18 +14,19 @@ use super::{
     frame::Ack,
     path::PathId,
     record::LossReason,
+    reordering::Reordering,
     rtt::Rtt,
     stream_id::{Dir, StreamId},
 };
 
-/// Packets acknowledged above a packet that make it lost.
-///
-/// <https://www.rfc-editor.org/rfc/rfc9002.html#section-6.1.1>
-const PACKET_THRESHOLD: u64 = 3;
 /// <https://www.rfc-editor.org/rfc/rfc9002.html#section-7.6.1>
 const PERSISTENT_CONGESTION_THRESHOLD: u32 = 3;
 /// Packet numbers left out on purpose that are remembered.
 const MAX_SKIPPED: usize = 16;
+/// Lost packets that are remembered, since they may arrive yet.
+const MAX_MISSED: usize = 1024;
+/// Round trips after it left for which that is so.
+const MISSED_FOR: u32 = 4;
 
 /// A frame that has to be looked at again when its packet is acknowledged or lost. Only what the
 /// frame was about: what goes out again is the state of then.
@@ -78,6 +79,18 @@ pub(crate) struct Sent {
     eliciting: usize,
     skip_at: u64,
     skipped: VecDeque<u64>,
+    /// Packets that count as lost since lately, by ascending number.
+    missed: VecDeque<Missed>,
+}
+
+/// A packet that counts as lost, and may arrive yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Missed {
+    pub(crate) number: u64,
+    /// When it left.
+    pub(crate) at: Instant,
+    pub(crate) size: u16,
+    pub(crate) path: PathId,
 }
 
 #[derive(Debug)]
@@ -215,6 +228,23 @@ impl Sent {
         Ok(())
     }
 
+    /// Takes out the packets that this ACK frame acknowledges although they count as lost. To be
+    /// called after [`Self::on_ack`], which checks the frame.
+    pub(crate) fn take_late(&mut self, ack: &Ack<'_>) -> Vec<Missed> {
+        let mut late = Vec::new();
+        if self.missed.is_empty() {
+            return late;
+        }
+        for (low, high) in ack.ranges() {
+            let first = self.missed.partition_point(|missed| missed.number < low);
+            let last = self.missed.partition_point(|missed| missed.number <= high);
+            if first < last {
+                late.extend(self.missed.drain(first..last));
+            }
+        }
+        late
+    }
+
     /// Appends packets that count as lost now to `lost`, the lowest first, and notes when the next
     /// one will. Returns the longest run of losses among packets sent since the first round-trip
     /// sample.
@@ -222,12 +252,17 @@ impl Sent {
         &mut self,
         now: Instant,
         rtt: &Rtt,
+        reordering: &Reordering,
         measured_since: Option<Instant>,
         lost: &mut Vec<(SentPacket, LossReason)>,
     ) -> Option<LossRun> {
         self.loss_at = None;
         let largest_acked = self.largest_acked?;
-        let delay = rtt.loss_delay();
+        let delay = reordering.delay(rtt);
+        let forget = rtt.conservative() * MISSED_FOR;
+        while self.missed.front().is_some_and(|missed| missed.at + forget < now) {
+            self.missed.pop_front();
+        }
         let mut longest: Option<LossRun> = None;
         let mut run: Option<Instant> = None;
         for slot in &mut self.packets {
@@ -244,7 +279,7 @@ impl Sent {
                 }
             };
             let due = packet.stamp.at + delay;
-            let reason = if largest_acked - number >= PACKET_THRESHOLD {
+            let reason = if largest_acked - number >= reordering.packets() {
                 LossReason::PacketThreshold
             } else if due <= now {
                 LossReason::TimeThreshold
@@ -263,6 +298,13 @@ impl Sent {
             }
             if let Slot::InFlight(packet) = std::mem::replace(slot, Slot::Lost(number)) {
                 self.eliciting -= usize::from(packet.ack_eliciting);
+                if !packet.mtu_probe {
+                    if self.missed.len() == MAX_MISSED {
+                        self.missed.pop_front();
+                    }
+                    let (at, size) = (packet.stamp.at, packet.stamp.size);
+                    self.missed.push_back(Missed { number, at, size, path: packet.path });
+                }
                 lost.push((packet, reason));
             }
         }
@@ -283,6 +325,7 @@ impl Sent {
         self.loss_at = None;
         self.last_eliciting = None;
         self.eliciting = 0;
+        self.missed = VecDeque::new();
         std::mem::take(&mut self.packets).into_iter().filter_map(|slot| match slot {
             Slot::InFlight(packet) => Some(packet),
             Slot::Acked(_) | Slot::Lost(_) => None,
@@ -302,6 +345,8 @@ impl Sent {
     /// Gives spare memory back.
     pub(crate) fn shrink(&mut self) {
         self.packets.shrink_to_fit();
+        // Who rests has waited longer than they may be late.
+        self.missed = VecDeque::new();
         self.skipped.shrink_to_fit();
     }
 
@@ -380,7 +425,7 @@ mod tests {
         let mut rtt = Rtt::new(INITIAL_RTT);
         rtt.sample(Duration::from_millis(80), Duration::ZERO);
         let mut lost = vec![];
-        sent.detect_lost(now, &rtt, None, &mut lost);
+        sent.detect_lost(now, &rtt, &Reordering::default(), None, &mut lost);
         lost.iter().map(|(packet, reason)| (packet.number, *reason)).collect()
     }
 
@@ -430,6 +475,45 @@ mod tests {
         }
     }
 
+    fn late<const N: usize>(sent: &mut Sent, ranges: [(u64, u64); N]) -> Vec<u64> {
+        let mut set = RangeSet::default();
+        for (start, end) in ranges {
+            set.insert(start..end);
+        }
+        let mut octets = Vec::new();
+        assert!(write_ack(&set, 0, None, 10_000, &mut octets));
+        let Some(Ok(Frame::Ack(ack))) = Frames::new(&octets).unwrap().next() else { panic!("ACK") };
+        sent.take_late(&ack).iter().map(|late| late.number).collect()
+    }
+
+    #[test]
+    fn packets_that_count_as_lost_are_late_once_and_for_four_round_trips() {
+        let now = Instant::now();
+        let mut sent = Sent::default();
+        for _ in 0..9 {
+            send(&mut sent, now);
+        }
+        assert_eq!(late(&mut sent, [(0, 9)]), [], "none is lost");
+        ack(&mut sent, [(8, 9)]).unwrap();
+        assert_eq!(lost(&mut sent, now).len(), 6);
+        assert_eq!(late(&mut sent, [(1, 3), (5, 9)]), [5, 1, 2]);
+        assert_eq!(late(&mut sent, [(1, 3), (5, 9)]), [], "told once");
+        lost(&mut sent, now + Duration::from_millis(320));
+        assert_eq!(late(&mut sent, [(3, 4)]), [3]);
+        lost(&mut sent, now + Duration::from_millis(321));
+        assert_eq!(late(&mut sent, [(0, 9)]), []);
+    }
+
+    #[test]
+    fn what_is_remembered_of_lost_packets_is_bounded() {
+        let now = Instant::now();
+        let mut sent = Sent::default();
+        let last = (0..3000).map(|_| send(&mut sent, now)).last().unwrap();
+        ack(&mut sent, [(last, last + 1)]).unwrap();
+        assert_eq!(lost(&mut sent, now).len(), 2997);
+        assert_eq!(late(&mut sent, [(0, last)]).len(), MAX_MISSED);
+    }
+
     #[test]
     fn req_j10_a_run_of_losses_spans_no_acknowledged_packet() {
         let start = Instant::now();
@@ -441,7 +525,8 @@ mod tests {
         ack(&mut sent, [(4, 5), (9, 10)]).unwrap();
         let mut found = vec![];
         let rtt = Rtt::new(INITIAL_RTT);
-        let run = sent.detect_lost(start + step * 20, &rtt, Some(start), &mut found);
+        let now = start + step * 20;
+        let run = sent.detect_lost(now, &rtt, &Reordering::default(), Some(start), &mut found);
         assert_eq!(found.len(), 8);
         assert_eq!(run.map(|run| run.duration()), Some(step * 3));
     }

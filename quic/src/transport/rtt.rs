@@ -76,11 +76,11 @@ impl Rtt {
         self.smoothed + (self.variation * 4).max(GRANULARITY)
     }
 
-    /// How much later than an acknowledged packet another one counts as lost.
+    /// How much later than it left a packet counts as lost, so many eighths of a round trip late.
     ///
     /// <https://www.rfc-editor.org/rfc/rfc9002.html#section-6.1.2>
-    pub(crate) fn loss_delay(&self) -> Duration {
-        (self.conservative() * 9 / 8).max(GRANULARITY)
+    pub(crate) fn loss_delay(&self, eighths: u32) -> Duration {
+        (self.conservative() * (8 + eighths) / 8).max(GRANULARITY)
     }
 }
 
@@ -117,9 +117,9 @@ mod tests {
     fn req_j02_losses_are_declared_after_nine_eighths_of_the_rtt() {
         let mut rtt = Rtt::new(INITIAL_RTT);
         rtt.sample(ms(80), ms(0));
-        assert_eq!(rtt.loss_delay(), ms(90));
+        assert_eq!(rtt.loss_delay(1), ms(90));
         let mut tiny = Rtt::new(INITIAL_RTT);
         tiny.sample(Duration::from_micros(10), ms(0));
-        assert_eq!(tiny.loss_delay(), GRANULARITY);
+        assert_eq!(tiny.loss_delay(1), GRANULARITY);
     }
 }

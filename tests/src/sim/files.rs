@@ -282,6 +282,7 @@ const NO_STATS: Stats = Stats {
     sent: quic::transport::Traffic { datagrams: 0, octets: 0 },
     received: quic::transport::Traffic { datagrams: 0, octets: 0 },
     lost_packets: 0,
+    late_packets: 0,
     probe_timeouts: 0,
     key_updates: 0,
     path_validations: 0,

@@ -22,6 +22,18 @@ pub struct Cubic {
     max: f64,
     /// The congestion avoidance since then.
     epoch: Option<Epoch>,
+    /// What was before the last reduction, if that may have been for nothing.
+    before: Option<Before>,
+}
+
+/// <https://www.rfc-editor.org/rfc/rfc9438.html#section-4.9.2>
+#[derive(Clone, Debug)]
+struct Before {
+    window: u64,
+    slow_start_threshold: u64,
+    recovery_start: Option<Instant>,
+    max: f64,
+    epoch: Option<Epoch>,
 }
 
 #[derive(Clone, Debug)]
@@ -50,6 +62,7 @@ impl Cubic {
             recovery_start: None,
             max: 0.0,
             epoch: None,
+            before: None,
         }
     }
 
@@ -126,6 +139,13 @@ impl Controller for Cubic {
         if self.recovery_start.is_some_and(|start| sent <= start) {
             return;
         }
+        self.before = Some(Before {
+            window: self.window,
+            slow_start_threshold: self.slow_start_threshold,
+            recovery_start: self.recovery_start,
+            max: self.max,
+            epoch: self.epoch.take(),
+        });
         self.recovery_start = Some(now);
         let window = self.datagrams(self.window);
         // Fast convergence, section 4.7.
@@ -139,10 +159,21 @@ impl Controller for Cubic {
         let reduced = (self.window as f64 * BETA) as u64;
         self.window = reduced.max(minimum_window(self.datagram));
         self.slow_start_threshold = self.window;
-        self.epoch = None;
+    }
+
+    fn on_spurious_congestion(&mut self) {
+        let Some(before) = self.before.take().filter(|before| before.window > self.window) else {
+            return;
+        };
+        self.window = before.window;
+        self.slow_start_threshold = before.slow_start_threshold;
+        self.recovery_start = before.recovery_start;
+        self.max = before.max;
+        self.epoch = before.epoch;
     }
 
     fn on_persistent_congestion(&mut self) {
+        self.before = None;
         // Section 4.8.
         self.recovery_start = None;
         self.epoch = None;
@@ -153,7 +184,12 @@ impl Controller for Cubic {
     }
 
     fn set_datagram(&mut self, datagram: u16) {
-        self.max *= f64::from(self.datagram) / f64::from(datagram);
+        let scale = f64::from(self.datagram) / f64::from(datagram);
+        self.max *= scale;
+        if let Some(before) = &mut self.before {
+            before.max *= scale;
+            before.epoch = None;
+        }
         self.datagram = datagram;
         self.window = self.window.max(minimum_window(datagram));
         self.epoch = None;

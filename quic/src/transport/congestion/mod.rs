@@ -124,6 +124,12 @@ pub trait Controller: Send + std::fmt::Debug {
     /// Packets were lost or marked, the latest of them sent at `sent`.
     fn on_congestion(&mut self, now: Instant, sent: Instant);
 
+    /// All packets that the latest reduction of the window was for have arrived after all: it was
+    /// for nothing, and can be taken back. Not called where anything else has shown congestion.
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9438.html#section-4.9>
+    fn on_spurious_congestion(&mut self) {}
+
     /// Nothing got through for so long that the path has to be learned anew.
     ///
     /// <https://www.rfc-editor.org/rfc/rfc9002.html#section-7.6>
@@ -210,6 +216,67 @@ mod tests {
             controller.on_acked(&acked(now + Duration::from_millis(100), now, false));
             assert_eq!(controller.window(), 13200);
         }
+    }
+
+    #[test]
+    fn a_reduction_for_nothing_is_taken_back_once_and_to_no_more_than_there_was() {
+        let now = Instant::now();
+        let at = |millis| now + Duration::from_millis(millis);
+        for mut controller in both() {
+            controller.on_spurious_congestion();
+            assert_eq!(controller.window(), 12000, "nothing to take back");
+            controller.on_congestion(at(0), at(0));
+            controller.on_congestion(at(200), at(100));
+            let reduced = controller.window();
+            controller.on_spurious_congestion();
+            let restored = controller.window();
+            assert!(restored > reduced && restored < 12000);
+            controller.on_spurious_congestion();
+            assert_eq!(controller.window(), restored, "the one before stands");
+            controller.on_congestion(at(400), at(300));
+            controller.on_persistent_congestion();
+            controller.on_spurious_congestion();
+            assert_eq!(controller.window(), 2400);
+        }
+        for mut controller in both() {
+            controller.on_congestion(at(0), at(0));
+            controller.on_spurious_congestion();
+            assert!(controller.in_slow_start() && controller.window() == 12000);
+            // What has grown meanwhile stays.
+            controller.on_congestion(at(100), at(100));
+            for _ in 0..1000 {
+                controller.on_acked(&acked(at(300), at(200), false));
+            }
+            let grown = controller.window();
+            assert!(grown > 12000);
+            controller.on_spurious_congestion();
+            assert_eq!(controller.window(), grown);
+        }
+    }
+
+    #[test]
+    fn req_k07_a_curve_goes_on_where_it_was_before_a_reduction_for_nothing() {
+        let start = Instant::now();
+        let rtt = Duration::from_millis(100);
+        let grown = |spurious: bool| {
+            let mut controller = Cubic::new(1200);
+            for _ in 0..190 {
+                controller.on_acked(&acked(start, start, false));
+            }
+            controller.on_congestion(start, start);
+            for round in 1..=60u32 {
+                let now = start + rtt * round;
+                if spurious && round % 10 == 0 {
+                    controller.on_congestion(now, now);
+                    controller.on_spurious_congestion();
+                }
+                for _ in 0..controller.window() / 1200 {
+                    controller.on_acked(&Acked { rtt, ..acked(now, now, false) });
+                }
+            }
+            controller.window()
+        };
+        assert_eq!(grown(true), grown(false));
     }
 
     #[test]

@@ -13,6 +13,9 @@ pub struct NewReno {
     recovery_start: Option<Instant>,
     /// Octets acknowledged in congestion avoidance that have not yet grown the window.
     credit: u64,
+    /// Window, threshold and start of recovery before the last reduction, if that may have been for
+    /// nothing.
+    before: Option<(u64, u64, Option<Instant>)>,
 }
 
 impl NewReno {
@@ -25,6 +28,7 @@ impl NewReno {
             slow_start_threshold: u64::MAX,
             recovery_start: None,
             credit: 0,
+            before: None,
         }
     }
 }
@@ -49,13 +53,23 @@ impl Controller for NewReno {
         if self.recovery_start.is_some_and(|start| sent <= start) {
             return;
         }
+        self.before = Some((self.window, self.slow_start_threshold, self.recovery_start));
         self.recovery_start = Some(now);
         self.window = (self.window / 2).max(minimum_window(self.datagram));
         self.slow_start_threshold = self.window;
         self.credit = 0;
     }
 
+    fn on_spurious_congestion(&mut self) {
+        let Some(before) = self.before.take().filter(|&(window, ..)| window > self.window) else {
+            return;
+        };
+        (self.window, self.slow_start_threshold, self.recovery_start) = before;
+        self.credit = 0;
+    }
+
     fn on_persistent_congestion(&mut self) {
+        self.before = None;
         self.recovery_start = None;
         self.window = minimum_window(self.datagram);
         self.credit = 0;

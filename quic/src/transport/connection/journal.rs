@@ -31,6 +31,7 @@ impl Journal {
             Record::DatagramReceived { size } => count(&mut stats.received, size),
             Record::PacketDropped { reason, .. } => self.drops[reason as usize] += 1,
             Record::PacketLost { mtu_probe, .. } => stats.lost_packets += u64::from(!mtu_probe),
+            Record::PacketLate { .. } => stats.late_packets += 1,
             Record::ProbeTimeout { .. } => stats.probe_timeouts += 1,
             Record::KeysUpdated { .. } => stats.key_updates += 1,
             Record::PathValidationStarted { again, .. } => {
@@ -42,6 +43,7 @@ impl Journal {
             | Record::PacketBuffered { .. }
             | Record::PacketAcked { .. }
             | Record::Congestion(_)
+            | Record::CongestionUndone
             | Record::CongestionStateUpdated(_)
             | Record::RecoveryUpdated(_)
             | Record::KeysInstalled(_)

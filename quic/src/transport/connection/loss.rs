@@ -11,7 +11,7 @@ use crate::transport::{
     parameters::MIN_UDP_PAYLOAD,
     path::{Path, PathId},
     record::{CongestionSign, CongestionState, Record, RecoveryMetrics},
-    recovery::{SentFrame, SentPacket, persistent_congestion_after},
+    recovery::{Missed, SentFrame, SentPacket, persistent_congestion_after},
     space::Space,
 };
 
@@ -38,8 +38,12 @@ impl Connection {
         }
         let mut acked = std::mem::take(&mut self.scratch);
         let state = &mut self.spaces[space.index()];
-        let newer = state.sent.largest_acked().is_none_or(|largest| ack.largest > largest);
+        let before = state.sent.largest_acked();
+        let newer = before.is_none_or(|largest| ack.largest > largest);
         state.sent.on_ack(ack, &mut acked)?;
+        for late in state.sent.take_late(ack) {
+            self.on_late(now, space, &late, before);
+        }
         if !acked.is_empty() {
             let rtt = self.sample_rtt(now, space, ack, &acked);
             if newer {
@@ -130,7 +134,7 @@ impl Connection {
             self.space(space).ecn = counts;
         }
         if congested && let Some(largest) = acked.first() {
-            self.paths[0].congestion.on_congestion(now, largest.stamp.at);
+            self.paths[0].on_marks(now, largest.stamp.at);
             self.journal.note(now, Record::Congestion(CongestionSign::Ecn));
         }
     }
@@ -179,14 +183,28 @@ impl Connection {
 
     // Losses.
 
+    /// A packet that counts as lost is acknowledged after all, when `largest` was before.
+    fn on_late(&mut self, now: Instant, space: Space, late: &Missed, largest: Option<u64>) {
+        self.journal.note(now, Record::PacketLate { space, number: late.number });
+        let overtaken_by = largest.map_or(0, |largest| largest.saturating_sub(late.number));
+        if let Some(path) = path_by_id(&mut self.paths, late.path)
+            && path.on_packet_late(now, late.at, late.size, overtaken_by)
+        {
+            self.journal.note(now, Record::CongestionUndone);
+            self.note_recovery(now);
+        }
+    }
+
     fn detect_lost(&mut self, now: Instant, space: Space) {
         let (rtt, measured_since) = (self.paths[0].rtt, self.paths[0].measured_since);
+        let reordering = self.paths[0].reordering;
         let mut lost = Vec::new();
-        let run = self.spaces[space.index()].sent.detect_lost(now, &rtt, measured_since, &mut lost);
+        let sent = &mut self.spaces[space.index()].sent;
+        let run = sent.detect_lost(now, &rtt, &reordering, measured_since, &mut lost);
         if lost.is_empty() {
             return;
         }
-        let mut latest = None;
+        let (mut latest, mut count) = (None, 0);
         for (packet, reason) in lost {
             self.journal.note(
                 now,
@@ -207,13 +225,14 @@ impl Connection {
             }
             if !packet.mtu_probe && packet.path == self.paths[0].id {
                 latest = Some(packet.stamp.at);
+                count += 1;
             }
             self.resend(space, &packet.frames);
             self.recycle(packet.frames);
         }
         let Some(at) = latest else { return };
         let path = &mut self.paths[0];
-        path.congestion.on_congestion(now, at);
+        path.on_losses(now, at, count);
         self.journal.note(now, Record::Congestion(CongestionSign::Loss));
         let max_ack_delay = self.handshake.peer.as_ref().map(|peer| peer.max_ack_delay);
         let long = persistent_congestion_after(&rtt, max_ack_delay.unwrap_or_default());
@@ -223,7 +242,7 @@ impl Connection {
         self.loss_run = Some(run);
         self.acked_after_run = self.latest_acked.filter(|&at| run.is_before(at));
         if run.duration() > long {
-            path.congestion.on_persistent_congestion();
+            path.on_persistent_congestion();
             self.journal.note(now, Record::Congestion(CongestionSign::Persistent));
             self.loss_run = None;
         }

@@ -98,6 +98,8 @@ pub struct Stats {
     pub received: Traffic,
     /// Packets found lost, not counting MTU probes.
     pub lost_packets: u64,
+    /// Packets that were found lost and arrived after all.
+    pub late_packets: u64,
     /// Probe timeouts that expired.
     pub probe_timeouts: u64,
     /// Key updates, by either side.

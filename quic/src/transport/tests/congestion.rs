@@ -119,6 +119,60 @@ fn req_k03_losses_of_one_flight_reduce_the_window_once() {
     }
 }
 
+/// How many packets of 40 are lost or late, and what the window is after that, which was at `before`.
+fn after(wire: &mut Wire, fate: impl Fn(u32) -> Fate) -> u64 {
+    let mut count = 0;
+    wire.download(40 * 1000);
+    wire.run(Duration::from_secs(2), &mut |_, datagram| {
+        count += u32::from(!datagram.upward);
+        if datagram.upward { Fate::Arrives } else { fate(count) }
+    });
+    window(wire)
+}
+
+const LATE: Fate = Fate::Late(Duration::from_millis(20));
+
+#[test]
+fn a_reduction_ends_when_all_arrive_that_were_given_up() {
+    for (congestion, percent) in [(Algorithm::Cubic, 70), (Algorithm::NewReno, 50)] {
+        let mut wire = opened(congestion);
+        let before = window(&mut wire);
+        let given_up = |count| [5, 6, 20].contains(&count);
+        let late = |count| if given_up(count) { LATE } else { Fate::Arrives };
+        assert_eq!(after(&mut wire, late), before, "{congestion:?}");
+        let stats = wire.pair.at_server().stats();
+        assert!(stats.late_packets > 0 && stats.late_packets == stats.lost_packets, "{stats:?}");
+        // The path is known to reorder now.
+        assert_eq!(after(&mut wire, late), before);
+        assert_eq!(wire.pair.at_server().stats().lost_packets, stats.lost_packets);
+        // One of them is lost in earnest.
+        let mut wire = opened(congestion);
+        let before = window(&mut wire);
+        let one = |count| if count == 6 { Fate::Lost } else { late(count) };
+        assert_eq!(after(&mut wire, one), before * percent / 100);
+        // One was marked besides.
+        let mut wire = opened(congestion);
+        let before = window(&mut wire);
+        let marked = |count| if count == 7 { Fate::Marked } else { late(count) };
+        assert_eq!(after(&mut wire, marked), before * percent / 100);
+    }
+}
+
+#[test]
+fn req_k02_acknowledgments_that_come_late_on_purpose_gain_nothing() {
+    for congestion in [Algorithm::Cubic, Algorithm::NewReno] {
+        let [mut honest, mut liar] = [(); 2].map(|()| opened(congestion));
+        for turn in 1..20 {
+            // Later each time, so that it counts as lost again and again.
+            let late = Fate::Late(Duration::from_millis(20 * turn));
+            let honest = after(&mut honest, |_| Fate::Arrives);
+            let liar = after(&mut liar, |count| if count == 5 { late } else { Fate::Arrives });
+            assert!(liar <= honest, "{congestion:?}, turn {turn}: {liar}, {honest} of the honest");
+        }
+        assert!(liar.pair.at_server().stats().late_packets > 3);
+    }
+}
+
 #[test]
 fn after_a_loss_new_reno_grows_by_a_datagram_in_a_round_trip() {
     let mut wire = opened(Algorithm::NewReno);

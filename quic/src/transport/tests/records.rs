@@ -21,6 +21,7 @@ struct Told {
     received: BTreeMap<Number, (usize, Vec<u8>)>,
     acked: BTreeSet<Number>,
     lost: BTreeMap<Number, LossReason>,
+    late: BTreeSet<Number>,
     lost_probes: u64,
     dropped: BTreeMap<usize, u64>,
     probe_timeouts: u64,
@@ -79,6 +80,11 @@ impl Told {
                 assert!(self.lost.insert(packet, reason).is_none(), "lost twice");
                 self.lost_probes += u64::from(mtu_probe);
             }
+            Record::PacketLate { space, number } => {
+                assert!(self.lost.contains_key(&(space, number)));
+                assert!(self.late.insert((space, number)), "late twice");
+            }
+            Record::CongestionUndone => {}
             Record::ProbeTimeout { count, .. } => {
                 assert!(count > 0);
                 self.probe_timeouts += 1;
@@ -115,6 +121,7 @@ impl Told {
         assert_eq!(stats.sent, traffic(&self.datagrams_sent));
         assert_eq!(stats.received, traffic(&self.datagrams_received));
         assert_eq!(stats.lost_packets, self.lost.len() as u64 - self.lost_probes);
+        assert_eq!(stats.late_packets, self.late.len() as u64);
         assert_eq!(stats.probe_timeouts, self.probe_timeouts);
         assert_eq!(stats.key_updates, self.key_updates);
         let begun = self.validations.iter().filter(|&&again| !again).count();

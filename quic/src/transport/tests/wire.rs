@@ -24,6 +24,8 @@ pub(super) enum Fate {
     Arrives,
     /// A router marks it instead of dropping it.
     Marked,
+    /// It takes so much longer, and others overtake it.
+    Late(Duration),
     Lost,
 }
 
@@ -126,7 +128,8 @@ impl Wire {
                 }
                 if fate != Fate::Lost && sent.remote == there {
                     self.count += 1;
-                    self.under_way.insert((now + self.delay, self.count), datagram);
+                    let late = if let Fate::Late(late) = fate { late } else { Duration::ZERO };
+                    self.under_way.insert((now + self.delay + late, self.count), datagram);
                 }
             }
         }
