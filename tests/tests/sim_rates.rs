@@ -2,11 +2,13 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use quic::transport::congestion::Algorithm;
 use quic::transport::{
-    CidIssuer, ClientConfig, EndpointConfig, ResetKey, ServerConfig, Stats, TransportConfig,
+    CidIssuer, ClientConfig, Connection, EndpointConfig, ResetKey, ServerConfig, Stats,
+    StreamLimits, TransportConfig,
 };
 use quic_lb_tests::sim::{
-    World,
+    NodeId, World,
     crypto::{self, CertificateSize},
     files::{Fetch, FileClient, FileServer},
     for_seeds,
@@ -31,39 +33,65 @@ struct Seen {
     stats: Stats,
 }
 
-/// Downloads `size` octets over a path of 50 Mbit/s and 100 ms.
+/// A download over a path of 100 ms.
+struct Transfer {
+    world: World,
+    server: NodeId,
+    client: NodeId,
+}
+
+impl Transfer {
+    fn start(seed: u64, size: usize, transport: TransportConfig, down: LinkConfig) -> Self {
+        let mut rng = Rng::new(seed ^ 0x4a7e);
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let (front, inside) = (address("192.0.2.1:443"), address("10.0.0.1:5000"));
+        let transport = Arc::new(transport);
+        let mut server = ServerConfig::new(crypto::server(rng.number(), CertificateSize::Small));
+        server.transport = Arc::clone(&transport);
+        let tls = crypto::client(rng.number(), CertificateSize::Small, None);
+        let mut client = ClientConfig::new(tls);
+        client.transport = transport;
+        let app = FileClient::new(client, front, vec![Fetch { download: size, upload: 0 }]);
+        let mut world = World::new(rng.number());
+        let cids = CidIssuer::standalone(9, [9; 32], ResetKey::new([8; 32]));
+        let config = EndpointConfig::server(server, cids, rng.octets());
+        let server = world.add(&[front], Host::new(front, config, FileServer::default()));
+        let host = Host::new(inside, EndpointConfig::client(rng.octets()), app);
+        let up = LinkConfig { delay: UP, rate: 0, ..LinkConfig::default() };
+        let client = world.add_behind(&[inside], host, up, down, None);
+        Self { world, server, client }
+    }
+
+    /// Looks at the server's end, as long as there is one.
+    fn at_server<T>(&mut self, look: impl FnOnce(&Connection) -> T) -> Option<T> {
+        let host = self.world.node::<Host<FileServer>>(self.server);
+        let handle = host.endpoint.connections().next()?;
+        host.endpoint.connection(handle).map(|connection| look(&connection))
+    }
+
+    fn client(&mut self) -> &mut FileClient {
+        &mut self.world.node::<Host<FileClient>>(self.client).app
+    }
+}
+
+/// Downloads `size` octets at 50 Mbit/s.
 fn download(seed: u64, size: usize, down: impl FnOnce(&mut LinkConfig)) -> Seen {
-    let mut rng = Rng::new(seed ^ 0x4a7e);
-    let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
-    let (front, inside) = (address("192.0.2.1:443"), address("10.0.0.1:5000"));
-    let transport = Arc::new(TransportConfig::default());
-    let mut server = ServerConfig::new(crypto::server(rng.number(), CertificateSize::Small));
-    server.transport = Arc::clone(&transport);
-    let tls = crypto::client(rng.number(), CertificateSize::Small, None);
-    let mut client = ClientConfig::new(tls);
-    client.transport = transport;
-    let app = FileClient::new(client, front, vec![Fetch { download: size, upload: 0 }]);
-    let mut world = World::new(rng.number());
-    let cids = CidIssuer::standalone(9, [9; 32], ResetKey::new([8; 32]));
-    let config = EndpointConfig::server(server, cids, rng.octets());
-    let server = world.add(&[front], Host::new(front, config, FileServer::default()));
-    let host = Host::new(inside, EndpointConfig::client(rng.octets()), app);
-    let up = LinkConfig { delay: UP, rate: 0, ..LinkConfig::default() };
-    let mut link = LinkConfig { delay: DOWN, rate: RATE, queue: 450, burst: 1, ..up.clone() };
+    let mut link =
+        LinkConfig { delay: DOWN, rate: RATE, queue: 450, burst: 1, ..LinkConfig::default() };
     down(&mut link);
-    let client = world.add_behind(&[inside], host, up, link, None);
+    let mut transfer = Transfer::start(seed, size, TransportConfig::default(), link);
     let mut stats = Stats::default();
-    let done = world.run(Duration::from_secs(120), |world| {
-        let host = world.node::<Host<FileServer>>(server);
-        let first = host.endpoint.connections().next();
-        if let Some(connection) = first.and_then(|handle| host.endpoint.connection(handle)) {
-            stats = connection.stats();
+    for _ in 0..12_000 {
+        transfer.world.pass(Duration::from_millis(10));
+        stats = transfer.at_server(Connection::stats).unwrap_or(stats);
+        if transfer.client().is_done() {
+            break;
         }
-        world.node::<Host<FileClient>>(client).app.is_done()
-    });
-    let app = &world.node::<Host<FileClient>>(client).app;
-    assert!(done && app.failed.is_empty() && app.done == 1, "{app:?}");
-    Seen { time: world.elapsed(), stats }
+    }
+    let time = transfer.world.elapsed();
+    let app = transfer.client();
+    assert!(app.is_done() && app.failed.is_empty() && app.done == 1, "{app:?}");
+    Seen { time, stats }
 }
 
 #[test]
@@ -84,7 +112,7 @@ fn losses_are_losses_on_a_path_that_reorders() {
     // Which packets are lost makes a difference of its own; together they are as good as each other.
     for loss in [1000, 10_000] {
         let mut times = [Duration::ZERO; 2];
-        for seed in 0..8 {
+        for seed in 0..40 {
             for (time, reorder) in times.iter_mut().zip([0, 10_000]) {
                 let seen = download(seed, 8 * MIB, |link| {
                     (link.loss, link.reorder) = (loss, reorder);
@@ -97,4 +125,31 @@ fn losses_are_losses_on_a_path_that_reorders() {
         assert!(reordered * 100 <= plain * 115, "{loss} ppm lost: {reordered:?}, {plain:?}");
         assert!(plain * 100 <= reordered * 130, "{loss} ppm lost: {reordered:?}, {plain:?}");
     }
+}
+
+#[test]
+fn req_k04_a_window_that_a_buffer_keeps_from_being_used_does_not_grow() {
+    for_seeds("--test sim_rates req_k04", 2, |seed| {
+        for congestion in [Algorithm::Cubic, Algorithm::NewReno] {
+            for lossy in [false, true] {
+                let buffer = 128 * 1024;
+                let streams = StreamLimits { send_buffer: buffer, ..StreamLimits::default() };
+                let config = TransportConfig { streams, congestion, ..TransportConfig::default() };
+                let link = LinkConfig { delay: DOWN, rate: 0, ..LinkConfig::default() };
+                let mut transfer = Transfer::start(seed, 1 << 30, config, link);
+                transfer.world.pass(Duration::from_secs(1));
+                if lossy {
+                    // It avoids congestion from here on.
+                    transfer.world.access(transfer.client).down.config.loss = 1_000_000;
+                    transfer.world.pass(Duration::from_millis(1));
+                    transfer.world.access(transfer.client).down.config.loss = 0;
+                }
+                transfer.world.pass(Duration::from_secs(20));
+                let window = transfer.at_server(|server| server.path().congestion_window);
+                let window = usize::try_from(window.expect("it goes on")).unwrap();
+                assert!(window >= buffer, "{congestion:?}, {lossy}: {window} octets");
+                assert!(window <= 5 * buffer / 2, "{congestion:?}, {lossy}: {window} octets");
+            }
+        }
+    });
 }

@@ -52,8 +52,7 @@ pub(crate) struct Path {
     pub(crate) mtu: Mtu,
     pub(crate) ecn: EcnState,
     pub(crate) in_flight: u64,
-    /// Less was sent lately than the window allows.
-    app_limited: bool,
+    usage: Usage,
     delivery: Delivery,
     pacer: Pacer,
     validated: bool,
@@ -65,6 +64,41 @@ pub(crate) struct Path {
     /// The latest challenge to answer. Older ones are superseded: a peer that asks twice is
     /// content with one answer, and so nothing can pile up.
     pub(crate) response_due: Option<[u8; 8]>,
+}
+
+/// How much of the window was used, in this round trip and in the one before.
+#[derive(Clone, Copy, Debug, Default)]
+struct Usage {
+    /// When this round trip began.
+    since: Option<Instant>,
+    round: Round,
+    before: Round,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Round {
+    /// The most octets that were in flight.
+    most: u64,
+    /// There was no room for another datagram.
+    full: bool,
+}
+
+impl Usage {
+    /// With a packet that left, so many octets are in flight.
+    fn on_sent(&mut self, in_flight: u64, full: bool) {
+        self.round.most = self.round.most.max(in_flight);
+        self.round.full |= full;
+    }
+
+    /// A packet that left at `sent` was acknowledged while so many octets were in flight, its own
+    /// included. The first one that left within a round trip ends it.
+    fn on_acked(&mut self, now: Instant, sent: Instant, in_flight: u64) {
+        if self.since.is_none_or(|since| sent >= since) {
+            self.since = Some(now);
+            self.before =
+                std::mem::replace(&mut self.round, Round { most: in_flight, full: false });
+        }
+    }
 }
 
 /// A validation in progress.
@@ -129,7 +163,7 @@ impl Path {
             mtu: Mtu::new(defaults.mtu_ceiling),
             ecn: if defaults.ecn { EcnState::Testing(ECN_TRIALS) } else { EcnState::Failed },
             in_flight: 0,
-            app_limited: true,
+            usage: Usage::default(),
             delivery: Delivery::default(),
             pacer: Pacer::default(),
             validated: false,
@@ -295,16 +329,25 @@ impl Path {
         self.in_flight + u64::from(self.mtu.current()) <= self.congestion.window()
     }
 
-    /// There is more to send: if not now, then the window, the pacer or the peer is why.
-    pub(crate) const fn on_backlog(&mut self) {
-        self.app_limited = false;
-    }
-
     /// There is nothing to send.
     pub(crate) fn on_nothing_to_send(&mut self) {
-        self.app_limited = self.has_window();
-        if self.app_limited {
+        if self.has_window() {
             self.delivery.on_app_limited(self.in_flight);
+        }
+    }
+
+    /// Whether the window was used lately, so that it may grow. What there is to send does not show
+    /// that: a pacer may hold it back, or a buffer, long before the window does. In slow start half of
+    /// it is enough, since its growth outruns what leaves.
+    ///
+    /// <https://www.rfc-editor.org/rfc/rfc9002.html#section-7.8>
+    fn uses_window(&self) -> bool {
+        let rounds = [self.usage.round, self.usage.before];
+        if self.congestion.in_slow_start() {
+            let most = rounds.iter().map(|round| round.most).max();
+            2 * most.unwrap_or_default() > self.congestion.window()
+        } else {
+            rounds.iter().any(|round| round.full)
         }
     }
 
@@ -320,12 +363,16 @@ impl Path {
             app_limited: self.delivery.is_app_limited(),
         });
         self.in_flight += u64::from(size);
+        let full = !self.has_window();
+        self.usage.on_sent(self.in_flight, full);
         self.pacer.on_sent(u64::from(size));
         stamp
     }
 
     /// Packet `number` was acknowledged. Returns whether datagrams may be larger now.
     pub(crate) fn on_packet_acked(&mut self, now: Instant, number: u64, stamp: &Stamp) -> bool {
+        let app_limited = !self.uses_window();
+        self.usage.on_acked(now, stamp.at, self.in_flight);
         self.on_packet_gone(stamp);
         self.delivery.on_acked(now, stamp);
         self.congestion.on_acked(&congestion::Acked {
@@ -333,7 +380,7 @@ impl Path {
             sent: stamp.at,
             size: u64::from(stamp.size),
             rtt: self.rtt.smoothed(),
-            app_limited: self.app_limited,
+            app_limited,
         });
         let grew = self.mtu.on_acked(number);
         if grew {
@@ -393,6 +440,8 @@ impl Path {
     /// Nothing got through for long.
     pub(crate) fn on_persistent_congestion(&mut self) {
         self.reduction = None;
+        // What was in flight before says nothing about the window that begins.
+        self.usage = Usage::default();
         self.congestion.on_persistent_congestion();
     }
 

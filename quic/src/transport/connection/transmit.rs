@@ -346,7 +346,6 @@ impl Connection {
     /// Whether the congestion window and the pacer let another datagram leave.
     fn may_send_more(&mut self, now: Instant) -> bool {
         let path = &mut self.paths[0];
-        path.on_backlog();
         if !path.has_window() {
             return false;
         }
