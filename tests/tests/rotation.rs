@@ -1,5 +1,6 @@
 //! Rotation with the programs that operators run, one process each: two balancers, three servers, and clients that go on meanwhile. All
-//! config IDs take their turns, and so do keys of tokens; nothing is lost, and no server sees a datagram that is meant for another one.
+//! config IDs take their turns, and so do keys of tokens, each step when `quic-lb rotate` says so; nothing is lost, and no server sees a
+//! datagram that is meant for another one.
 
 use std::{
     fs::File,
@@ -60,6 +61,7 @@ async fn token_keys_take_many_turns_and_nothing_is_lost() -> anyhow::Result<()> 
 /// Goes on to the next config ID so many times, each time with another key.
 async fn rotate_ids(steps: usize) -> anyhow::Result<()> {
     let mut site = Site::start(Plan { schemes: vec![scheme(0)], retry: "", keys: vec![] }).await?;
+    let web = ["ids", "web"];
     let loads = site.loads().await?;
     for step in 1..=steps {
         // What is not used any more goes, and with it the ID that is to be used again.
@@ -74,20 +76,27 @@ async fn rotate_ids(steps: usize) -> anyhow::Result<()> {
             .retain(|scheme| ids.iter().any(|id| id.config_id == scheme.config_id && !id.unused));
         site.plan.schemes.push(newest);
         // Balancers first, one after the other, and then the servers.
+        if step == 1 {
+            let early = site.rotate(&web, "1", "100ms").await?;
+            ensure!(early.0 == Some(3), "no balancer has been told: {early:?}");
+        }
         site.reload_balancers().await?;
+        site.until(&web, "1").await?;
+        let early = site.rotate(&web, "2", "500ms").await?;
+        ensure!(
+            early.0 == Some(3) && early.1.contains("next: reload the servers web-a, web-b, web-c"),
+            "no server has been told: {early:?}"
+        );
         site.reload_servers().await?;
-        site.wait_for_ids("every balancer hears of connections with the new ID", |ids| {
-            let newest = ids.iter().filter(|id| id.config_id == newest.config_id);
-            newest.filter(|id| id.connections > 0).count() == BALANCERS
-        })
-        .await?;
-        site.wait_for_more(60).await?;
+        site.until(&web, "2").await?;
+        site.wait_for_more(30).await?;
     }
-    let old = scheme(steps - 1).config_id;
-    site.wait_for_ids("the last ID but one is free", |ids| {
-        ids.iter().all(|id| id.config_id != old || id.unused)
-    })
-    .await?;
+    site.until(&web, "3").await?;
+    site.plan.schemes = vec![scheme(steps)];
+    site.reload_balancers().await?;
+    site.until(&web, "4").await?;
+    site.reload_servers().await?;
+    site.wait_for_more(30).await?;
     site.end(loads).await
 }
 
@@ -98,16 +107,27 @@ async fn rotate_keys(steps: u8) -> anyhow::Result<()> {
     let loads = site.loads().await?;
     for step in 1..=steps {
         let (old, new) = (site.plan.keys[0], step);
+        let key = new.to_string();
+        let key = ["tokens", &key];
         site.plan.keys = vec![old, new];
+        if step == 1 {
+            // At the end of the list it does no harm, and is not gone on with.
+            site.reload_balancers().await?;
+            let early = site.rotate(&key, "2", "2s").await?;
+            let says = "give key 1 to the servers web/web-a, web/web-b, web/web-c";
+            ensure!(early.0 == Some(3) && early.1.contains(says), "no server has it: {early:?}");
+        }
         site.reload_servers().await?;
         site.reload_balancers().await?;
-        site.wait_for_more(30).await?;
+        site.until(&key, "2").await?;
         site.plan.keys = vec![new, old];
         site.reload_balancers().await?;
+        site.until(&key, "3").await?;
         // Longer than a token is under way.
         site.wait_for_more(60).await?;
         site.plan.keys = vec![new];
         site.reload_balancers().await?;
+        site.until(&key, "4").await?;
         site.wait_for_more(30).await?;
         site.reload_servers().await?;
     }
@@ -143,7 +163,6 @@ struct Plan {
 /// What a balancer says of a config ID.
 struct Id {
     config_id: u8,
-    connections: u64,
     unused: bool,
 }
 
@@ -166,7 +185,9 @@ struct Server {
 
 impl Site {
     async fn start(plan: Plan) -> anyhow::Result<Self> {
-        let pool = Pool::new("web", &plan.schemes, LOCAL, SERVERS);
+        let mut pool = Pool::new("web", &plan.schemes, LOCAL, SERVERS);
+        // Balancers find that out by asking.
+        pool.honours_tokens = false;
         let document = |_| {
             let (name, pool_name) = ("edge".to_owned(), pool.name.clone());
             let listener = Listener { name, address: free_address(LOCAL), pool: pool_name };
@@ -243,6 +264,28 @@ impl Site {
         Ok(())
     }
 
+    /// Asks how far a rotation is: the exit code, and what was said.
+    async fn rotate(
+        &self,
+        what: &[&str],
+        until: &str,
+        timeout: &str,
+    ) -> anyhow::Result<(Option<i32>, String)> {
+        let mut command = Command::new(binary::balancer()?);
+        command.arg("rotate").args(what).args(["--until", until, "--timeout", timeout]);
+        command.args(self.documents.iter().map(|document| format!("http://{}", document.admin)));
+        let output = command.stdin(Stdio::null()).output().await?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8(said)?))
+    }
+
+    /// Waits for a step of a rotation.
+    async fn until(&self, what: &[&str], step: &str) -> anyhow::Result<()> {
+        let (code, said) = self.rotate(what, step, "60s").await?;
+        ensure!(code == Some(0), "{what:?}, step {step}: {code:?}, {said}");
+        Ok(())
+    }
+
     /// As each balancer hears of them.
     async fn ids(&self) -> anyhow::Result<Vec<Id>> {
         let mut ids = vec![];
@@ -251,8 +294,7 @@ impl Site {
                 serde_json::from_str(&get(document.admin, "/api/v1/rotation").await?)?;
             for id in told.as_array().context("a list")? {
                 let config_id = id["config_id"].as_u64().context("a config ID")?.try_into()?;
-                let connections = id["connections"].as_u64().context("connections")?;
-                ids.push(Id { config_id, connections, unused: id["unused"] == true });
+                ids.push(Id { config_id, unused: id["unused"] == true });
             }
         }
         Ok(ids)

@@ -516,7 +516,7 @@ fn tokens(key: u8, seen: &[Seen], vouched: bool) -> Result<Rotation, String> {
             unknown.join(", ")
         ),
         1 => format!(
-            "give key {key} to the servers {}, and reload them; balancers look again within half a minute",
+            "give key {key} to the servers {}, and reload them; balancers look again within seconds",
             refusing.join(", ")
         ),
         2 => format!("put key {key} in front of retry.keys at {}, and reload", behind.join(", ")),

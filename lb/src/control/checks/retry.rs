@@ -43,6 +43,9 @@ use crate::{
 /// From one question to a server that honours tokens to the next.
 const KNOWN_EVERY: Duration = Duration::from_secs(30);
 
+/// The same where it honours tokens, though not of every key: somebody may be waiting for that who rotates them.
+const KEY_UNKNOWN_EVERY: Duration = Duration::from_secs(5);
+
 /// From one look at the clock of a server to the next; each takes some twenty tokens.
 const COMPARED_EVERY: Duration = Duration::from_secs(300);
 
@@ -92,7 +95,7 @@ impl Questions {
 async fn ask(shared: Arc<Shared>, target: CheckTarget, places: Arc<Semaphore>) {
     let CheckKind::Quic(handshake) = &target.check.kind else { return };
     let client = Client::new(handshake, None, target.check.timeout);
-    let mut compared = None;
+    let (mut compared, mut knows_all) = (None, true);
     sleep(share_of(Duration::from_millis(100))).await;
     loop {
         // They are never closed.
@@ -114,14 +117,15 @@ async fn ask(shared: Arc<Shared>, target: CheckTarget, places: Arc<Semaphore>) {
                     let skew = compare(&target, &client, &tokens, answer).await;
                     shared.change(|plane: &mut ControlPlane| plane.on_skew(&target, skew));
                 }
-                ask_of_keys(&shared, &target, &client, &tokens, answer).await;
+                knows_all = ask_of_keys(&shared, &target, &client, &tokens, answer).await;
                 honours
             }
             None => Honours::Unknown,
         };
         drop(place);
         let every = match honours {
-            Honours::Yes { doubted: false } => KNOWN_EVERY,
+            Honours::Yes { doubted: false } if knows_all => KNOWN_EVERY,
+            Honours::Yes { doubted: false } => KEY_UNKNOWN_EVERY,
             Honours::Yes { doubted: true } | Honours::Unknown | Honours::No => UNKNOWN_EVERY,
         };
         sleep(every - share_of(every / 10)).await;
@@ -129,14 +133,14 @@ async fn ask(shared: Arc<Shared>, target: CheckTarget, places: Arc<Semaphore>) {
 }
 
 /// Asks about each key: whoever puts another one in front has to know first that servers honour it. `first` is what the server
-/// has made of the one in front.
+/// has made of the one in front. Says whether it honours all of them.
 async fn ask_of_keys(
     shared: &Shared,
     target: &CheckTarget,
     client: &Result<Client, rustls::Error>,
     tokens: &Arc<Tokens>,
     first: TokenAnswer,
-) {
+) -> bool {
     let mut honoured = BTreeMap::new();
     for (nth, sequence) in tokens.sequences().enumerate() {
         let answer = match (nth, first) {
@@ -152,7 +156,9 @@ async fn ask_of_keys(
             honoured.insert(sequence, answer == TokenAnswer::Honoured);
         }
     }
+    let knows_all = tokens.sequences().all(|sequence| honoured.get(&sequence) == Some(&true));
     shared.plane().on_token_keys(target, tokens, honoured);
+    knows_all
 }
 
 /// Offers a token that is made so many seconds from now.
