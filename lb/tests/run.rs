@@ -659,6 +659,50 @@ fn a_reload_that_would_lose_connections_has_to_be_forced() {
     assert_eq!(balancer.metric(SUCCESSFUL), 1.0);
 }
 
+#[test]
+fn a_config_id_that_live_connections_use_is_taken_away_by_force_alone_and_counted() {
+    let host = Host::new();
+    let (_a, _b) = (Server::start(host.at(5001), "a"), Server::start(host.at(5002), "b"));
+    let mut balancer = Balancer::start(host);
+    let cid = balancer.cid("a");
+    let client = (0..100).map(|nonce| (balancer.client(), nonce));
+    let client = client.into_iter().find(|(of, nonce)| of.ask(&initial(*nonce)).starts_with("a "));
+    let (client, _) = client.expect("one of many goes to a");
+    balancer.wait("the census", |balancer| {
+        client.ask(&short(&cid));
+        balancer.backend("a")["live"]["by_config_id"]["0"]["connections"].as_u64() > Some(0)
+    });
+    let unknown = |config_id: u8| {
+        format!("quic_lb_unknown_server_id_total{{config_id=\"{config_id}\",listener=\"edge\"}}")
+    };
+    // Another key makes another configuration of it, whatever its number.
+    let other = host.config().replace(KEY, "f09245765f80256934e50c66207f8f95");
+    let without = host.config().replace("config_id: 0", "config_id: 1");
+    let admin = host.at(9090).to_string();
+    let reload = |more: &[&str]| quic_lb(&[&["reload", "--admin", &admin], more].concat());
+    let lost = "connection IDs of web/a with config ID 0: about ";
+    for file in [&other, &without] {
+        client.ask(&short(&cid));
+        balancer.rewrite(file);
+        let refused = reload(&[]).failed(1);
+        assert!(refused.contains(lost) && refused.contains("--force"), "{refused}");
+        assert!(client.ask(&short(&cid)).starts_with("a "), "it goes on");
+    }
+    assert_eq!((balancer.metric(&unknown(0)), balancer.metric(SUCCESSFUL)), (0.0, 0.0));
+
+    reload(&["--force"]).done();
+    let taken = balancer.wait_for_record("taken away although it is in use");
+    assert!(taken["taken"].as_str().unwrap().starts_with(lost), "{taken}");
+    assert_eq!(taken["level"], "WARN");
+    // The client itself is known by its address; from elsewhere nothing tells whose it is.
+    let moved = balancer.client();
+    balancer.wait("the count", |balancer| {
+        moved.send(&short(&cid));
+        balancer.metric(&unknown(0)) > 0.0
+    });
+    assert_eq!(balancer.metric(&unknown(1)), 0.0);
+}
+
 /// To open a pipe is to wait for its writer, who never comes.
 #[test]
 fn a_pipe_in_place_of_the_file_holds_no_reload_up() {
