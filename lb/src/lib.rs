@@ -71,6 +71,7 @@ pub mod maglev;
 pub mod memory;
 pub mod metrics;
 pub mod refusal;
+mod refusing;
 pub mod registry;
 pub mod routing;
 pub mod socket;

@@ -15,6 +15,7 @@ use crate::{
     backend::{BackendId, MAX_BACKENDS},
     learnt::LearntCids,
     listeners::{HandedListener, ListenerNumbers, Placed},
+    refusing::Refusing,
 };
 
 /// What outlives snapshots: who has which [`BackendId`], what admission has counted, and what was
@@ -28,6 +29,8 @@ pub struct Registry {
     pub admission: AdmissionState,
     /// Who has which [`ListenerIndex`](crate::client_path::ListenerIndex).
     pub(crate) listeners: ListenerNumbers,
+    /// What workers are told of backends that refuse something.
+    pub(crate) refusing: Arc<Refusing>,
     /// By the name of the pool.
     learnt: BTreeMap<String, Arc<LearntCids>>,
 }
@@ -39,6 +42,7 @@ pub(crate) struct Lasting {
     pub(crate) listeners: Vec<(Placed, Gate)>,
     /// Of each pool, in the order of its configuration.
     pub(crate) learnt: Vec<Arc<LearntCids>>,
+    pub(crate) refusing: Arc<Refusing>,
 }
 
 /// Who has which number, for a successor.
@@ -117,7 +121,8 @@ impl Registry {
         self.listeners.assign(config);
         let placed: Vec<_> = self.listeners.placed().collect();
         let gates = self.admission.gates(config, &placed);
-        Lasting { listeners: placed.into_iter().zip(gates).collect(), learnt }
+        let refusing = Arc::clone(&self.refusing);
+        Lasting { listeners: placed.into_iter().zip(gates).collect(), learnt, refusing }
     }
 
     fn known(&self, (pool, name, address): (&str, &str, SocketAddr)) -> Option<usize> {

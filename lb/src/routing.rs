@@ -18,6 +18,7 @@ use crate::{
     learnt::LearntCids,
     listeners::Placed,
     maglev::{Maglev, Size},
+    refusing::Refusing,
     registry::{Lasting, Registry},
     wanted::{Known, Wanted, WantedBackend},
 };
@@ -29,6 +30,8 @@ pub struct Routing {
     pub lifetimes: Lifetimes,
     /// Which flows are logged, if any.
     pub logged: Option<Sample>,
+    /// Backends that have refused something lately.
+    pub(crate) refusing: Arc<Refusing>,
     /// By number.
     listeners: Vec<Option<ListenerRoute>>,
     pools: Vec<PoolRoute>,
@@ -168,7 +171,7 @@ impl Routing {
         config: &Config,
         pools_of: impl Fn(&Listener) -> Vec<PoolIndex>,
         wanted: &Wanted,
-        Lasting { listeners: placed, learnt }: Lasting,
+        Lasting { listeners: placed, learnt, refusing }: Lasting,
         before: Option<&Self>,
     ) -> Self {
         let before = before.map(Self::pools_by_name).unwrap_or_default();
@@ -200,7 +203,7 @@ impl Routing {
         let lifetimes = Lifetimes::from(&config.timeouts);
         let logged = config.log.connections.as_ref();
         let logged = logged.map(|log| Sample::of_millionths(log.sample_millionths));
-        Self { lifetimes, logged, listeners, pools, backends }
+        Self { lifetimes, logged, refusing, listeners, pools, backends }
     }
 
     /// How many pools have another table than the pool of their name has in `other`.

@@ -84,9 +84,11 @@ impl Silence {
         if heard || self.0.as_ref().is_some_and(is_over) {
             self.0 = None;
         }
-        if heard || (self.0.is_none() && asked == 0 && !refused) {
+        // Which came first is not known. If it was the answer, this is the one refusal for a while.
+        if (heard && !refused) || (self.0.is_none() && asked == 0 && !refused) {
             return false;
         }
+        let asked = if heard { 0 } else { asked };
         let nothing = Unanswered { since: now, last: now, asked: 0, norm, refused: None };
         let unanswered = self.0.get_or_insert(nothing);
         unanswered.asked = unanswered.asked.saturating_add(asked);
@@ -227,7 +229,20 @@ mod tests {
         // It answers.
         let mut bench = Bench::new();
         assert!(!bench.see(refused(5), [0, 0]));
-        assert!(!bench.see(Seen { heard: true, ..refused(5) }, [0, 0]));
+        assert!(!bench.see(Seen { asked: 5, heard: true, refused: false }, [0, 0]));
+        assert_eq!(bench.silent_after(5, [0, 0], 100), None);
+    }
+
+    /// Whoever is killed has answered a moment ago, and its host may say nothing more for a second.
+    #[test]
+    fn a_refusal_counts_beside_an_answer_unless_another_follows() {
+        let both = Seen { asked: 5, heard: true, refused: true };
+        let mut bench = Bench::new();
+        assert!(!bench.see(both, [0, 0]));
+        assert_eq!(bench.silent_after(1, [0, 0], 100), Some(3));
+        let mut bench = Bench::new();
+        assert!(!bench.see(both, [0, 0]));
+        assert!(!bench.see(Seen { refused: false, ..both }, [0, 0]));
         assert_eq!(bench.silent_after(5, [0, 0], 100), None);
     }
 }

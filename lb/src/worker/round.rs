@@ -112,6 +112,8 @@ pub(super) struct Datapath {
     single_verdicts: Vec<Verdict>,
     forward: ForwardPlan,
     first_flights: FirstFlights,
+    /// How often it has heard of backends that refuse something.
+    heard_of_refusals: u64,
     back: ReturnPlan,
     expired: Vec<Ended>,
     counters: Arc<WorkerCounters>,
@@ -245,6 +247,7 @@ impl Datapath {
             single_verdicts: vec![UNDECIDED; BATCH],
             forward: ForwardPlan::new(),
             first_flights: FirstFlights::new(),
+            heard_of_refusals: 0,
             back: ReturnPlan::new(),
             expired: Vec::new(),
             counters: Arc::clone(&setup.counters),
@@ -426,6 +429,9 @@ impl Datapath {
     }
 
     fn refresh_routing(&mut self, now: Instant) {
+        if let Some(refusing) = self.snapshot.refusing.news(&mut self.heard_of_refusals) {
+            self.leave_all(now, |id| refusing.contains(&id));
+        }
         let current = self.routing.load();
         if !Arc::ptr_eq(current, &self.snapshot) {
             let before = mem::replace(&mut self.snapshot, Arc::clone(current));

@@ -447,6 +447,7 @@ impl ControlPlane {
     /// Looks at what the workers have seen of each backend since the last tick.
     pub(crate) fn on_tick(&mut self, now: Instant) {
         let mut changed = false;
+        let mut refusing = vec![];
         self.watch_progress();
         self.watch_drains(now);
         for (pool, backends) in self.config.pools.iter().zip(self.fleet.pools_mut()) {
@@ -455,6 +456,9 @@ impl ControlPlane {
                 let totals = self.totals.of_backend(watched.id.slot());
                 watched.seen = totals.since(watched.last);
                 watched.last = totals;
+                if watched.seen.refused.about_backend().any(|(_, n)| n > 0) {
+                    refusing.push(watched.id);
+                }
                 if watched.seen.returned > 0 {
                     norm.asked += watched.seen.asked;
                     norm.answered += watched.seen.answered;
@@ -464,6 +468,9 @@ impl ControlPlane {
             for watched in backends {
                 changed |= watched.change(now, |watched| watched.on_traffic(now, norm));
             }
+        }
+        if !refusing.is_empty() {
+            self.registry.refusing.tell(refusing);
         }
         changed |= self.grow_shares(now);
         if changed {
