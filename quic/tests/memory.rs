@@ -6,6 +6,7 @@
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
+    collections::VecDeque,
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -16,7 +17,7 @@ use std::{
 
 use quic::transport::{
     CidIssuer, ClientConfig, ConnectionHandle, Dir, Endpoint, EndpointConfig, Event, Read,
-    Received, ResetKey, ServerConfig, Transmit, TransportConfig,
+    Received, ResetKey, ServerConfig, StreamLimits, Transmit, TransportConfig,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -134,6 +135,23 @@ fn bulk_transfer_allocates_next_to_nothing_per_packet() {
     assert!(allocations * 100 <= packets, "{allocations} allocations for {packets} packets");
 }
 
+#[test]
+fn bulk_transfer_with_thousands_of_packets_in_flight_allocates_next_to_nothing_either() {
+    let _alone = alone();
+    let streams = StreamLimits {
+        stream_window: 32 << 20,
+        connection_window: 32 << 20,
+        send_buffer: 8 << 20,
+        ..StreamLimits::default()
+    };
+    let mut fleet = Fleet::with(0, streams);
+    let mut path = LongPath::new();
+    let (allocations, packets) = fleet.download_over(&mut path, 128 << 20);
+    println!("{allocations} allocations for {packets} packets, at most {} under way", path.most);
+    assert!(path.most > 3000, "{} under way", path.most);
+    assert!(allocations * 100 <= packets, "{allocations} allocations for {packets} packets");
+}
+
 /// What one connection costs at each end.
 #[derive(Debug)]
 struct Cost {
@@ -162,11 +180,16 @@ struct Fleet {
 impl Fleet {
     /// After `count` handshakes, with nothing left to say.
     fn connected(count: usize) -> Self {
+        Self::with(count, StreamLimits::default())
+    }
+
+    fn with(count: usize, streams: StreamLimits) -> Self {
         let (server_tls, client_tls) = tls();
         let now = Instant::now();
         let mut config = ServerConfig::new(server_tls);
         config.retry = quic::transport::RetryPolicy::Never;
-        let patient = TransportConfig { idle_timeout: PATIENCE, ..TransportConfig::default() };
+        let patient =
+            TransportConfig { idle_timeout: PATIENCE, streams, ..TransportConfig::default() };
         let transport = Arc::new(patient);
         config.transport = Arc::clone(&transport);
         let cids = CidIssuer::standalone(8, [1; 32], ResetKey::new([2; 32]));
@@ -275,6 +298,46 @@ impl Fleet {
         panic!("{read} of {len} octets have arrived");
     }
 
+    /// Has the server send `len` octets on the first connection over a long path. Returns how often
+    /// memory was allocated for how many packets, once half of them had arrived.
+    fn download_over(&mut self, path: &mut LongPath, len: usize) -> (usize, usize) {
+        let (at_server, at_client) = (self.at_server[0], self.at_client[0]);
+        let stream = self.server.connection_mut(at_server).unwrap().open(Dir::Uni).unwrap();
+        let (mut written, mut read) = (0, 0);
+        let mut half = None;
+        for _ in 0..MAX_ROUNDS {
+            let mut server = self.server.connection_mut(at_server).unwrap();
+            while written < len {
+                let left = (len - written).min(self.chunk.len());
+                match server.write(stream, &self.chunk[..left]).unwrap() {
+                    0 => break,
+                    count => written += count,
+                }
+            }
+            if written == len {
+                let _ = server.finish(stream);
+            }
+            drop(server);
+            path.carry(self);
+            let mut client = self.client.connection_mut(at_client).unwrap();
+            while client.accept(Dir::Uni).is_some() {}
+            while let Ok(Read::Data(count)) = client.read(stream, &mut self.chunk) {
+                read += count;
+            }
+            drop(client);
+            let count = (COUNT.load(Ordering::Relaxed), self.packets);
+            if read >= len / 2 {
+                half.get_or_insert(count);
+            }
+            if read == len {
+                let (allocations, packets) = half.unwrap_or_default();
+                return (count.0 - allocations, count.1 - packets);
+            }
+            self.now += Duration::from_micros(500);
+        }
+        panic!("{read} of {len} octets have arrived");
+    }
+
     fn cost(self) -> Cost {
         let Self { before, count, server, client, .. } = self;
         let both = in_use() - before;
@@ -282,6 +345,67 @@ impl Fleet {
         let of_server = in_use().saturating_sub(before);
         drop(server);
         Cost { server: of_server / count, client: (both - of_server) / count }
+    }
+}
+
+/// A path of 100 ms there and back, with memory of its own for all that can be under way.
+/// Acknowledgments come in bunches, as over a radio link, each of more packets than leave at once.
+struct LongPath {
+    /// Down, and up.
+    under_way: [VecDeque<(Instant, Vec<u8>)>; 2],
+    began: Option<Instant>,
+    spare: Vec<Vec<u8>>,
+    /// Datagrams under way at once.
+    most: usize,
+}
+
+impl LongPath {
+    fn new() -> Self {
+        const MOST: usize = 16_384;
+        let spare = (0..MOST).map(|_| Vec::with_capacity(1500)).collect();
+        let under_way = [(); 2].map(|()| VecDeque::with_capacity(MOST));
+        Self { under_way, began: None, spare, most: 0 }
+    }
+
+    /// What arrives by now, and what leaves.
+    fn carry(&mut self, fleet: &mut Fleet) {
+        let from = |remote| Received { remote, local: None, ecn: None };
+        let client: SocketAddr = SocketAddr::new([192, 0, 2, 2].into(), 1000);
+        let began = *self.began.get_or_insert(fleet.now);
+        for up in [false, true] {
+            if up && (fleet.now - began).as_micros() % 20_000 != 0 {
+                continue;
+            }
+            let due = |(at, _): &(Instant, Vec<u8>)| *at <= fleet.now;
+            while self.under_way[usize::from(up)].front().is_some_and(due) {
+                let Some((_, mut datagram)) = self.under_way[usize::from(up)].pop_front() else {
+                    return;
+                };
+                match up {
+                    true => fleet.server.handle_datagram(fleet.now, from(client), &mut datagram),
+                    false => fleet.client.handle_datagram(fleet.now, from(SERVER), &mut datagram),
+                }
+                datagram.clear();
+                self.spare.push(datagram);
+            }
+        }
+        fleet.client.handle_deadline(fleet.now);
+        fleet.server.handle_deadline(fleet.now);
+        for up in [true, false] {
+            let end = if up { &mut fleet.client } else { &mut fleet.server };
+            while let Some(sent) = end.poll_transmit(fleet.now, 10, &mut fleet.buffer) {
+                for datagram in fleet.buffer.chunks(sent.segment) {
+                    let mut kept = self.spare.pop().unwrap_or_default();
+                    kept.extend_from_slice(datagram);
+                    fleet.packets += 1;
+                    let arrival = fleet.now + Duration::from_millis(50);
+                    self.under_way[usize::from(up)].push_back((arrival, kept));
+                }
+                fleet.buffer.clear();
+            }
+            while end.poll_event().is_some() {}
+        }
+        self.most = self.most.max(self.under_way[0].len());
     }
 }
 

@@ -288,10 +288,11 @@ impl Connection {
         }
     }
 
-    /// Keeps the memory of `frames` for a packet to come.
+    /// Keeps the memory of `frames` for a packet to come: of as many as a window holds, and some more.
     pub(super) fn recycle(&mut self, mut frames: Vec<SentFrame>) {
-        const SPARE: usize = 256;
-        if self.spare_frames.len() < SPARE && frames.capacity() > 0 {
+        const SPARE: u64 = 256;
+        let window = self.paths[0].congestion.window() / u64::from(MIN_UDP_PAYLOAD);
+        if (self.spare_frames.len() as u64) < SPARE + window && frames.capacity() > 0 {
             frames.clear();
             self.spare_frames.push(frames);
         }
