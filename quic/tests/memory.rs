@@ -373,7 +373,7 @@ impl LongPath {
         let client: SocketAddr = SocketAddr::new([192, 0, 2, 2].into(), 1000);
         let began = *self.began.get_or_insert(fleet.now);
         for up in [false, true] {
-            if up && (fleet.now - began).as_micros() % 20_000 != 0 {
+            if up && !(fleet.now - began).as_micros().is_multiple_of(20_000) {
                 continue;
             }
             let due = |(at, _): &(Instant, Vec<u8>)| *at <= fleet.now;
