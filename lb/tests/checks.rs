@@ -16,9 +16,10 @@ use std::{
 use quic::{driver::Cids, transport::ResetKey};
 use serde_json::json;
 use support::{
-    Folder,
+    Folder, KEY,
     balancer::{Balancer, Host, Server, initial, short},
-    origin::{Application, Certificate, Origin, routable, trust},
+    origin::{Application, Certificate, Origin, routable, routable_by, trust},
+    quic_lb,
 };
 
 /// What a server does with the question of a check, or with the beginning of a connection.
@@ -397,6 +398,46 @@ fn connections_that_nobody_answers_or_that_bring_a_flood_delay_nobody_else() {
     wait_for_state(&mut balancer, "a", "active");
 }
 
+/// Nobody has to come to it for that.
+#[test]
+fn a_server_without_traffic_shows_by_its_checks_how_far_a_rotation_is() {
+    let host = Host::new();
+    let certificate = Certificate::new("origin.test");
+    let keeps = Application::Keeps;
+    let a = Origin::start(host.at(5001), &certificate, "h3", routable(1), keeps);
+    let b = Origin::start(host.at(5002), &certificate, "h3", routable(2), keeps);
+    let text = connecting(host, ", ca_file: ca.pem, server_name: origin.test");
+    let mut balancer = balancer_that_trusts(host, &text, &certificate);
+    let config_id =
+        |balancer: &Balancer, name: &str| balancer.backend(name)["check"]["config_id"].as_u64();
+    balancer.wait("checks", |balancer| {
+        [config_id(balancer, "a"), config_id(balancer, "b")] == [Some(0), Some(0)]
+    });
+    let first = format!(
+        "      - {{ config_id: 0, server_id_length: 2, nonce_length: 6, key: \"{KEY}\" }}\n"
+    );
+    let second = first.replace("config_id: 0", "config_id: 1");
+    balancer.rewrite(&text.replace(&first, &format!("{first}{second}")));
+    let admin = host.at(9090).to_string();
+    quic_lb(&["reload", "--admin", &admin]).done();
+    let rotate = |step: &str| {
+        quic_lb(&["rotate", "ids", "web", "--until", step, "--timeout", "100ms", &admin])
+    };
+    rotate("1").done();
+    for (server, number, left) in [(None, 0, "a, b"), (Some(&a), 1, "b")] {
+        if let Some(server) = server {
+            server.set_cids(routable_by(1, number));
+            balancer.wait("a check", |balancer| config_id(balancer, "a") == Some(1));
+        }
+        let waits = rotate("2");
+        let says = format!("next: reload the servers {left}\n");
+        assert!(waits.code == Some(3) && waits.out.contains(&says), "{waits:?}");
+    }
+    b.set_cids(routable_by(1, 2));
+    balancer.wait("a check", |balancer| config_id(balancer, "b") == Some(1));
+    rotate("2").done();
+}
+
 #[test]
 fn a_server_under_anothers_ids_is_miswired_until_it_is_right_again() {
     const SAYS: &str =
@@ -411,6 +452,7 @@ fn a_server_under_anothers_ids_is_miswired_until_it_is_right_again() {
     let view = balancer.backend("b")["check"].clone();
     assert_eq!((&view["passes"], &view["last"]), (&json!(true), &json!("miswired")));
     assert_eq!(view["connection_ids"]["expected"], "server ID 0002 in configuration 0");
+    assert_eq!(view["config_id"], json!(null), "it makes none of its own");
     let found = view["connection_ids"]["found"].as_str().unwrap();
     assert!(found.starts_with("server ID 0001 in configuration 0, which is backend a"), "{found}");
     let ready = balancer.get("/readyz").json();

@@ -319,7 +319,7 @@ fn ids(pool: &str, seen: &[Seen], vouched: bool) -> Result<Rotation, String> {
             without.join(", ")
         ),
         1 if servers.waiting.is_empty() => format!(
-            "nothing shows yet that these servers make connection IDs by configuration {newest}: {}; reload them and wait for traffic, or vouch for them with --force",
+            "nothing shows yet that these servers make connection IDs by configuration {newest}: {}; reload them and wait for traffic or a check, or vouch for them with --force",
             servers.unheard.join(", ")
         ),
         1 => format!("reload the servers {}", servers.waiting.join(", ")),
@@ -378,8 +378,13 @@ impl Servers {
             Self { begun: vec![], waiting: vec![], unheard: vec![], old: 0, heard: None };
         for name in names {
             let (mut new, mut old): (Option<f64>, Option<f64>) = (None, None);
+            // Checks show it of those without traffic too.
+            let shown = |of: &Value| of["check"]["config_id"].as_u64();
+            let of_server = || of_pool().filter(|of| of["name"] == *name);
+            let shows_new = of_server().any(|of| shown(of) == Some(newest));
+            let shows_old = of_server().any(|of| shown(of).is_some_and(|id| id != newest));
             let earliest = |a: Option<f64>, b: f64| Some(a.map_or(b, |a| a.min(b)));
-            for backend in of_pool().filter(|of| of["name"] == *name) {
+            for backend in of_server() {
                 let configs = backend["live"]["by_config_id"].as_object().into_iter().flatten();
                 for (id, of_config) in configs {
                     let Some(heard) = of_config["heard_seconds_ago"].as_f64() else { continue };
@@ -394,15 +399,16 @@ impl Servers {
                     }
                 }
             }
-            let has_begun = new.is_some_and(|new| new < QUIET || old.is_none_or(|old| new < old));
-            if has_begun && new.is_some_and(|new| new < QUIET) {
+            let is_heard = new.is_some_and(|new| new < QUIET);
+            let has_begun = is_heard
+                || !shows_old
+                    && (shows_new || new.is_some_and(|new| old.is_none_or(|old| new < old)));
+            if has_begun && (is_heard || shows_new) {
                 servers.begun.push(name.to_owned());
             }
-            if !has_begun && old.is_some_and(|old| old < QUIET) {
+            if !has_begun && (shows_old || old.is_some_and(|old| old < QUIET)) {
                 servers.waiting.push(name.to_owned());
-            } else if !has_begun
-                && of_pool().any(|of| of["name"] == *name && of["state"] != "draining")
-            {
+            } else if !has_begun && of_server().any(|of| of["state"] != "draining") {
                 servers.unheard.push(name.to_owned());
             }
         }
@@ -639,6 +645,13 @@ mod tests {
             assert_eq!(ids("web", &both(silent), true).unwrap().done(), 3);
         }
         assert_eq!(ids("web", &both(&[(0, 90.), (1, 60.)]), false).unwrap().done(), 3);
+        // A check shows what it would do.
+        for (shown, done) in [(1, 3), (0, 1)] {
+            let mut checked = both(&[(0, 60.)]);
+            checked[1].backends = json!([{ "pool": "web", "name": "b", "state": "active", "check": { "config_id": shown } }]);
+            let rotation = ids("web", &checked, shown == 0).unwrap();
+            assert_eq!(rotation.done(), done, "{rotation}");
+        }
         // Whoever vouches for silent ones does not vouch for one that is heard with an old one.
         assert_eq!(ids("web", &both(&[(0, 1.)]), true).unwrap().done(), 1);
         // One that gets no new connections makes no connection IDs for any.

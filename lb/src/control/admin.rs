@@ -386,12 +386,13 @@ fn backend_json(view: &BackendView, ago: impl Fn(Duration) -> Duration) -> Value
             "complete": drain.is_complete(),
         })
     });
-    let check = check.as_ref().map(|CheckView { passes, last, counts, breach }| {
+    let check = check.as_ref().map(|CheckView { passes, last, counts, breach, config_id }| {
         let results = counts.iter().map(|(result, n)| (result.label().to_owned(), n.into()));
         json!({
             "passes": passes,
             "last": last.map(CheckResult::label),
             "results": results.collect::<Map<_, _>>(),
+            "config_id": config_id.map(ConfigId::get),
             "connection_ids": breach.as_ref().map(|Breach { expected, found }| {
                 json!({ "expected": expected, "found": found.to_string() })
             }),

@@ -138,13 +138,18 @@ async fn answer(connection: Connection, status: Arc<AtomicU16>) {
 /// Connection IDs of the backend whose server ID has this last octet, as the balancer is configured to read
 /// them.
 pub(crate) fn routable(server_id: u8) -> Cids {
+    routable_by(0, server_id)
+}
+
+/// The same by another config ID, whose configuration differs in nothing else.
+pub(crate) fn routable_by(config_id: u8, server_id: u8) -> Cids {
     let key = super::KEY.as_bytes();
     let octet = |at: usize| {
         let digits = std::str::from_utf8(&key[2 * at..2 * at + 2]).unwrap();
         u8::from_str_radix(digits, 16).unwrap()
     };
     let key = Key::new(std::array::from_fn(octet));
-    let config = CidConfig::new(ConfigId::new(0).unwrap(), 2, 6, Some(&key)).unwrap();
+    let config = CidConfig::new(ConfigId::new(config_id).unwrap(), 2, 6, Some(&key)).unwrap();
     let server_id = ServerId::new(&[0, server_id]).unwrap();
     Cids::Routable { config, server_id, reset_key: ResetKey::new([server_id.as_slice()[1]; 32]) }
 }

@@ -18,7 +18,7 @@ use std::fmt;
 
 use quic::{
     connection_id::ConnectionId,
-    routable::{Decoded, Decoder, ServerId, Unroutable},
+    routable::{ConfigId, Decoded, Decoder, ServerId, Unroutable},
 };
 use quic_lb_config::{Backend, Pool};
 use serde::{Deserialize, Serialize};
@@ -73,8 +73,8 @@ impl Contract {
 pub(crate) enum Shown {
     /// Nothing, or nothing that is known how to read.
     Nothing,
-    /// They lead to the server that has chosen them.
-    Good,
+    /// They lead to the server that has chosen them, by this configuration.
+    Good(Option<ConfigId>),
     /// One of them does not.
     Breach(Breach),
 }
@@ -139,8 +139,15 @@ pub(crate) fn breach(pool: &Pool, backend: &Backend, cids: &[ConnectionId]) -> O
     Some(Breach { expected: identities(&backend.server_ids), found })
 }
 
+/// The configuration of the connection ID that was chosen last.
+pub(crate) fn made_by(pool: &Pool, cids: &[ConnectionId]) -> Option<ConfigId> {
+    let decoder = Decoder::new(pool.cid_configs.iter().cloned());
+    let newest = cids.last()?;
+    decoder.decode(newest.as_slice()).ok().map(|decoded| decoded.config_id)
+}
+
 /// What connection IDs of a backend may say.
-fn identities(server_ids: &[(quic::routable::ConfigId, ServerId)]) -> String {
+fn identities(server_ids: &[(ConfigId, ServerId)]) -> String {
     let each = server_ids.iter().map(|(config_id, server_id)| {
         format!("server ID {server_id} in configuration {config_id}")
     });

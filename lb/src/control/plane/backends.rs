@@ -21,7 +21,7 @@ use crate::{
     backend::BackendState,
     check::{CheckResult, Finding},
     control::checks::{
-        contract::{Shown, breach},
+        contract::{Shown, breach, made_by},
         honours::{Honours, TokenAnswer, question},
         state::{Checked, Thresholds},
     },
@@ -369,7 +369,8 @@ fn shown(
     let Some(pool) = config.pools.get(pool) else { return Shown::Nothing };
     match pool.backends.get(backend) {
         Some(backend) if shows_cids(target) && !pool.cid_configs.is_empty() => {
-            breach(pool, backend, cids).map_or(Shown::Good, Shown::Breach)
+            let good = || Shown::Good(made_by(pool, cids));
+            breach(pool, backend, cids).map_or_else(good, Shown::Breach)
         }
         _ => Shown::Nothing,
     }

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use quic::routable::ConfigId;
 use quic_lb_config::Admission;
 
 use crate::{
@@ -53,6 +54,8 @@ pub(super) struct Watched {
     pub(super) contract: Contract,
     /// What was wrong with them when they did not, as long as it is so.
     pub(super) breach: Option<Breach>,
+    /// The configuration that it makes connection IDs by, if its last check has shown that.
+    pub(super) makes_cids_by: Option<ConfigId>,
     pub(super) last_check: Option<CheckResult>,
     pub(super) checks: CheckCounts,
     /// What the kernel said lately instead of sending to it, if it ever did.
@@ -103,6 +106,8 @@ pub(crate) struct CheckView {
     pub(crate) counts: CheckCounts,
     /// What is wrong with its connection IDs, if they are known and something is.
     pub(crate) breach: Option<Breach>,
+    /// The configuration that it makes them by, if that is known.
+    pub(crate) config_id: Option<ConfigId>,
 }
 
 /// How long a report of half-open connections is believed: a server that has stopped reporting has
@@ -125,6 +130,7 @@ impl Watched {
             checked: None,
             contract: Contract::default(),
             breach: None,
+            makes_cids_by: None,
             last_check: None,
             checks: CheckCounts::default(),
             refusal: None,
@@ -180,7 +186,8 @@ impl Watched {
     pub(super) fn check(&self) -> Option<CheckView> {
         let passes = self.checked?.passes();
         let breach = self.breach.clone();
-        Some(CheckView { passes, last: self.last_check, counts: self.checks, breach })
+        let (last, counts, config_id) = (self.last_check, self.checks, self.makes_cids_by);
+        Some(CheckView { passes, last, counts, breach, config_id })
     }
 
     /// Takes note of what the workers have seen of it during a tick, when its pool fares by `norm`.
@@ -225,7 +232,10 @@ impl Watched {
         if result == CheckResult::Answered {
             match shown {
                 Shown::Nothing => self.forget_cids(),
-                Shown::Good => self.on_cids(None),
+                Shown::Good(config_id) => {
+                    self.on_cids(None);
+                    self.makes_cids_by = config_id;
+                }
                 Shown::Breach(breach) => {
                     counted = CheckResult::Miswired;
                     self.on_cids(Some(breach));
@@ -238,6 +248,7 @@ impl Watched {
 
     /// Takes note of connection IDs, and of what is wrong with them.
     fn on_cids(&mut self, breach: Option<Breach>) {
+        self.makes_cids_by = None;
         self.contract = self.contract.on_check(breach.is_none());
         // While it counts as miswired it has to be known why.
         if breach.is_some() || !self.contract.is_broken() {
@@ -248,6 +259,7 @@ impl Watched {
     /// Nothing is known of its connection IDs any more.
     pub(super) fn forget_cids(&mut self) {
         (self.contract, self.breach) = (Contract::default(), None);
+        self.makes_cids_by = None;
     }
 
     pub(super) fn half_open(&self, now: Instant) -> Option<u64> {
