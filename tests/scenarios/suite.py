@@ -1,0 +1,527 @@
+"""Faults that a fleet has to survive, for real: two balancers (`quic-lb run`) behind a router that spreads client paths over them, eight
+servers (`backend-sim serve`) with addresses of their own, clients (`backend-sim load`) that verify each answer and record how each of
+their connections ends. See `run`.
+
+A row of the table is a function: it does something to the fleet while clients go on, and says what has to hold. Nothing is lost, misrouted or failed
+but what the row allows; no server sees a datagram that is meant for another one; every datagram that a balancer received has
+a verdict.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "foreign"))
+from common import KEY, Suite, expect, main, run, total, write_certificate
+
+VIP, PORT = "10.99.0.1", 4433
+BACKENDS = {f"web-{n}": f"10.20.0.{n}" for n in range(1, 9)}
+BALANCERS = ("lb1", "lb2")
+# Two ways to each, so that half of all client paths can be moved.
+GATEWAYS = {"lb1": ("10.2.0.2", "10.2.0.3"), "lb2": ("10.3.0.2", "10.3.0.3")}
+ADMIN = "127.0.0.1:9090"
+METRICS = 9100
+TABLE = os.path.join(HERE, "..", "..", "docs", "scenarios.md")
+
+# What is shown elsewhere, by tests that the gate runs too, and what is not.
+ELSEWHERE = {
+    "R01": ("steady state", "tests/tests/sim_balancer.rs; `cargo bench -p quic-lb-tests --bench fleet -- --crowd` for 10,000 connections"),
+    "R04": ("four servers join eight", "tests/tests/sim_balancer.rs; lb/src/maglev.rs for the shares"),
+    "R07": ("hashing anew while a server is removed", "tests/tests/sim_balancer.rs, sim_faults.rs"),
+    "R08": ("all seven config IDs in turn", "tests/tests/rotation.rs, with real processes"),
+    "R10": ("a file that is refused", "lb/tests/run.rs; tests/tests/real_quic.rs"),
+    "R13": ("a server's process is replaced and its connections stay", "not there: one generation of a server's process at a time"),
+    "R15": ("migration between IPv4 and IPv6", "tests/netns, tests/peers"),
+    "R16": ("lengths of connection IDs, unknown versions, the greased bit", "lb/src/forwarder/tests; tests/netns"),
+    "R17": ("0-RTT, Retry and a hello of several datagrams", "tests/peers (Chromium, curl_cffi: hellos of two datagrams); 0-RTT of our own stack is not there yet"),
+    "R18": ("a flood of Initials", "tests/netns, blind senders; `cargo bench -p quic-lb-tests --bench flood`"),
+    "R19": ("a flood of short headers", "tests/netns, blind senders"),
+    "R23": ("a clock jumps", "lb/tests/checks.rs, backend-sim/tests: tokens of other times, skew measured"),
+    "R25": ("random schedules of faults", "tests/tests/sim_faults.rs, sim_balancer.rs; QUIC_SIM_SEEDS for more"),
+    "R26": ("a day of churn", "not run"),
+}
+
+
+class Fleet(Suite):
+    def __init__(self, arguments, folder):
+        super().__init__(arguments, folder)
+        self.prefix = f"qls{os.getpid()}-"
+        self.made, self.origins, self.balancers, self.loads = [], {}, {}, []
+        self.misrouted_before = self.unclaimed_before = 0
+        self.rows = {}
+        self.weights, self.limits = {}, "limits: { flows: 20000 }"
+        # The whole version is a tenth of the load of the table.
+        self.connections, self.pace = (1000, 1.0) if arguments.whole else (80, 0.1)
+
+    # Namespaces
+
+    def name(self, role):
+        return self.prefix + role
+
+    def inside(self, role, *command, **arguments):
+        return run("ip", "netns", "exec", self.name(role), *command, **arguments)
+
+    def link(self, one, one_name, one_address, other, other_name, other_address):
+        peer = ("peer", "name", other_name, "netns", self.name(other))
+        run("ip", "link", "add", one_name, "netns", self.name(one), "type", "veth", *peer)
+        for role, device, address in ((one, one_name, one_address), (other, other_name, other_address)):
+            self.inside(role, "ip", "addr", "add", f"{address}/24", "dev", device)
+            self.inside(role, "ip", "link", "set", device, "up")
+
+    def build(self):
+        for role in ("client", "router", *BALANCERS, "servers"):
+            run("ip", "netns", "add", self.name(role))
+            self.made.append(role)
+            self.inside(role, "ip", "link", "set", "lo", "up")
+            for setting in (
+                "net.ipv4.ip_forward=1",
+                "net.ipv4.conf.all.rp_filter=0",
+                "net.ipv4.conf.default.rp_filter=0",
+                # Addresses and ports: as routers before balancers do.
+                "net.ipv4.fib_multipath_hash_policy=1",
+                "net.ipv4.ip_local_port_range=10000 65000",
+            ):
+                self.inside(role, "sysctl", "-qw", setting)
+        self.link("client", "wan", "10.1.0.2", "router", "clients", "10.1.0.1")
+        self.inside("client", "ip", "route", "add", "default", "via", "10.1.0.1")
+        for n, balancer in enumerate(BALANCERS, 1):
+            self.link("router", balancer, f"10.{n + 1}.0.1", balancer, "wan", f"10.{n + 1}.0.2")
+            self.inside(balancer, "ip", "addr", "add", f"10.{n + 1}.0.3/24", "dev", "wan")
+            self.inside(balancer, "ip", "route", "add", "default", "via", f"10.{n + 1}.0.1")
+            self.inside(balancer, "ip", "addr", "add", f"{VIP}/32", "dev", "lo")
+            self.link(balancer, "lan", f"10.2{n}.0.1", "servers", balancer, f"10.2{n}.0.2")
+            self.inside(balancer, "ip", "route", "add", "10.20.0.0/24", "via", f"10.2{n}.0.2")
+        for address in BACKENDS.values():
+            self.inside("servers", "ip", "addr", "add", f"{address}/32", "dev", "lo")
+        # What is dropped on the way to and from a server.
+        rules = "table ip way { chain in { type filter hook input priority 0; }; chain out { type filter hook output priority 0; }; }"
+        self.inside("servers", "nft", "-f", "-", stdin=rules)
+        self.spread(0)
+
+    def spread(self, turn, only=None):
+        """Spreads client paths over the balancers; another turn moves half of them."""
+        (a, b), (c, d) = GATEWAYS["lb1"], GATEWAYS["lb2"]
+        ways = [(a, b, c, d), (a, c, b, d)][turn % 2] if only is None else GATEWAYS[only]
+        hops = [word for way in ways for word in ("nexthop", "via", way)]
+        self.inside("router", "ip", "route", "replace", f"{VIP}/32", *hops)
+
+    def drop(self, backend, *what):
+        """Drops what goes to and from a server, or some of it."""
+        for chain, field in (("in", "daddr"), ("out", "saddr")):
+            self.inside("servers", "nft", "add", "rule", "ip", "way", chain, "ip", field, BACKENDS[backend], *what, "drop")
+
+    def drop_nothing(self):
+        for chain in ("in", "out"):
+            self.inside("servers", "nft", "flush", "chain", "ip", "way", chain)
+
+    # Processes
+
+    def start_in(self, role, *command):
+        return super().start("ip", "netns", "exec", self.name(role), *command)
+
+    def configuration(self):
+        backends = [
+            f'      - {{ name: {name}, address: "{address}:4433", server_id: "{n:04x}", weight: {self.weights.get(name, 1)} }}'
+            for n, (name, address) in enumerate(BACKENDS.items(), 0xA001)
+        ]
+        return "\n".join([
+            f'listeners: [{{ name: edge, address: "0.0.0.0:{PORT}", pool: web }}]',
+            f'admin: {{ address: "{ADMIN}" }}',
+            "pools:",
+            "  - name: web",
+            f'    quic_lb: [{{ config_id: 0, server_id_length: 2, nonce_length: 6, key: "{KEY}" }}]',
+            # One for all: each server derives its own.
+            f'    stateless_reset: {{ key: "{KEY[::-1]}" }}',
+            "    honours_tokens: true",
+            "    backends:",
+            *backends,
+            self.limits,
+            'timeouts: { drain: "1s" }',
+            f'retry: {{ keys: [{{ sequence: 0, key: "{KEY}" }}] }}',
+            "",
+        ])  # fmt: skip
+
+    def write(self):
+        # Renamed into place, so that nobody reads half of it.
+        with open(self.path("fresh.yaml"), "w") as file:
+            file.write(self.configuration())
+        os.rename(self.path("fresh.yaml"), self.path("lb.yaml"))
+
+    def start_balancer(self, name):
+        command = (self.arguments.balancer, "run", "--config", self.path("lb.yaml"))
+        self.balancers[name] = [self.start_in(name, *command), None]
+        self.until(lambda: "readyz" in self.admin(name, "/readyz", "-w", "readyz"), f"{name} is ready")
+
+    def start_origin(self, name):
+        metrics = f"127.0.0.1:{METRICS + int(name[-1])}"
+        files = ("--config", self.path("lb.yaml"), "--cert", self.path("cert.pem"), "--key", self.path("key.pem"))
+        command = (self.arguments.origin, "serve", *files, "--backend", name, "--metrics", metrics, "--shards", "1")
+        self.origins[name] = self.start_in("servers", *command)
+
+    def until(self, holds, what, patience=60):
+        deadline = time.monotonic() + patience
+        while not holds():
+            expect(time.monotonic() < deadline, f"never: {what}")
+            time.sleep(0.05)
+
+    def admin(self, balancer, path, *options):
+        return self.inside(balancer, "curl", "-sf", *options, f"http://{ADMIN}{path}", check=False)
+
+    def command(self, balancer, *words):
+        return self.inside(balancer, self.arguments.balancer, *words, "--admin", ADMIN)
+
+    def count(self, name, **labels):
+        """At both balancers."""
+        return sum(total(self.admin(of, "/metrics"), f"quic_lb_{name}", **labels) for of in BALANCERS)
+
+    def state(self, backend):
+        """At both balancers."""
+        states = [json.loads(self.admin(of, f"/api/v1/backends/web/{backend}") or "{}") for of in BALANCERS]
+        return [state.get("state") for state in states]
+
+    def origin(self, backend):
+        return self.inside("servers", "curl", "-sf", f"http://127.0.0.1:{METRICS + int(backend[-1])}/metrics", check=False)
+
+    def at(self, backend, name):
+        return total(self.origin(backend), f"backend_sim_{name}")
+
+    def tell(self, backend, number):
+        os.killpg(self.origins[backend].process.pid, number)
+
+    def load(self, seconds, connections=None, **options):
+        """Clients that go on for so long: a request of a kilobyte every five seconds on each connection."""
+        connections = connections or self.connections
+        rate = options.pop("rate", max(connections // 5, 1))
+        words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+        load = self.start_in(
+            "client", self.arguments.origin, "load", "--target", f"{VIP}:{PORT}", "--insecure", "--json",
+            "--connections", str(connections), "--rate", str(rate), "--duration", f"{int(seconds * 1000)}ms",
+            *(["--size", "1000B"] if "size" not in options else []), *words,
+        )  # fmt: skip
+        load.began = time.monotonic()
+        return load
+
+    def established(self, load, connections=None):
+        """Waits until they are there."""
+        wanted = (connections or self.connections) * 0.98
+        self.until(lambda: sum(self.at(of, "connections") for of in BACKENDS) >= wanted, "the connections are established")
+
+    def report(self, load):
+        deadline, lines = time.monotonic() + 120, []
+        while (line := load.next_line(deadline)) is not None:
+            expect(line, "the clients do not end")
+            lines.append(line)
+        load.process.wait(60)
+        expect(lines, f"no report: {load.logged()}")
+        return json.loads(lines[-1])
+
+    def fair(self, report, lost=0, failed=(), requests=()):
+        """Nothing is lost, misrouted or failed but what is allowed; every datagram has a verdict."""
+        expect(report["requests"] > 0, report)
+        expect(report["lost"] <= lost, f"{report['lost']} lost, {lost} may be: {report['lost_by_cause']}")
+        expect(report["misrouted"] == 0, f"{report['misrouted']} answers of another server")
+        wrong = {why: n for why, n in report["requests_failed"].items() if why not in requests}
+        expect(not wrong or lost, f"requests failed: {wrong}")
+        wrong = {why: n for why, n in report["handshakes_failed"].items() if why not in failed}
+        expect(not wrong, f"handshakes failed: {wrong}")
+        astray = sum(self.at(of, "misrouted_datagrams_total") for of in BACKENDS)
+        expect(astray == self.misrouted_before, f"{astray - self.misrouted_before} datagrams came to another server than their own")
+        for balancer in BALANCERS:
+            self.until(lambda: self.has_verdicts(balancer), f"every datagram that {balancer} received has a verdict", 20)
+        return (
+            f"{report['connections']} connections, {report['lost']} lost, 0 misrouted; {report['requests']} requests, longest wait "
+            f"{report['latency']['max_us'] / 1e6:.2f} s, longest handshake {report['handshakes']['max_us'] / 1e6:.2f} s"
+        )
+
+    def has_verdicts(self, balancer):
+        scrape = self.admin(balancer, "/metrics")
+        sums = [total(scrape, f"quic_lb_datagrams_{name}_total") for name in ("received", "forwarded", "dropped", "replied")]
+        return sums[0] == sum(sums[1:])
+
+    # Rows
+
+    def drained(self):
+        """R02: one of eight servers is drained. It gets no new connections, and those that it has go on."""
+        seconds = 6 + 20 * self.pace
+        lasting, coming = self.load(seconds), self.load(seconds, 20, lifetime="500ms", rate=40)
+        self.established(lasting)
+        for balancer in BALANCERS:
+            self.command(balancer, "drain", "web/web-3")
+        time.sleep(0.1)
+        before, held = self.at("web-3", "connections_accepted_total"), self.at("web-3", "connections")
+        said = self.fair(self.report(coming))
+        expect(self.at("web-3", "connections_accepted_total") == before, "it got new connections")
+        said = self.fair(self.report(lasting)) + "; with new ones: " + said
+        for balancer in BALANCERS:
+            self.command(balancer, "activate", "web/web-3")
+        return f"{said}; {held} stayed, no new ones after 0.1 s"
+
+    def killed(self):
+        """R03, R28: one of eight servers is killed, and started anew. Its clients know at once, and nobody else notices."""
+        lasting = self.load(8 + 20 * self.pace)
+        self.established(lasting)
+        held = self.at("web-3", "connections")
+        self.misrouted_before -= self.at("web-3", "misrouted_datagrams_total")
+        self.tell("web-3", signal.SIGKILL)
+        time.sleep(1)
+        self.start_origin("web-3")
+        report = self.report(lasting)
+        said = self.fair(report, lost=held)
+        expect(set(report["lost_by_cause"]) <= {"stateless_reset"}, f"lost otherwise: {report['lost_by_cause']}")
+        self.until(lambda: self.state("web-3") == ["active"] * 2, "it is back")
+        return f"{said}; {held} were at the server, by {report['lost_by_cause']}"
+
+    def balancer_gone(self, number):
+        """One of two balancers is gone, and its client paths move to the other one."""
+        lasting, coming = self.load(8 + 10 * self.pace), self.load(8 + 10 * self.pace, 20, lifetime="500ms", rate=40)
+        self.established(lasting)
+        os.killpg(self.balancers["lb1"][0].process.pid, number)
+        # As long as BFD takes.
+        time.sleep(0.6)
+        self.spread(0, only="lb2")
+        said = self.fair_at(["lb2"], self.report(coming)) + "; lasting ones: " + self.fair_at(["lb2"], self.report(lasting))
+        self.start_balancer("lb1")
+        self.spread(0)
+        return said
+
+    def fair_at(self, balancers, report):
+        global BALANCERS
+        all_of_them, BALANCERS = BALANCERS, tuple(balancers)
+        try:
+            return self.fair(report)
+        finally:
+            BALANCERS = all_of_them
+
+    def hashed_anew(self):
+        """R06: half of all client paths move to the other balancer every second."""
+        turns = max(int(60 * self.pace), 8)
+        lasting, coming = self.load(turns + 6), self.load(turns + 4, 20, lifetime="500ms", rate=40)
+        self.established(lasting)
+        for turn in range(1, turns + 1):
+            self.spread(turn)
+            time.sleep(1)
+        self.spread(0)
+        said = self.fair(self.report(coming))
+        return f"{turns} times; lasting ones: {self.fair(self.report(lasting))}; new ones: {said}"
+
+    def reloaded(self):
+        """R09: weights and limits change a hundred times a minute."""
+        count, drops = max(int(100 * self.pace), 15), self.count("datagrams_dropped_total")
+        lasting, coming = self.load(count * 0.6 + 6), self.load(count * 0.6 + 4, 20, lifetime="500ms", rate=40)
+        self.established(lasting)
+        longest = 0
+        for n in range(count):
+            self.weights = {name: 1 + (n + at) % 5 for at, name in enumerate(BACKENDS)}
+            self.write()
+            for balancer in BALANCERS:
+                begin = time.monotonic()
+                self.command(balancer, "reload")
+                longest = max(longest, time.monotonic() - begin)
+            time.sleep(0.5)
+        self.weights = {}
+        self.write()
+        for balancer in BALANCERS:
+            self.command(balancer, "reload")
+        said = self.fair(self.report(coming)) + "; lasting ones: " + self.fair(self.report(lasting))
+        dropped = self.count("datagrams_dropped_total") - drops
+        expect(dropped == 0, f"{dropped} datagrams were dropped")
+        return f"{count} reloads at each, none of which took longer than {longest * 1000:.0f} ms with the command; {said}"
+
+    def upgraded(self):
+        """R11: the program of a balancer is replaced again and again."""
+        count = max(int(20 * self.pace), 3)
+        lasting, coming = self.load(count * 1.5 + 8), self.load(count * 1.5 + 6, 20, lifetime="500ms", rate=40)
+        self.established(lasting)
+        stood = []
+        for _ in range(count):
+            told = self.command("lb2", "upgrade")
+            process, millis = re.match(r"process (\d+) goes on with \d+ flows; handed over in ([\d.]+) ms", told).groups()
+            self.balancers["lb2"][1] = int(process)
+            stood.append(float(millis))
+            time.sleep(1)
+        said = self.fair(self.report(coming)) + "; lasting ones: " + self.fair(self.report(lasting))
+        return f"{count} times, {max(stood)} ms at most; {said}"
+
+    def rolled(self):
+        """R12: all eight servers are restarted, one after the other, each after it has answered what it was asked."""
+        lasting = self.load(60 + 60 * self.pace)
+        self.established(lasting)
+        for backend in BACKENDS:
+            for balancer in BALANCERS:
+                self.command(balancer, "drain", f"web/{backend}")
+            self.misrouted_before -= self.at(backend, "misrouted_datagrams_total")
+            process = self.origins[backend].process
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+            self.start_origin(backend)
+            self.until(lambda: self.origin(backend), f"{backend} is back")
+            for balancer in BALANCERS:
+                self.command(balancer, "activate", f"web/{backend}")
+            time.sleep(0.5)
+        os.killpg(lasting.process.pid, signal.SIGINT)
+        return self.fair(self.report(lasting))
+
+    def moved(self):
+        """R14: the port of every client changes, and then its connection ID with it."""
+        seconds = 10 + 10 * self.pace
+        rebinding = self.load(seconds, rebind_every="3s", rate=self.connections // 2)
+        report = self.report(rebinding)
+        said = self.fair(report)
+        migrating = self.load(seconds, migrate_every="3s", rate=self.connections // 2)
+        moves = self.report(migrating)
+        expect(report["rebinds"] >= self.connections and moves["migrations"] >= self.connections, (report, moves))
+        return f"{report['rebinds']} rebindings: {said}; {moves['migrations']} migrations: {self.fair(moves)}"
+
+    def flapping(self):
+        """R20: a server stops for two seconds again and again. Who is there stays, and the balancers calm down."""
+        turns = max(int(10 * self.pace), 3)
+        lasting, coming = self.load(turns * 4 + 6), self.load(turns * 4 + 4, 20, lifetime="500ms", rate=40)
+        self.established(lasting)
+        logged = lambda: sum(self.whole_log(of).count("changed its state") + self.whole_log(of).count("gets no new connections") for of in BALANCERS)
+        before = logged()
+        for _ in range(turns):
+            self.tell("web-3", signal.SIGSTOP)
+            time.sleep(2)
+            self.tell("web-3", signal.SIGCONT)
+            time.sleep(2)
+        # New ones may come to it while it is stopped, and wait.
+        said = self.fair(self.report(coming), failed=("handshake_timeout",)) + "; lasting ones: " + self.fair(self.report(lasting))
+        changes = logged() - before
+        expect(changes <= 2 * turns * 3, f"its state changed {changes} times")
+        self.until(lambda: self.state("web-3") == ["active"] * 2, "it is back", 120)
+        return f"stopped {turns} times, its state changed {changes} times at both; {said}"
+
+    def whole_log(self, balancer):
+        log = self.balancers[balancer][0].log
+        log.seek(0)
+        return log.read()
+
+    def lossy(self):
+        """R21: a twentieth of what goes to and from a server is lost; then it stands still for five seconds."""
+        lasting = self.load(18 + 10 * self.pace)
+        self.established(lasting)
+        self.drop("web-3", "numgen", "random", "mod", "100", "<", "5")
+        time.sleep(6)
+        self.drop_nothing()
+        lost_some = self.state("web-3")
+        self.tell("web-3", signal.SIGSTOP)
+        time.sleep(5)
+        self.tell("web-3", signal.SIGCONT)
+        said = self.fair(self.report(lasting))
+        expect(lost_some == ["active"] * 2, f"it was {lost_some} for a twentieth")
+        return said
+
+    def parted(self):
+        """R22: ten seconds without a way to one server. Its connections go on afterwards, and nobody is sent a reset."""
+        lasting = self.load(20 + 10 * self.pace)
+        self.established(lasting)
+        self.drop("web-3")
+        time.sleep(10)
+        self.drop_nothing()
+        said = self.fair(self.report(lasting))
+        resets = sum(self.at(of, "stateless_resets_total") for of in BACKENDS)
+        expect(resets == self.resets, f"{resets - self.resets} resets were sent")
+        return said
+
+    def full(self):
+        """R24: more client paths than there is room for. Who is there stays; new ones are refused or take turns."""
+        lasting = self.load(14 + 10 * self.pace, self.connections, rate=self.connections)
+        self.established(lasting)
+        limit = self.connections + self.connections // 4
+        self.limits = f"limits: {{ flows: {limit} }}"
+        self.write()
+        for balancer in BALANCERS:
+            told = self.command(balancer, "upgrade")
+            self.balancers[balancer][1] = int(re.match(r"process (\d+)", told).group(1))
+        coming = self.load(6, 4 * self.connections, lifetime="300ms", rate=4 * self.connections)
+        rush, report = self.report(coming), self.report(lasting)
+        said = self.fair(report)
+        self.limits = "limits: { flows: 20000 }"
+        self.write()
+        for balancer in BALANCERS:
+            told = self.command(balancer, "upgrade")
+            self.balancers[balancer][1] = int(re.match(r"process (\d+)", told).group(1))
+        return f"room for {limit} at each; {said}; meanwhile {rush['connections']} of others, {sum(rush['handshakes_failed'].values())} failed"
+
+    ROWS = (
+        ("R02", "one of eight servers is drained", drained, ()),
+        ("R03, R28", "one of eight servers is killed and comes back", killed, ()),
+        ("R05", "one of two balancers is killed", balancer_gone, (signal.SIGKILL,)),
+        ("R27", "one of two balancers aborts", balancer_gone, (signal.SIGABRT,)),
+        ("R06", "client paths are hashed anew every second", hashed_anew, ()),
+        ("R09", "a hundred reloads a minute", reloaded, ()),
+        ("R11", "a balancer is upgraded again and again", upgraded, ()),
+        ("R12", "all servers are restarted in turn", rolled, ()),
+        ("R14", "all clients move", moved, ()),
+        ("R20", "a server flaps", flapping, ()),
+        ("R21", "a server loses datagrams, and stands still", lossy, ()),
+        ("R22", "no way to one server for ten seconds", parted, ()),
+        ("R24", "a full table", full, ()),
+    )
+
+    def run(self):
+        self.build()
+        write_certificate(self.folder)
+        self.write()
+        for backend in BACKENDS:
+            self.start_origin(backend)
+        for backend in BACKENDS:
+            self.until(lambda: self.origin(backend), f"{backend} listens")
+        for balancer in BALANCERS:
+            self.start_balancer(balancer)
+        for row, title, function, arguments in self.ROWS:
+            self.check(f"{row}: {title}", self.row, row, title, function, *arguments)
+
+    def row(self, row, title, function, *arguments):
+        self.misrouted_before = sum(self.at(of, "misrouted_datagrams_total") for of in BACKENDS)
+        self.resets = sum(self.at(of, "stateless_resets_total") for of in BACKENDS)
+        self.rows[row] = (title, "failed")
+        try:
+            said = function(self, *arguments)
+        finally:
+            self.drop_nothing()
+            for load in self.processes:
+                if "load" in load.what:
+                    load.kill()
+        self.rows[row] = (title, said)
+        return said
+
+    def clean_up(self):
+        for _, successor in self.balancers.values():
+            if successor:
+                try:
+                    os.kill(successor, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        super().clean_up()
+        for role in self.made:
+            run("ip", "netns", "del", self.name(role), check=False)
+
+    def conclude(self):
+        if not self.arguments.write or self.arguments.only:
+            return
+        rows = [(row, title, said) for row, (title, said) in self.rows.items()]
+        rows += [(row, title, where if where.startswith("not ") else f"elsewhere: {where}") for row, (title, where) in ELSEWHERE.items()]
+        with open(TABLE, "w") as file:
+            file.write(
+                "# Faults that a fleet survives\n\n"
+                "Made by `tests/scenarios/run --whole --write`: two balancers behind a router that spreads client paths, eight servers, "
+                f"{self.connections:,} connections with a request each every five seconds, all of them processes in network namespaces of one "
+                "machine with two cores. The gate runs a short version with fewer connections. In each row every datagram that a balancer received has a verdict, "
+                "and no server saw a datagram that was meant for another one.\n\n| | fault | what was counted |\n| --- | --- | --- |\n"
+            )
+            for row, title, said in sorted(rows):
+                file.write(f"| {row} | {title} | {said} |\n")
+
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--balancer", required=True)
+parser.add_argument("--origin", required=True)
+parser.add_argument("--whole", action="store_true", help="a tenth of the load that the table is about, and its times")
+parser.add_argument("--write", action="store_true", help="writes docs/scenarios.md")
+main(Fleet, parser)
