@@ -142,6 +142,7 @@ fn bulk_transfer_with_thousands_of_packets_in_flight_allocates_next_to_nothing_e
         stream_window: 32 << 20,
         connection_window: 32 << 20,
         send_buffer: 8 << 20,
+        max_send_buffer: 8 << 20,
         ..StreamLimits::default()
     };
     let mut fleet = Fleet::with(0, streams);

@@ -69,6 +69,13 @@ impl Transfer {
         host.endpoint.connection(handle).map(|connection| look(&connection))
     }
 
+    /// Octets that the client has received.
+    fn received(&mut self) -> u64 {
+        let host = self.world.node::<Host<FileClient>>(self.client);
+        let connection = host.app.current.and_then(|handle| host.endpoint.connection(handle));
+        connection.expect("it goes on").stats().received.octets
+    }
+
     fn client(&mut self) -> &mut FileClient {
         &mut self.world.node::<Host<FileClient>>(self.client).app
     }
@@ -133,7 +140,11 @@ fn req_k04_a_window_that_a_buffer_keeps_from_being_used_does_not_grow() {
         for congestion in [Algorithm::Cubic, Algorithm::NewReno] {
             for lossy in [false, true] {
                 let buffer = 128 * 1024;
-                let streams = StreamLimits { send_buffer: buffer, ..StreamLimits::default() };
+                let streams = StreamLimits {
+                    send_buffer: buffer,
+                    max_send_buffer: buffer,
+                    ..StreamLimits::default()
+                };
                 let config = TransportConfig { streams, congestion, ..TransportConfig::default() };
                 let link = LinkConfig { delay: DOWN, rate: 0, ..LinkConfig::default() };
                 let mut transfer = Transfer::start(seed, 1 << 30, config, link);
@@ -151,5 +162,19 @@ fn req_k04_a_window_that_a_buffer_keeps_from_being_used_does_not_grow() {
                 assert!(window <= 5 * buffer / 2, "{congestion:?}, {lossy}: {window} octets");
             }
         }
+    });
+}
+
+#[test]
+fn a_gigabit_over_100_ms_is_used_with_the_limits_that_are_the_default() {
+    for_seeds("--test sim_rates a_gigabit", 1, |seed| {
+        const GIGABIT: u64 = 125_000_000;
+        let link = LinkConfig { delay: DOWN, rate: GIGABIT, queue: 6000, ..LinkConfig::default() };
+        let mut transfer = Transfer::start(seed, 2 << 30, TransportConfig::default(), link);
+        transfer.world.pass(Duration::from_secs(3));
+        let before = transfer.received();
+        transfer.world.pass(Duration::from_secs(3));
+        let rate = (transfer.received() - before) / 3;
+        assert!(rate * 10 >= GIGABIT * 9, "{rate} octets per second");
     });
 }

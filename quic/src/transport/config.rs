@@ -8,7 +8,7 @@ use super::{
     path::PathDefaults,
     record::Observers,
     rtt::INITIAL_RTT,
-    streams::StreamLimits,
+    streams::{SendMemory, StreamLimits},
 };
 use crate::header::Version;
 
@@ -17,6 +17,8 @@ use crate::header::Version;
 pub struct TransportConfig {
     /// Limits of streams and flow control.
     pub streams: StreamLimits,
+    /// What send buffers may take in all beyond their first sizes.
+    pub send_memory: SendMemory,
     /// Silence after which a connection ends; zero for never. The smaller of both sides' counts.
     pub idle_timeout: Duration,
     /// Silence after which a PING goes out, to keep the connection and NAT bindings alive.
@@ -52,6 +54,7 @@ impl Default for TransportConfig {
     fn default() -> Self {
         Self {
             streams: StreamLimits::default(),
+            send_memory: SendMemory::default(),
             // Below the two minutes after which RFC 4787 lets NATs forget, and the usual choice.
             idle_timeout: Duration::from_secs(30),
             keep_alive: None,

@@ -171,5 +171,5 @@ pub use record::{
 pub use reset::ResetKey;
 pub use space::Space;
 pub use stream_id::{Dir, Side, StreamId};
-pub use streams::{Read, ReadError, StreamEvent, StreamLimits, WriteError};
+pub use streams::{Read, ReadError, SendMemory, StreamEvent, StreamLimits, WriteError};
 pub use timer::Timer;

@@ -356,6 +356,7 @@ fn limits() -> TransportConfig {
         connection_window: 16 * 1024,
         max_connection_window: 32 * 1024,
         send_buffer: 16 * 1024,
+        max_send_buffer: 16 * 1024,
     };
     TransportConfig {
         streams,

@@ -70,6 +70,7 @@ impl Connection {
             if self.is_validated_by_peer() {
                 self.pto_count = 0;
             }
+            self.streams.set_congestion_window(self.paths[0].congestion.window());
             self.note_recovery(now);
             // "the client [...] MAY consider the handshake to be confirmed when it receives an
             // acknowledgment for a 1-RTT packet"

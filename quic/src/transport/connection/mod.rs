@@ -297,7 +297,11 @@ impl Connection {
             announce: VecDeque::new(),
             retired: Vec::new(),
             remote_cids: cids::Remote::new(setup.remote_cid),
-            streams: Streams::new(side, setup.config.streams.clone()),
+            streams: Streams::new(
+                side,
+                setup.config.streams.clone(),
+                setup.config.send_memory.clone(),
+            ),
             incoming: datagrams::Queue::new(setup.config.datagram_receive_buffer),
             outgoing: datagrams::Queue::new(setup.config.datagram_send_buffer),
             outgoing_blocked: false,

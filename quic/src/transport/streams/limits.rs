@@ -17,8 +17,11 @@ pub struct StreamLimits {
     pub connection_window: u64,
     /// The most that window grows to.
     pub max_connection_window: u64,
-    /// Octets that writes may buffer until they are acknowledged.
+    /// Octets that writes may buffer until they are acknowledged, at first. Two congestion windows, if
+    /// they are more.
     pub send_buffer: usize,
+    /// The most that is.
+    pub max_send_buffer: usize,
 }
 
 impl Default for StreamLimits {
@@ -29,11 +32,12 @@ impl Default for StreamLimits {
             max_uni: 100,
             // A first window for short exchanges; those that need more get more.
             stream_window: 256 * 1024,
-            max_stream_window: 8 * 1024 * 1024,
+            // A half of it can be on its way at any time: 100 ms of more than a gigabit.
+            max_stream_window: 32 * 1024 * 1024,
             connection_window: 512 * 1024,
-            // One second of 128 Mbit/s, or 100 ms of more than a gigabit.
-            max_connection_window: 16 * 1024 * 1024,
-            send_buffer: 4 * 1024 * 1024,
+            max_connection_window: 32 * 1024 * 1024,
+            send_buffer: 1024 * 1024,
+            max_send_buffer: 32 * 1024 * 1024,
         }
     }
 }

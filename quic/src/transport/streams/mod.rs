@@ -5,6 +5,7 @@
 //! opens all lower ones of its kind, which costs at most as many entries as the limit we gave.
 
 mod limits;
+mod memory;
 mod queue;
 mod recv;
 mod send;
@@ -17,6 +18,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use limits::StreamLimits;
 use limits::{LocalStreams, RemoteStreams};
+pub use memory::SendMemory;
+use memory::Share;
 pub use recv::Read;
 use recv::{Progress, RecvStream};
 use send::SendStream;
@@ -92,8 +95,11 @@ pub(crate) struct Streams {
     /// The peer's MAX_DATA, and what was written against it.
     send_limit: u64,
     written: u64,
-    /// Octets in all send buffers.
+    /// Octets in all send buffers, how many the congestion window asks for, and what was taken of the
+    /// memory that connections share because that is more than the first size.
     buffered: usize,
+    target: usize,
+    share: Share,
     data_blocked_due: bool,
     data_blocked_at: Option<u64>,
     /// Streams whose writes were short because of a limit of the connection.
@@ -109,7 +115,7 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    pub(crate) fn new(side: Side, limits: StreamLimits) -> Self {
+    pub(crate) fn new(side: Side, limits: StreamLimits, memory: SendMemory) -> Self {
         Self {
             side,
             send: BTreeMap::new(),
@@ -122,6 +128,8 @@ impl Streams {
             send_limit: 0,
             written: 0,
             buffered: 0,
+            target: limits.send_buffer,
+            share: Share::new(memory),
             data_blocked_due: false,
             data_blocked_at: None,
             waiting: BTreeSet::new(),
@@ -180,6 +188,7 @@ impl Streams {
 
     /// Buffers as much of `data` as limits allow; [`StreamEvent::Writable`] follows a short write.
     pub(crate) fn write(&mut self, id: StreamId, data: &[u8]) -> Result<usize, WriteError> {
+        let room = self.room(data.len());
         let stream = self.send.get_mut(&id).ok_or(WriteError::Closed)?;
         if let Some(code) = stream.stopped() {
             return Err(WriteError::Stopped(code));
@@ -189,7 +198,6 @@ impl Streams {
         }
         let stream_credit = stream.credit();
         let connection_credit = self.send_limit - self.written;
-        let room = self.limits.send_buffer.saturating_sub(self.buffered);
         let credit = stream_credit.min(connection_credit);
         let credit = usize::try_from(credit).unwrap_or(usize::MAX).min(room);
         let count = data.len().min(credit);
@@ -211,6 +219,27 @@ impl Streams {
         }
         self.enqueue(id);
         Ok(count)
+    }
+
+    /// Octets of `wanted` that send buffers have room for.
+    fn room(&mut self, wanted: usize) -> usize {
+        let first = self.limits.send_buffer;
+        let end = self.buffered.saturating_add(wanted).min(self.target);
+        if end > first + self.share.octets() {
+            self.share.grow(end - first);
+        }
+        (first + self.share.octets()).min(self.target).saturating_sub(self.buffered)
+    }
+
+    /// Takes the congestion window, which send buffers follow: one for what is in flight, and one for
+    /// what leaves until the application has written more.
+    pub(crate) fn set_congestion_window(&mut self, window: u64) {
+        let target = usize::try_from(window.saturating_mul(2)).unwrap_or(usize::MAX);
+        let first = self.limits.send_buffer;
+        self.target = target.clamp(first, self.limits.max_send_buffer.max(first));
+        if !self.waiting.is_empty() {
+            self.wake_if_there_is_room();
+        }
     }
 
     /// Ends a stream after what was written.
@@ -494,7 +523,16 @@ impl Streams {
     /// `octets` left the send buffers.
     fn release(&mut self, octets: usize) {
         self.buffered -= octets;
-        if octets > 0 && self.buffered <= self.limits.send_buffer / 2 {
+        self.share.shrink(self.buffered.saturating_sub(self.limits.send_buffer));
+        if octets > 0 {
+            self.wake_if_there_is_room();
+        }
+    }
+
+    /// Wakes writers when a quarter is free, so that what is left lasts until they have written.
+    fn wake_if_there_is_room(&mut self) {
+        let free = self.target / 4;
+        if self.buffered <= self.target - free && self.room(free) > 0 {
             self.wake_waiting();
         }
     }

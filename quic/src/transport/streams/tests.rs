@@ -4,7 +4,7 @@ use super::*;
 use crate::{transport::recovery::SentFrame, varint};
 
 fn server(limits: StreamLimits) -> Streams {
-    let mut streams = Streams::new(Side::Server, limits);
+    let mut streams = Streams::new(Side::Server, limits, SendMemory::default());
     streams.set_peer_limits(&TransportParameters {
         initial_max_data: 10_000,
         initial_max_stream_data_bidi_local: 4_000,
@@ -26,6 +26,7 @@ fn small() -> StreamLimits {
         connection_window: 1500,
         max_connection_window: 1500,
         send_buffer: 6000,
+        max_send_buffer: 6000,
     }
 }
 
@@ -333,4 +334,56 @@ fn req_g03_higher_priorities_go_first_and_equal_ones_in_turn() {
     }
     assert_eq!(order[..3], [high, high, high]);
     assert!(order[3..].windows(2).any(|pair| pair[0] != pair[1]));
+}
+
+/// A stream of a server whose peer takes anything, and how much of ten mebibytes it buffers.
+fn written(streams: &mut Streams) -> usize {
+    let stream = streams.open(Dir::Uni).unwrap();
+    streams.write(stream, &vec![7; 10 << 20]).unwrap()
+}
+
+fn generous(memory: &SendMemory) -> Streams {
+    let limits =
+        StreamLimits { send_buffer: 1 << 20, max_send_buffer: 4 << 20, ..StreamLimits::default() };
+    let mut streams = Streams::new(Side::Server, limits, memory.clone());
+    streams.set_peer_limits(&TransportParameters {
+        initial_max_data: 1 << 40,
+        initial_max_stream_data_uni: 1 << 40,
+        initial_max_streams_uni: 10,
+        ..TransportParameters::default()
+    });
+    streams
+}
+
+#[test]
+fn send_buffers_follow_the_congestion_window_and_not_what_the_peer_would_take() {
+    for (window, buffer) in [(12_000, 1 << 20), (1 << 20, 2 << 20), (1 << 40, 4 << 20)] {
+        let mut streams = generous(&SendMemory::default());
+        streams.set_congestion_window(window);
+        assert_eq!(written(&mut streams), buffer, "{window}");
+    }
+}
+
+#[test]
+fn send_buffers_of_many_connections_share_what_they_take_beyond_their_first_size() {
+    let memory = SendMemory::new(5 << 20);
+    let mut all = [(); 4].map(|()| generous(&memory));
+    let sizes = all.each_mut().map(|streams| {
+        streams.set_congestion_window(1 << 30);
+        written(streams)
+    });
+    // Who comes too late has the first size all the same.
+    assert_eq!((sizes[0], sizes[3]), (4 << 20, 1 << 20));
+    assert!(sizes.iter().sum::<usize>() <= 9 << 20 && memory.used() <= 5 << 20, "{sizes:?}");
+    drop(all);
+    assert_eq!(memory.used(), 0);
+}
+
+#[test]
+fn a_writer_that_waits_is_woken_when_the_window_has_grown() {
+    let mut streams = generous(&SendMemory::default());
+    assert_eq!(written(&mut streams), 1 << 20);
+    assert_eq!(streams.poll_event(), None);
+    streams.set_congestion_window(1 << 20);
+    assert!(matches!(streams.poll_event(), Some(StreamEvent::Writable(_))));
 }
