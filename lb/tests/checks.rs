@@ -436,6 +436,11 @@ fn a_server_without_traffic_shows_by_its_checks_how_far_a_rotation_is() {
     b.set_cids(routable_by(1, 2));
     balancer.wait("a check", |balancer| config_id(balancer, "b") == Some(1));
     rotate("2").done();
+    // Another balancer may read none of that, unless it is gone for good.
+    let nobody = host.at(9).to_string();
+    let gone = quic_lb(&["rotate", "ids", "web", &admin, &nobody]).failed(1);
+    assert!(gone.contains(&format!("no admin interface answers at {nobody}")), "{gone}");
+    quic_lb(&["rotate", "ids", "web", "--force", "--until", "2", &admin, &nobody]).done();
 }
 
 #[test]
