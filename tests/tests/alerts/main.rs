@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed test is a fine message")]
 
 mod cases;
+mod real;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
