@@ -402,6 +402,8 @@ pub enum Kind {
 pub struct Reading {
     /// In the order of the configuration.
     pub listeners: Vec<ListenerReading>,
+    /// All of them together, and those that are gone, whose counts must not go back.
+    pub all_listeners: ListenerTotals,
     /// Those of which the backends are checked.
     pub pools: Vec<PoolReading>,
     /// Those of the current configuration.
@@ -848,7 +850,7 @@ fn of_the_process(out: &mut String, reading: &Reading) {
     };
     let Reloads { applied, rejected, hung, corrected: _, last } = reading.reloads;
     let reloads = Reloads::RESULTS.into_iter().zip([applied, rejected, hung]);
-    let listeners = || reading.listeners.iter().map(|of| &of.totals);
+    let ListenerTotals { retries, tokens, .. } = reading.all_listeners;
     let keys = reading.tokens_made.iter();
     let keys: Vec<_> = keys.map(|key| (key.sequence.to_string(), key)).collect();
     let made = keys.iter().map(|(sequence, key)| ([sequence.as_str()], key.made));
@@ -859,15 +861,10 @@ fn of_the_process(out: &mut String, reading: &Reading) {
     FLOWS_UNPROVEN.write(out, [([], reading.unproven_flows)]);
     REMEMBERED.write(out, by_table(reading.remembered));
     REMEMBERED_LIMIT.write(out, by_table(reading.remembered_limits));
-    RETRY_SENT.write(out, [([], listeners().map(|of| of.retries).sum())]);
+    RETRY_SENT.write(out, [([], retries)]);
     RETRY_UNFINISHED.write(out, [([], reading.unfinished_flows)]);
-    RETRY_TOKENS.write(
-        out,
-        TokenResult::ALL.map(|result| {
-            let count = listeners().map(|of| of.tokens[result as usize]).sum();
-            ([result.label()], count)
-        }),
-    );
+    RETRY_TOKENS
+        .write(out, TokenResult::ALL.map(|result| ([result.label()], tokens[result as usize])));
     RETRY_KEY_TOKENS.write(out, made);
     RETRY_KEY_LIMIT.write(out, limits);
     CONFIG_RELOADS.write(out, reloads.map(|(result, count)| ([result], count)));
@@ -1000,6 +997,7 @@ mod tests {
         let mut times = CheckTimes::default();
         times.add(Duration::from_millis(30));
         Reading {
+            all_listeners: edge,
             listeners: vec![ListenerReading {
                 name: "edge".into(),
                 totals: edge,

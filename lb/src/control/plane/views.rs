@@ -7,7 +7,7 @@ use std::{
 };
 
 use quic::routable::{CidConfig, ConfigId};
-use quic_lb_config::{Admission, Backend, Config, Pool};
+use quic_lb_config::{Admission, Backend, Config, MAX_LISTENERS, Pool};
 
 use super::{
     ControlPlane, Stage,
@@ -100,6 +100,7 @@ impl ControlPlane {
         let routing = self.routing.load();
         Reading {
             listeners,
+            all_listeners: self.totals.of_listeners(0..MAX_LISTENERS),
             pools: pools.map(pool).collect(),
             backends: self.views(now).into_iter().map(backend).collect(),
             remembered: self.memory.sizes(&routing),

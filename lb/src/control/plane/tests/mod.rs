@@ -18,9 +18,10 @@ use crate::{
     counters::WorkerCounters,
     fixtures,
     flows::census::{Live, LiveConfig},
+    metrics::Metrics,
     refusal::Refusal,
     routing::FallbackKey,
-    verdict::DropReason,
+    verdict::{DropReason, TokenResult},
 };
 
 const TICK: Duration = Duration::from_millis(200);
@@ -253,6 +254,29 @@ fn a_backend_that_comes_back_counts_on() {
 }
 
 #[test]
+fn what_is_counted_of_all_listeners_does_not_go_back_when_one_is_gone() {
+    let mut bench = Bench::new();
+    bench.worker.listeners[0].retries.add(3);
+    bench.worker.listeners[0].tokens[TokenResult::Expired as usize].add(2);
+    let counted = |bench: &Bench| {
+        let reading = bench.plane.reading(bench.now);
+        let names: Vec<_> = reading.listeners.iter().map(|of| of.name.clone()).collect();
+        let text = Metrics::new(move || reading.clone()).render();
+        let has = |line: &str| text.lines().any(|of_text| of_text == line);
+        let sent = has("quic_lb_retry_sent_total 3");
+        (names, sent, has("quic_lb_retry_tokens_total{result=\"expired\"} 2"))
+    };
+    let before = counted(&bench);
+    assert_eq!((before.1, before.2), (true, true));
+    bench.reload(|config| {
+        config.listeners[0].name = "elsewhere".into();
+        config.listeners[0].address.set_port(1);
+    });
+    bench.tick();
+    assert_eq!(counted(&bench), (vec!["elsewhere".to_owned()], true, true));
+}
+
+#[test]
 fn the_newest_order_wins_and_an_older_one_changes_nothing() {
     let mut bench = Bench::new();
     assert!(bench.plane.order().is_none(), "all that is wanted is in force");
@@ -443,7 +467,7 @@ fn a_backend_that_is_down_may_be_taken_away_with_what_is_lost_already() {
 fn what_a_large_fleet_costs() {
     use std::sync::Mutex;
 
-    use crate::{backend::MAX_BACKENDS, metrics::Metrics};
+    use crate::backend::MAX_BACKENDS;
 
     for count in [4096, MAX_BACKENDS] {
         let mut config = fixtures::config(true);
