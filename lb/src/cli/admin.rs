@@ -31,8 +31,8 @@ const MAX_HEAD: usize = 8 << 10;
 
 /// For an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What an answer may have, in bytes.
-const MAX_ANSWER: u64 = 16 << 20;
+/// What an answer may have, in bytes: more than is said of all backends that there may be.
+const MAX_ANSWER: u64 = 64 << 20;
 
 /// A balancer that runs, and how it is asked.
 #[derive(Debug)]
