@@ -6,7 +6,7 @@
 use std::{
     io::{self, IsTerminal as _, Write as _},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::pin,
     process::ExitCode,
     time::Duration,
@@ -259,7 +259,8 @@ async fn serve(args: ServeArgs) -> Result<ExitCode, String> {
     if let Some(address) = origin.metrics_address() {
         info!(%address, "metrics");
     }
-    until_told(&origin, &args.config).await?;
+    let files = args.cert.as_deref().zip(args.key.as_deref());
+    until_told(&origin, &args.config, files).await?;
     tokio::select! {
         () = origin.drain(args.drain) => {}
         () = ended() => {}
@@ -385,13 +386,17 @@ impl Progress {
 }
 
 /// Reloads on SIGHUP until a signal ends it.
-async fn until_told(origin: &Origin, file: &PathBuf) -> Result<(), String> {
+async fn until_told(
+    origin: &Origin,
+    file: &Path,
+    certificate: Option<(&Path, &Path)>,
+) -> Result<(), String> {
     let mut hangups = signal(SignalKind::hangup()).map_err(|error| error.to_string())?;
     // One for all turns: a signal that comes during a reload counts.
     let mut ended = pin!(ended());
     loop {
         tokio::select! {
-            _ = hangups.recv() => reload(origin, file),
+            _ = hangups.recv() => reload(origin, file, certificate),
             () = &mut ended => {
                 info!("draining");
                 return Ok(());
@@ -400,7 +405,17 @@ async fn until_told(origin: &Origin, file: &PathBuf) -> Result<(), String> {
     }
 }
 
-fn reload(origin: &Origin, file: &PathBuf) {
+/// Reads the files again; one that is of no use leaves what it was about as it is.
+fn reload(origin: &Origin, file: &Path, certificate: Option<(&Path, &Path)>) {
+    if let Some((chain, key)) = certificate {
+        let read = Certificate::read(chain, key).map_err(|error| error.to_string());
+        let used =
+            read.and_then(|of| origin.use_certificate(&of).map_err(|error| error.to_string()));
+        match used {
+            Ok(()) => info!(file = %chain.display(), "new connections begin with the certificate"),
+            Err(error) => warn!(error, "the certificate before goes on"),
+        }
+    }
     match quic_lb_config::load(file) {
         Ok(loaded) => match origin.reload(&loaded.config) {
             Ok(()) => info!(file = %file.display(), "reloaded, connection IDs rotated"),

@@ -2,21 +2,24 @@
 
 mod support;
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use backend_sim::{
     BACKEND_HEADER,
-    certificate::Certificate,
+    certificate::{Certificate, Trust},
     load::Session,
     pattern,
     serve::{Misbehaviour, Origin, Settings},
 };
 use bytes::{Buf as _, Bytes};
 use http::{Method, StatusCode};
-use quic::transport::{ConnectionError, PeerClose};
+use quic::{
+    h3::ALPN,
+    transport::{ClientConfig, ConnectionError, PeerClose},
+};
 use serde_json::Value;
-use support::{CONFIG, Site, SlowLink, config, get, settings, soon, text};
+use support::{CONFIG, NAME, Site, SlowLink, config, get, settings, soon, text};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[tokio::test]
@@ -144,6 +147,32 @@ async fn a_reload_gives_live_connections_new_connection_ids() -> anyhow::Result<
 }
 
 #[tokio::test]
+async fn another_certificate_is_for_new_connections_and_one_of_no_use_for_none()
+-> anyhow::Result<()> {
+    let mut site = Site::start(settings()?).await?;
+    let before = site.session().await?;
+    let renewed = Certificate::make([NAME.to_owned()])?;
+    site.origin.use_certificate(&renewed)?;
+    ensure!(site.session().await.is_err(), "it goes on with the one before");
+    let trust = Trust::Roots(renewed.chain().to_vec());
+    site.client = ClientConfig::new(Arc::new(trust.client(&[ALPN])?));
+    let after = site.session().await?;
+    for session in [&before, &after] {
+        text(session, "/health").await?;
+    }
+    // Draining is not taken back by it.
+    let Site { origin, .. } = &site;
+    let (drained, used) = tokio::join!(origin.drain(Duration::from_millis(200)), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        origin.use_certificate(&renewed)
+    });
+    let () = drained;
+    used?;
+    ensure!(site.session().await.is_err(), "it accepts again");
+    Ok(())
+}
+
+#[tokio::test]
 async fn datagrams_of_other_servers_are_counted_by_their_server_id() -> anyhow::Result<()> {
     let site = Site::start(settings()?).await?;
     let mut other = settings()?;
@@ -203,8 +232,7 @@ async fn draining_answers_what_was_asked_and_closes_without_an_error() -> anyhow
 #[tokio::test]
 async fn a_request_whose_end_comes_after_its_answer_is_not_told_to_stop() -> anyhow::Result<()> {
     let site = Site::start(settings()?).await?;
-    let connecting =
-        site.endpoint.connect_with(&site.client, site.origin.address(), support::NAME)?;
+    let connecting = site.endpoint.connect_with(&site.client, site.origin.address(), NAME)?;
     let connection = connecting.await?;
     let http = quic::h3::Connection::from(connection.clone());
     let (mut driver, mut requests) = h3::client::builder().build::<_, _, Bytes>(http).await?;
@@ -582,12 +610,12 @@ fn prefixed(value: u32) -> Vec<u8> {
 async fn browsers_are_told_where_http3_is() -> anyhow::Result<()> {
     let mut settings = settings()?;
     settings.https = Some(([127, 0, 0, 1], 0).into());
-    let trust = backend_sim::certificate::Trust::Roots(settings.certificate.chain().to_vec());
-    let tls = tokio_rustls::TlsConnector::from(std::sync::Arc::new(trust.client(&[b"http/1.1"])?));
+    let trust = Trust::Roots(settings.certificate.chain().to_vec());
+    let tls = tokio_rustls::TlsConnector::from(Arc::new(trust.client(&[b"http/1.1"])?));
     let site = Site::start(settings).await?;
     let address = site.origin.https_address().context("it listens")?;
     let stream = tokio::net::TcpStream::connect(address).await?;
-    let mut stream = tls.connect(support::NAME.try_into()?, stream).await?;
+    let mut stream = tls.connect(NAME.try_into()?, stream).await?;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
@@ -598,7 +626,7 @@ async fn browsers_are_told_where_http3_is() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn what_is_wrong_is_said_in_one_sentence() -> anyhow::Result<()> {
-    let certificate = || Certificate::make([support::NAME.to_owned()]);
+    let certificate = || Certificate::make([NAME.to_owned()]);
     let unknown = Settings::new(config(CONFIG)?, "c", certificate()?);
     let sentence = Origin::start(unknown).await.err().context("unknown")?.to_string();
     ensure!(

@@ -41,7 +41,6 @@ use quic::{
 };
 use quic_lb_config::{Config, ResetSecret};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
-use tokio_rustls::TlsAcceptor;
 use tracing::info;
 
 pub use metrics::Counters;
@@ -69,6 +68,8 @@ pub struct Origin {
     own_secret: Option<ResetSecret>,
     /// Where no other is given: it ends with the process.
     reset_key: ResetKey,
+    /// What connections over TCP begin with.
+    tcp_tls: Arc<ArcSwap<rustls::ServerConfig>>,
     /// Taken and never read from.
     _silent: Option<UdpSocket>,
 }
@@ -113,7 +114,8 @@ impl Origin {
         let address = socket.local_addr().map_err(ServeError::Endpoint)?;
         let https = listen("HTTPS", settings.https).await?;
         let scrapes = listen("metrics", settings.metrics).await?;
-        let tcp_tls = settings.certificate.server(&[b"http/1.1"])?;
+        let tcp_tls = settings.certificate.server(&[HTTP_1])?;
+        let tcp_tls = Arc::new(ArcSwap::from_pointee(tcp_tls));
         let server = server_config(settings.certificate.server(&[ALPN])?, settings.misbehaviour);
         let reset_key = ResetKey::new(seed()?);
 
@@ -139,6 +141,7 @@ impl Origin {
             config_id: settings.config_id,
             own_secret,
             reset_key,
+            tcp_tls,
             _silent: None,
             shared,
         };
@@ -183,7 +186,7 @@ impl Origin {
             origin.endpoint = Some(endpoint);
         }
         if let Some(listener) = https {
-            let tls = TlsAcceptor::from(Arc::new(tcp_tls));
+            let tls = Arc::clone(&origin.tcp_tls);
             origin.tasks.push(tokio::spawn(tcp::https(listener, tls, router)));
         }
         if let Some(listener) = scrapes {
@@ -250,6 +253,25 @@ impl Origin {
         Ok(())
     }
 
+    /// Begins connections with another certificate from now on. Those that there are stay.
+    ///
+    /// # Errors
+    ///
+    /// When it is of no use; the one before goes on then.
+    pub fn use_certificate(
+        &self,
+        certificate: &crate::certificate::Certificate,
+    ) -> Result<(), ServeError> {
+        let (quic, tcp) = (certificate.server(&[ALPN])?, certificate.server(&[HTTP_1])?);
+        if let Some(endpoint) = &self.endpoint
+            && !*self.draining.borrow()
+        {
+            endpoint.set_server_config(Some(&server_config(quic, self.shared.misbehaviour)));
+        }
+        self.tcp_tls.store(Arc::new(tcp));
+        Ok(())
+    }
+
     /// Accepts no more, answers what was asked, and closes each connection after its last answer;
     /// whatever is left after `patience` is closed too.
     pub async fn drain(&self, patience: Duration) {
@@ -265,6 +287,9 @@ impl Origin {
         let _ = tokio::time::timeout(LAST_WORDS, endpoint.wait_idle()).await;
     }
 }
+
+/// The application protocol over TCP.
+const HTTP_1: &[u8] = b"http/1.1";
 
 /// How long closing connections may take to tell their peers.
 const LAST_WORDS: Duration = Duration::from_secs(3);

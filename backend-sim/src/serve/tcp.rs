@@ -4,6 +4,7 @@ use std::{
     convert::Infallible, future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use axum::{Extension, Router, http::header, routing::get};
 use hyper::server::conn::http1;
 use hyper_util::{
@@ -16,7 +17,7 @@ use tokio::{
     sync::Semaphore,
     time,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tracing::{debug, warn};
 
 use super::{Shared, routes::Peer};
@@ -31,9 +32,9 @@ const MAX_HEAD: usize = 64 * 1024;
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(600);
 
 /// Serves the routes over TLS.
-pub(super) async fn https(listener: TcpListener, tls: TlsAcceptor, router: Router) {
+pub(super) async fn https(listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>, router: Router) {
     accept(listener, move |stream, peer| {
-        let (tls, router) = (tls.clone(), router.clone());
+        let (tls, router) = (TlsAcceptor::from(tls.load_full()), router.clone());
         async move {
             match time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
                 Ok(Ok(stream)) => http(stream, router.layer(Extension(Peer::Tcp(peer)))).await,
