@@ -782,9 +782,11 @@ fn of_backends(out: &mut String, reading: &Reading) {
     // Most never happen; the first one always has a sample, so that there is one to begin with.
     let refused = reading.backends.iter().flat_map(|of| {
         let (pool, name) = (of.pool.as_str(), of.name.as_str());
-        let none = ([pool, name, Refusal::ALL[0].label()], 0);
+        let first = Refusal::ALL[0];
+        let seen = of.totals.refused.iter().any(|(refusal, _)| refusal == first);
+        let none = (!seen).then_some(([pool, name, first.label()], 0));
         let others = of.totals.refused.iter();
-        [none].into_iter().chain(others.map(move |(refusal, n)| ([pool, name, refusal.label()], n)))
+        none.into_iter().chain(others.map(move |(refusal, n)| ([pool, name, refusal.label()], n)))
     });
     let labels: Vec<String> = (0..ConfigId::COUNT).map(|id| id.to_string()).collect();
     let live = reading.backends.iter().flat_map(|of| {
@@ -968,6 +970,25 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }
         assert!(!text.contains("quic_lb_retry_key_token_limit{sequence=\"4\"}"), "no limit");
+    }
+
+    /// Of two samples of one series Prometheus keeps the first.
+    #[test]
+    fn no_series_has_two_samples() {
+        let read = || {
+            let mut reading = reading();
+            reading.backends[0].totals.refused.add(Refusal::ALL[0], 88);
+            reading
+        };
+        let text = Metrics::new(read).render();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let mut seen = BTreeSet::new();
+        for series in samples.filter_map(|line| Some(line.rsplit_once(' ')?.0)) {
+            assert!(seen.insert(series), "{series}");
+        }
+        let line =
+            r#"quic_lb_backend_refused_total{backend="a",errno="ECONNREFUSED",pool="web"} 88"#;
+        assert!(text.lines().any(|of_text| of_text == line), "{text}");
     }
 
     #[test]
