@@ -3,7 +3,13 @@
 //! With a single writer an addition needs no locked instruction: a relaxed load and a relaxed
 //! store. Readers may see a value that is a moment old, never a torn one.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    ops::Index,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use quic::routable::ConfigId;
 
@@ -47,7 +53,7 @@ pub struct WorkerCounters {
     /// By listener, in the order of the configuration.
     pub listeners: Vec<ListenerCounters>,
     /// By the slot of [`crate::backend::BackendId`].
-    pub backends: Box<[BackendCounters]>,
+    pub backends: PerBackend,
     /// Flows that have not shown that there is a client at their address.
     pub unproven_flows: Counter,
     /// Flows that have begun with a valid token and come to nothing.
@@ -104,6 +110,44 @@ pub struct ListenerCounters {
     pub evicted: [Counter; Standing::ALL.len()],
     /// Connection IDs of servers, routable or learnt, on a client path not seen with them.
     pub path_changes: Counter,
+}
+
+/// Counters of each backend that there may be, by its slot. They are made in pieces, when the first of a piece is there: few
+/// balancers have thousands, and each worker has counters of its own.
+#[derive(Debug)]
+pub struct PerBackend(Box<[OnceLock<Box<[BackendCounters]>>]>);
+
+/// So many are made at once.
+const PIECE: usize = 256;
+
+impl Default for PerBackend {
+    fn default() -> Self {
+        Self(std::iter::repeat_with(OnceLock::new).take(MAX_BACKENDS.div_ceil(PIECE)).collect())
+    }
+}
+
+impl PerBackend {
+    /// Those of the backend in this slot, unless they have not been made: all are 0 then.
+    #[must_use]
+    pub fn get(&self, slot: usize) -> Option<&BackendCounters> {
+        self.0.get(slot / PIECE)?.get()?.get(slot % PIECE)
+    }
+
+    /// All that have been made.
+    pub fn iter(&self) -> impl Iterator<Item = &BackendCounters> {
+        self.0.iter().filter_map(OnceLock::get).flatten()
+    }
+}
+
+/// Whoever writes finds them made by the control plane, before it hears of the backend.
+impl Index<usize> for PerBackend {
+    type Output = BackendCounters;
+
+    #[inline]
+    fn index(&self, slot: usize) -> &BackendCounters {
+        let make = || std::iter::repeat_with(BackendCounters::default).take(PIECE).collect();
+        &self.0[slot / PIECE].get_or_init(make)[slot % PIECE]
+    }
 }
 
 /// What happened towards one backend.
@@ -193,7 +237,7 @@ impl WorkerCounters {
     pub fn new(listeners: usize) -> Self {
         Self {
             listeners: std::iter::repeat_with(ListenerCounters::default).take(listeners).collect(),
-            backends: std::iter::repeat_with(BackendCounters::default).take(MAX_BACKENDS).collect(),
+            backends: PerBackend::default(),
             unproven_flows: Counter::default(),
             unfinished_flows: Counter::default(),
             panics: Counter::default(),

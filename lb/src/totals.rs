@@ -32,6 +32,13 @@ impl Totals {
         self.sources.push(source);
     }
 
+    /// Has the counters of a backend made, of every source: workers make nothing amid packets.
+    pub(crate) fn make_room(&self, id: BackendId) {
+        for source in &self.sources {
+            let _ = &source.backends[id.slot()];
+        }
+    }
+
     /// The sums for the listener with this index.
     #[must_use]
     pub fn of_listener(&self, listener: usize) -> ListenerTotals {
@@ -75,7 +82,7 @@ impl Totals {
     /// When a connection of any backend was heard last, as time since the process began.
     #[must_use]
     pub fn last_heard(&self) -> Option<Duration> {
-        let live = self.sources.iter().flat_map(|source| &source.backends).map(|of| &of.live);
+        let live = self.sources.iter().flat_map(|source| source.backends.iter()).map(|of| &of.live);
         let mut all = LiveTotals::default();
         live.for_each(|live| all.add(live));
         all.last_heard()

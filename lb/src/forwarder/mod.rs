@@ -432,8 +432,8 @@ impl Forwarder {
         let Self { flows, memory, .. } = self;
         let millis =
             |moment| u64::try_from(memory.since_epoch(moment).as_millis()).unwrap_or(u64::MAX - 1);
-        for (counters, live) in counters.backends.iter().zip(flows.take_census().unwrap_or(&[])) {
-            counters.live.publish(live, millis);
+        for (slot, live) in flows.take_census().unwrap_or(&[]).iter().enumerate() {
+            counters.backends[slot].live.publish(live, millis);
         }
     }
 

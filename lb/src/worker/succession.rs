@@ -20,6 +20,7 @@ use super::{
     upstreams::{Connection, Taken, Upstream, Upstreams},
 };
 use crate::{
+    backend::MAX_BACKENDS,
     client_path::ListenerIndex,
     connection_log::record::{HandedBegun, Traffic},
     counters::WorkerCounters,
@@ -167,8 +168,8 @@ impl Flows {
                 let begun = begun.map(|begun| begun.taken_over(now, &flow));
                 let taken = Taken { socket, lease, marks, traffic, begun };
                 upstreams.take_over(counters, poller, id, &flow, taken)?;
-                if asks && let Some(counters) = counters.backends.get(flow.backend.slot()) {
-                    counters.asked.add(1);
+                if asks && flow.backend.slot() < MAX_BACKENDS {
+                    counters.backends[flow.backend.slot()].asked.add(1);
                 }
             }
         }

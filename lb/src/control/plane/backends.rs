@@ -250,6 +250,7 @@ impl ControlPlane {
             let watched = known.into_iter().zip(wanted).map(|(known, of)| {
                 let trusted = known.is_some() || !is_established;
                 let mut watched = known.unwrap_or_else(|| {
+                    self.totals.make_room(of.id);
                     self.baselines.begin(&self.totals, of.id);
                     let last = self.totals.of_backend(of.id.slot());
                     Watched::new(of.id, of.address.0, last)
@@ -281,17 +282,6 @@ impl ControlPlane {
             if let Some(watched) = self.fleet.get_mut(pool, name) {
                 watched.admission = command.wanted;
             }
-        }
-    }
-
-    /// Takes note of which backends drain, since when that is in force.
-    pub(super) fn watch_drains(&mut self, now: Instant) {
-        let time = self.memory.since_epoch(now);
-        let routing = self.routing.load();
-        for watched in self.fleet.iter_mut() {
-            let drains = watched.admission == Admission::Draining
-                && routing.backend(watched.id).is_some_and(|of| !of.state.takes_connections());
-            watched.drains_since = drains.then(|| watched.drains_since.unwrap_or(time));
         }
     }
 

@@ -248,6 +248,8 @@ impl ControlPlane {
     /// flows they have room for.
     pub(crate) fn set_workers(&mut self, workers: usize, totals: Totals, flow_capacity: usize) {
         (self.workers, self.totals, self.flow_capacity) = (workers, totals, flow_capacity);
+        let Self { fleet, totals, .. } = self;
+        fleet.iter_mut().for_each(|watched| totals.make_room(watched.id));
     }
 
     /// Takes note of where the workers leave records of connections.
@@ -359,8 +361,8 @@ impl ControlPlane {
         if let Some((numbers, opened)) = self.planned.take() {
             self.registry.listeners = numbers;
             for Opening { index, listener } in opened {
-                self.validations.remove(&index);
                 let mode = config.retry_mode_at_start(&listener);
+                self.validations.remove(&index);
                 let phase = Validation::at_start(mode).phase();
                 self.registry.admission.set_phase(index.0, phase);
             }
@@ -447,13 +449,21 @@ impl ControlPlane {
     /// Looks at what the workers have seen of each backend since the last tick.
     pub(crate) fn on_tick(&mut self, now: Instant) {
         let mut changed = false;
-        let mut refusing = vec![];
-        self.watch_progress();
-        self.watch_drains(now);
+        let (mut refusing, mut busy, mut any_starts) = (vec![], vec![], !self.grown.is_empty());
+        let time = self.memory.since_epoch(now);
+        let routing = self.routing.load();
         for (pool, backends) in self.config.pools.iter().zip(self.fleet.pools_mut()) {
             let norm = self.norms.entry(pool.name.clone()).or_default();
-            for watched in backends.iter_mut() {
+            busy.clear();
+            // A fleet may have thousands of them, of which few have anything to do.
+            for (nth, watched) in backends.iter_mut().enumerate() {
+                watched.watch_drain(time, &routing);
+                any_starts |= watched.starting.is_some();
                 let totals = self.totals.of_backend(watched.id.slot());
+                if totals == watched.last && watched.is_settled() {
+                    continue;
+                }
+                busy.push(nth);
                 watched.seen = totals.since(watched.last);
                 watched.last = totals;
                 if watched.seen.refused.about_backend().any(|(_, n)| n > 0) {
@@ -465,14 +475,18 @@ impl ControlPlane {
                 }
             }
             let norm = *norm;
-            for watched in backends {
+            for &nth in &busy {
+                let watched = &mut backends[nth];
                 changed |= watched.change(now, |watched| watched.on_traffic(now, norm));
+                any_starts |= watched.starting.is_some();
             }
         }
         if !refusing.is_empty() {
             self.registry.refusing.tell(refusing);
         }
-        changed |= self.grow_shares(now);
+        drop(routing);
+        self.watch_progress();
+        changed |= any_starts && self.grow_shares(now);
         if changed {
             self.want();
         }
@@ -555,7 +569,6 @@ impl ControlPlane {
             let Some(index) = registry.listeners.of(listener) else { continue };
             let Some(pool) = config.pools.get(listener.pool) else { continue };
             let of_pool = || fleet.pools().get(listener.pool).into_iter().flatten();
-            let half_open = of_pool().filter_map(|watched| watched.half_open(now)).max();
             let takes = |of: &&Watched| {
                 let route = snapshot.backend(of.id);
                 route.is_some_and(|route| route.state.takes_connections())
@@ -570,7 +583,8 @@ impl ControlPlane {
             let at_start = Validation::at_start(config.retry_mode_at_start(listener));
             let validation = validations.entry(index).or_insert(at_start);
             let attempts = totals.of_listener(index.0).attempts;
-            let half_open = half_open.unwrap_or(0);
+            let half_open = || of_pool().filter_map(|watched| watched.half_open(now)).max();
+            let half_open = if mode == RetryMode::Off { None } else { half_open() }.unwrap_or(0);
             if validation.on_tick(now, config, listener, mode, attempts, half_open) {
                 registry.admission.set_phase(index.0, validation.phase());
                 changed = true;

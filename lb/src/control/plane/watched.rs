@@ -23,6 +23,7 @@ use crate::{
         silence::{Norm, Seen, Silence},
     },
     refusal::Refusal,
+    routing::Routing,
     totals::BackendTotals,
 };
 
@@ -62,7 +63,7 @@ pub(super) struct Watched {
     pub(super) refusal: Option<Refusal>,
     /// Whether it is down because it was silent.
     pub(super) fell_silent: bool,
-    /// The counters when the last tick ended, and what they have grown by in it.
+    /// The counters when the last tick ended, and what they had grown by in the last one in which they had.
     pub(super) last: BackendTotals,
     pub(super) seen: BackendTotals,
     /// What it said of its half-open connections, and when.
@@ -181,6 +182,20 @@ impl Watched {
     /// All that what is wanted goes by.
     pub(super) fn states(&self) -> (BackendState, BackendState) {
         (self.state(), self.state_of_traffic())
+    }
+
+    /// Takes note of whether it drains at `time`, since when that is in force.
+    pub(super) fn watch_drain(&mut self, time: Duration, routing: &Routing) {
+        let drains = self.admission == Admission::Draining
+            && routing.backend(self.id).is_some_and(|of| !of.state.takes_connections());
+        self.drains_since = drains.then(|| self.drains_since.unwrap_or(time));
+    }
+
+    /// Whether nothing is known against it, so that a tick in which nothing was seen of it changes nothing.
+    pub(super) fn is_settled(&self) -> bool {
+        self.silence == Silence::default()
+            && self.health == Health::default()
+            && self.wiring == Health::default()
     }
 
     pub(super) fn check(&self) -> Option<CheckView> {

@@ -253,6 +253,29 @@ fn a_backend_that_comes_back_counts_on() {
     assert_eq!(bench.view("a").totals.forwarded, 10);
 }
 
+/// A worker that hears of a backend has nothing to make for it.
+#[test]
+fn counters_are_there_before_a_backend_is_and_no_others() {
+    let mut bench = Bench::new();
+    let made = |bench: &Bench| bench.worker.backends.iter().count();
+    let few = made(&bench);
+    assert!(bench.worker.backends.get(bench.slot("a")).is_some() && few < 1_000, "{few}");
+    bench.reload(|config| {
+        let pool = &mut config.pools[0];
+        let like = pool.backends[0].clone();
+        let joins = |n: u16| Backend {
+            name: format!("n{n}"),
+            address: ([10, 0, 0, 1], n).into(),
+            server_ids: vec![],
+            ..like.clone()
+        };
+        pool.backends.extend((1..=600).map(joins));
+    });
+    let routing = bench.plane.routing().load();
+    assert!(routing.backends().all(|of| bench.worker.backends.get(of.id.slot()).is_some()));
+    assert!(made(&bench) > few && made(&bench) < 2_000);
+}
+
 #[test]
 fn what_is_counted_of_all_listeners_does_not_go_back_when_one_is_gone() {
     let mut bench = Bench::new();
