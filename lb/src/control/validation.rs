@@ -30,6 +30,11 @@ impl Validation {
         Self { switch, switches: [0; Reason::ALL.len()], seen: VecDeque::new() }
     }
 
+    /// Begins anew where the listener does; what was counted stays.
+    pub(crate) fn begin_anew(&mut self, mode: RetryMode) {
+        *self = Self { switches: self.switches, ..Self::at_start(mode) };
+    }
+
     /// Takes note of all attempts so far and of the most half-open connections of a server, where clients may be
     /// asked for proof by this `mode`. Says whether the phase is another one.
     pub(crate) fn on_tick(

@@ -362,7 +362,9 @@ impl ControlPlane {
             self.registry.listeners = numbers;
             for Opening { index, listener } in opened {
                 let mode = config.retry_mode_at_start(&listener);
-                self.validations.remove(&index);
+                if let Some(validation) = self.validations.get_mut(&index) {
+                    validation.begin_anew(mode);
+                }
                 let phase = Validation::at_start(mode).phase();
                 self.registry.admission.set_phase(index.0, phase);
             }

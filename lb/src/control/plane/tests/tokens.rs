@@ -110,6 +110,39 @@ fn the_clock_of_a_backend_is_shown_as_far_as_it_is_known() {
     assert_eq!(skews(&bench), [None; 3]);
 }
 
+#[test]
+fn how_often_validation_began_does_not_go_back_when_a_listener_comes_back() {
+    let adaptive = |config: &mut Config| {
+        config.pools[0].honours_tokens = HonoursTokens::Yes;
+        config.retry.mode = RetryMode::Adaptive;
+        config.retry.keys = vec![TokenKey::new(1, [1; 16], [0; 12]).unwrap()];
+    };
+    let elsewhere = |config: &mut Config| {
+        adaptive(config);
+        config.listeners[0].name = "elsewhere".into();
+        config.listeners[0].address.set_port(1);
+    };
+    let mut config = fixtures::config(true);
+    adaptive(&mut config);
+    let name = config.listeners[0].name.clone();
+    let mut bench = Bench::of(config);
+    let begun = |bench: &Bench| -> Option<u64> {
+        let listeners = bench.plane.reading(bench.now).listeners;
+        let of_name = listeners.iter().find(|of| of.name == name)?;
+        Some(of_name.switches.iter().sum())
+    };
+    assert!(bench.plane.on_half_open(bench.now, "web", "a", u64::MAX));
+    bench.tick();
+    assert_eq!(begun(&bench), Some(1));
+    assert_eq!(bench.reload(elsewhere), Applied::Changed);
+    bench.tick();
+    assert_eq!(begun(&bench), None, "it has ended");
+    bench.now += Duration::from_secs(10);
+    assert_eq!(bench.reload(adaptive), Applied::Changed);
+    bench.tick();
+    assert_eq!(begun(&bench), Some(1));
+}
+
 /// Whoever puts a key in front goes by what servers have made of it, and not of another one that had its number.
 #[test]
 fn what_servers_made_of_a_key_is_forgotten_with_the_key() {
