@@ -84,6 +84,45 @@ fn all_datagrams_of_a_first_flight_go_the_same_way_and_what_follows_them_too() {
     assert!(balancer.metric(MOVED) >= 1.0);
 }
 
+/// A host says of few datagrams that nobody listens there, and so to one worker: the clients of the other do not wait either.
+#[test]
+fn what_one_worker_is_refused_goes_for_the_first_flights_of_all() {
+    // On a machine that stands still for long they are too old to be moved, or the backend is down meanwhile.
+    assert!((0..5).any(|_| all_move_for_one_refusal()));
+}
+
+fn all_move_for_one_refusal() -> bool {
+    let host = Host::new();
+    let a = socket(host.at(5001));
+    let _b = socket(host.at(5002));
+    let mut balancer = Balancer::start(host);
+    let clients: Vec<_> = (0..40).map(|_| client(host)).collect();
+    for (nonce, client) in (0..).zip(&clients) {
+        client.send(&initial(nonce)).unwrap();
+    }
+    let received = "quic_lb_datagrams_received_total{listener=\"edge\"}";
+    let to =
+        |name: &str| format!("quic_lb_backend_datagrams_total{{backend={name:?},pool=\"web\"}}");
+    balancer.wait("all first flights", |balancer| balancer.metric(received) >= 40.0);
+    let left = balancer.metric(&to("a"));
+    // Nobody listens there any more, and one more client is all that shows it.
+    drop(a);
+    for nonce in 40.. {
+        client(host).send(&initial(nonce)).unwrap();
+        let sent = f64::from(nonce) + 1.0;
+        balancer.wait("one more", |balancer| balancer.metric(received) >= sent);
+        if balancer.metric(&to("a")) > left {
+            break;
+        }
+    }
+    // Several looks of the control plane later.
+    std::thread::sleep(std::time::Duration::from_millis(800));
+    let moved = balancer.metric(MOVED);
+    let is_active = balancer.backend("a")["state"] == "active";
+    // Each once.
+    moved == left + 1.0 && balancer.metric(&to("b")) == balancer.metric(received) && is_active
+}
+
 /// Nothing says that it is not there: it is found to be silent.
 #[test]
 fn first_flights_that_a_backend_has_left_unanswered_go_elsewhere_when_it_goes_down() {
