@@ -225,11 +225,7 @@ impl Balancer {
     }
 
     fn signal(&self, name: &str) -> anyhow::Result<()> {
-        let id = self.process.id().to_string();
-        let status =
-            Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &id]).status()?;
-        ensure!(status.success(), "no process {id} to send SIG{name} to");
-        Ok(())
+        signal(self.process.id(), name)
     }
 }
 
@@ -254,8 +250,24 @@ fn spawn(folder: &Path) -> anyhow::Result<Child> {
         .context("the balancer does not start")
 }
 
+/// Sends a process a signal.
+///
+/// # Errors
+///
+/// When it is gone.
+pub fn signal(process: u32, name: &str) -> anyhow::Result<()> {
+    let id = process.to_string();
+    let status = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &id]).status()?;
+    ensure!(status.success(), "no process {id} to send SIG{name} to");
+    Ok(())
+}
+
 /// The body of a successful answer to `GET path`.
-async fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
+///
+/// # Errors
+///
+/// When there is none.
+pub async fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
     request(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}"), "").await
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{SocketAddr, UdpSocket},
+    net::UdpSocket,
     path::Path,
     process::Stdio,
     time::Duration,
@@ -12,17 +12,13 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use quic_lb::metrics::FAMILIES;
 use quic_lb_tests::{
-    balancer::Balancer,
+    balancer::{Balancer, get, signal},
     binary,
     document::{Document, Listener, Pool, Scheme, free_address},
     site::LOCAL,
 };
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    process::{Child, Command},
-};
+use tokio::process::{Child, Command};
 
 /// Together far more than anything here takes.
 const POLLS: usize = 200;
@@ -149,12 +145,12 @@ async fn every_family_is_set_in_the_life_of_a_process_or_explained_and_no_counte
     life.balancer.write_config(&life.text().replace("drain: \"1s\"", "drain: \"2s\""))?;
     life.until_sample("a reload", "quic_lb_config_reloads_total{result=\"applied\"}").await?;
 
-    signal(id, "STOP").await?;
+    signal(id, "STOP")?;
     for _ in 0..FLOOD {
         // One that is refused is as good as one that is dropped.
         let _ = strangers[0].send_to(&[0; 1_200], web);
     }
-    signal(id, "CONT").await?;
+    signal(id, "CONT")?;
     life.until("a flood", &["receive_dropped_total"]).await?;
 
     // Nobody may have begun a connection between its end and the refusal that has it down.
@@ -170,7 +166,7 @@ async fn every_family_is_set_in_the_life_of_a_process_or_explained_and_no_counte
         life.until_sample("it is back", active).await?;
     }
     let other = life.server("web-b")?.id().context("it runs")?;
-    signal(other, "STOP").await?;
+    signal(other, "STOP")?;
     let silent = [
         "pool_panic",
         "backend_unanswered_total",
@@ -342,23 +338,4 @@ fn text(document: &Document, folder: &Path) -> String {
 fn quiet(mut command: Command) -> Command {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     command
-}
-
-async fn signal(process: u32, name: &str) -> anyhow::Result<()> {
-    let process = process.to_string();
-    let kill = ["-c", "kill -s \"$0\" \"$1\"", name, &process];
-    let status = Command::new("sh").args(kill).status().await?;
-    ensure!(status.success(), "no process {process} to send SIG{name} to");
-    Ok(())
-}
-
-async fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("not HTTP")?;
-    ensure!(head.contains(" 200 "), "{path}: {head}");
-    Ok(body.to_owned())
 }

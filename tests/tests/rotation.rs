@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use quic_lb_config::Surroundings;
 use quic_lb_tests::{
-    balancer::Balancer,
+    balancer::{self, Balancer, get},
     binary,
     certificate::Certificate,
     document::{Document, Listener, Pool, Scheme, free_address},
@@ -22,11 +22,7 @@ use quic_lb_tests::{
 };
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    process::{Child, Command},
-};
+use tokio::process::{Child, Command};
 
 /// Config IDs that there are.
 const IDS: usize = 7;
@@ -261,7 +257,7 @@ impl Site {
         std::fs::write(&file, self.text(&self.documents[0]))?;
         for server in &mut self.servers {
             server.reloads += 1;
-            server.signal("HUP").await?;
+            server.signal("HUP")?;
             server.wait_for("reloaded", server.reloads).await?;
         }
         Ok(())
@@ -350,7 +346,7 @@ impl Site {
     /// Ends the clients, and says what became of them and of their datagrams.
     async fn end(mut self, loads: Vec<Child>) -> anyhow::Result<()> {
         for load in loads {
-            signal(&load, "TERM").await?;
+            signal(&load, "TERM")?;
             let Output { stdout, .. } = load.wait_with_output().await?;
             let report: Value = serde_json::from_slice(&stdout)?;
             for none in ["lost", "misrouted", "silent"] {
@@ -384,8 +380,8 @@ impl Site {
 }
 
 impl Server {
-    async fn signal(&self, name: &str) -> anyhow::Result<()> {
-        signal(&self.process, name).await
+    fn signal(&self, name: &str) -> anyhow::Result<()> {
+        signal(&self.process, name)
     }
 
     async fn wait_for(&self, words: &str, times: usize) -> anyhow::Result<()> {
@@ -410,22 +406,6 @@ impl Server {
     }
 }
 
-async fn signal(process: &Child, name: &str) -> anyhow::Result<()> {
-    let id = process.id().context("it has ended")?.to_string();
-    let status =
-        Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &id]).status().await?;
-    ensure!(status.success(), "no process {id} to send SIG{name} to");
-    Ok(())
-}
-
-/// The body of the answer to `GET path`.
-async fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("not HTTP")?;
-    ensure!(head.contains(" 200 "), "{path}: {head}");
-    Ok(body.to_owned())
+fn signal(process: &Child, name: &str) -> anyhow::Result<()> {
+    balancer::signal(process.id().context("it has ended")?, name)
 }

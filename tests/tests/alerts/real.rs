@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use quic_lb_tests::{
-    balancer::Balancer,
+    balancer::{Balancer, signal},
     binary,
     document::{Document, Listener, Pool, Scheme, free_address},
     site::LOCAL,
@@ -235,7 +235,7 @@ impl Watched {
     ) -> anyhow::Result<(std::sync::mpsc::Sender<()>, std::thread::JoinHandle<anyhow::Result<()>>)>
     {
         let (document, balancer) = &self.balancers[0];
-        let (id, target) = (balancer.process_id().to_string(), document.listeners[0].address);
+        let (id, target) = (balancer.process_id(), document.listeners[0].address);
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         let pause = Duration::from_millis(700);
         let flood = std::thread::spawn(move || {
@@ -243,12 +243,12 @@ impl Watched {
             let mut garbage = vec![0; 60_000];
             garbage[0] = 0xc0;
             while stopped.recv_timeout(pause) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                signal(&id, "STOP")?;
+                signal(id, "STOP")?;
                 // Of version 0, which no client sends; together more than the largest buffer holds.
                 for _ in 0..500 {
                     let _ = socket.send_to(&garbage, target);
                 }
-                signal(&id, "CONT")?;
+                signal(id, "CONT")?;
             }
             Ok(())
         });
@@ -273,13 +273,7 @@ fn server(folder: &Path, name: &str) -> anyhow::Result<Child> {
 }
 
 fn tell(process: &Child, name: &str) -> anyhow::Result<()> {
-    signal(&process.id().to_string(), name)
-}
-
-fn signal(id: &str, name: &str) -> anyhow::Result<()> {
-    let status = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, id]).status()?;
-    ensure!(status.success(), "no process {id}");
-    Ok(())
+    signal(process.id(), name)
 }
 
 /// The rules with seconds for minutes.
