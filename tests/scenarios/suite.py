@@ -213,7 +213,7 @@ class Fleet(Suite):
             "--connections", str(connections), "--rate", str(rate), "--duration", f"{int(seconds * 1000)}ms",
             *(["--size", "1000B"] if "size" not in options else []), *words,
         )  # fmt: skip
-        load.began = time.monotonic()
+        load.ends = time.monotonic() + seconds
         return load
 
     def established(self, load, connections=None):
@@ -222,7 +222,7 @@ class Fleet(Suite):
         self.until(lambda: sum(self.at(of, "connections") for of in BACKENDS) >= wanted, "the connections are established")
 
     def report(self, load):
-        deadline, lines = time.monotonic() + 120, []
+        deadline, lines = max(load.ends, time.monotonic()) + 60, []
         while (line := load.next_line(deadline)) is not None:
             expect(line, "the clients do not end")
             lines.append(line)
