@@ -35,7 +35,7 @@ ELSEWHERE = {
     "R08": ("all seven config IDs in turn", "tests/tests/rotation.rs, with real processes on loopback"),
     "R10": ("a file that is refused", "lb/tests/run.rs, `a_file_with_mistakes_is_refused_as_a_whole_and_everything_goes_on`"),
     "R15": ("migration between IPv4 and IPv6", "not run; within each family: tests/netns"),
-    "R16": ("lengths of connection IDs, unknown versions, the greased bit", "lb/src/forwarder/tests"),
+    "R16": ("lengths of connection IDs, unknown versions, the greased bit", "lb/src/forwarder/tests, `rule_1_…`, `the_fixed_bit_decides_nothing`"),
     "R17": ("0-RTT, Retry and a hello of several datagrams", "tests/peers for hellos of two datagrams and Retry; 0-RTT of our own stack is not there yet"),
     "R18": ("a flood of Initials", "tests/netns, forged senders; `cargo bench -p quic-lb-tests --bench flood`"),
     "R19": ("a flood of short headers", "tests/netns, blind senders"),

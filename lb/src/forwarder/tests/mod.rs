@@ -150,6 +150,21 @@ fn rule_1_holds_for_versions_nobody_knows() {
     assert_eq!((backend.as_str(), rule), ("b", Rule::Cid));
 }
 
+/// Whoever has agreed on it with the other end sends any value (RFC 9287), in packets of every form.
+#[test]
+fn the_fixed_bit_decides_nothing() {
+    const FIXED: u8 = 0x40;
+    let mut bench = Bench::new(true);
+    let hello = long(V1, b"client drawn", b"client");
+    let chosen = bench.forwarded(7, &hello);
+    let (established, later) =
+        (long(V1, &routable_cid(3, 9), b"client"), short(&routable_cid(2, 9)));
+    for (mut packet, name) in [(established, "c"), (later, "b"), (hello, chosen.0.as_str())] {
+        packet[0] ^= FIXED;
+        assert_eq!(bench.forwarded(7, &packet).0, name);
+    }
+}
+
 #[test]
 fn rule_2_a_handshake_stays_although_the_pool_changes() {
     let mut bench = Bench::new(true);
