@@ -95,6 +95,24 @@ fn req_k04_a_window_that_the_application_does_not_fill_does_not_grow() {
 }
 
 #[test]
+fn a_send_buffer_holds_no_window_back() {
+    const BUFFER: usize = 20_000;
+    let mut scene = scene(Algorithm::Cubic);
+    let mut server = TransportConfig::clone(&scene.server.transport);
+    server.streams.send_buffer = BUFFER;
+    scene.server.transport = Arc::new(server);
+    let mut wire = Wire::connected(scene, ROUND_TRIP);
+    let mut most = 0;
+    wire.download(1_000_000);
+    wire.run(Duration::from_secs(3), &mut |pair, _| {
+        most = most.max(pair.at_server().path().in_flight);
+        Fate::Arrives
+    });
+    assert_eq!(wire.read, 1_000_000);
+    assert!(most > 10 * BUFFER as u64, "{most} bytes were in flight at most");
+}
+
+#[test]
 fn req_k03_losses_of_one_flight_reduce_the_window_once() {
     for (congestion, percent) in [(Algorithm::Cubic, 70), (Algorithm::NewReno, 50)] {
         let mut wire = opened(congestion);
